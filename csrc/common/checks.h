@@ -1,0 +1,93 @@
+// Argument checks of every op, the same for both devices. std::invalid_argument becomes Python's
+// ValueError, std::out_of_range its IndexError.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace ssept {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class Error = std::invalid_argument, class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(message.str());
+}
+
+inline std::string shape_text(const Tensor& x) {
+  std::ostringstream text;
+  text << '(';
+  for (int64_t d = 0; d < x.dim(); ++d) text << (d ? ", " : "") << x.size(d);
+  text << ')';
+  return text.str();
+}
+
+inline void check_dims(const char* name, const Tensor& x, int64_t dims) {
+  check(x.dim() == dims, name, " must have ", dims, " dimensions, got shape ", shape_text(x));
+}
+
+inline void check_size(const char* name, const Tensor& x, int64_t dim, int64_t size) {
+  check(x.size(dim) == size, name, " must have size ", size, " in dimension ", dim, ", got shape ",
+        shape_text(x));
+}
+
+inline void check_type(const char* name, const Tensor& x, ScalarType type) {
+  check(x.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
+        torch::headeronly::toString(x.scalar_type()));
+}
+
+// Every tensor on the device of the first, which names that device's op.
+inline void check_devices(std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
+  const auto& [first_name, first] = *tensors.begin();
+  for (const auto& [name, x] : tensors) {
+    if (x == nullptr) continue;
+    check(x->is_cuda() == first->is_cuda() && x->get_device_index() == first->get_device_index(),
+          name, " must be on the device of ", first_name);
+  }
+}
+
+inline void check_cu_seqlens(const char* name, const Tensor& cu_seqlens) {
+  check_dims(name, cu_seqlens, 1);
+  check(cu_seqlens.size(0) >= 1, name, " must have at least one element, got none");
+  check_type(name, cu_seqlens, ScalarType::Int);
+}
+
+template <class T>
+const T* data(const Tensor& x) {
+  return static_cast<const T*>(x.data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+inline const Tensor* pointer(const std::optional<Tensor>& x) { return x ? &*x : nullptr; }
+
+// Host-side check of offsets, for devices where reading them costs nothing.
+inline void check_offsets(const char* name, const int32_t* cu_seqlens, int64_t num_sequences,
+                          int64_t num_tokens) {
+  bool rising = cu_seqlens[0] == 0;
+  for (int64_t b = 0; b < num_sequences; ++b) rising &= cu_seqlens[b] <= cu_seqlens[b + 1];
+  check(rising && cu_seqlens[num_sequences] <= num_tokens, name, " must rise from 0 to at most ",
+        num_tokens, " tokens, got an end of ", cu_seqlens[num_sequences]);
+}
+
+[[noreturn]] inline void throw_bad_id(const char* name, int64_t id, int64_t table_size) {
+  std::ostringstream message;
+  message << name << " has id " << id << ", outside its table of " << table_size << " rows (0.."
+          << table_size - 1 << ')';
+  throw std::out_of_range(message.str());
+}
+
+}  // namespace ssept

@@ -1,0 +1,73 @@
+// What the CPU kernels share: SIMD clones, type dispatch, ids, and the walk from tokens to
+// sequences.
+#pragma once
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <type_traits>
+
+#include "common/dtype.h"
+
+// One binary for every x86-64: the loader picks the widest clone this machine runs. A macro, as
+// attributes of functions cannot be templates. always_inline makes the body of the kernel part of
+// each clone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define SSEPT_SIMD_CLONES [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
+#else
+#define SSEPT_SIMD_CLONES
+#endif
+#define SSEPT_INLINE [[gnu::always_inline]] inline
+
+namespace ssept::cpu {
+
+template <class F>
+void dispatch_floating(const char* name, ScalarType type, F&& f) {
+  ssept::dispatch_floating<torch::headeronly::Half, torch::headeronly::BFloat16>(
+      name, type, std::forward<F>(f));
+}
+
+// Rows per thread below which splitting the work costs more than it gains: about 16k
+// multiplications.
+inline int64_t grain(int64_t work_per_row) { return 1 + 16384 / (1 + work_per_row); }
+
+// Remembers one id outside its table, from any thread, to be thrown when the parallel work is done.
+class BadId {
+ public:
+  // True where `id` can be looked up; 0 is padding and cannot.
+  bool usable(int64_t id, int64_t rows) {
+    if (id > 0 && id < rows) return true;
+    if (id != 0) id_.store(id, std::memory_order_relaxed);
+    return false;
+  }
+  void raise(const char* name, int64_t rows) const {
+    if (const int64_t id = id_.load(); id != 0) throw_bad_id(name, id, rows);
+  }
+
+ private:
+  std::atomic<int64_t> id_{0};
+};
+
+// The sequence that owns a token, for tokens visited in rising order. Not a callback: a lambda that
+// is not inlined would be compiled without the SIMD clone's instructions.
+class SequenceCursor {
+ public:
+  SequenceCursor(const int32_t* cu_seqlens, int64_t num_sequences, int64_t first_token)
+      : cu_seqlens_(cu_seqlens),
+        sequence_(std::upper_bound(cu_seqlens, cu_seqlens + num_sequences + 1, first_token) -
+                  cu_seqlens - 1) {}
+  // `token` must be below cu_seqlens[B].
+  int64_t at(int64_t token) {
+    while (token >= cu_seqlens_[sequence_ + 1]) ++sequence_;
+    return sequence_;
+  }
+
+ private:
+  const int32_t* cu_seqlens_;
+  int64_t sequence_;
+};
+
+}  // namespace ssept::cpu

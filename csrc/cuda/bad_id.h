@@ -1,0 +1,21 @@
+// How a kernel reports an id outside its table without stopping the host or the context: the id
+// counts as padding, and the first one is noted in host memory that the device can write, to be
+// read when the host next waits anyway.
+#pragma once
+#include <cstdint>
+
+namespace ssept::cuda {
+
+enum class IdArgument : int32_t { kItems = 0, kUsers = 1 };
+
+struct BadIdNote {
+  unsigned int taken;  // 0 until a kernel has filled in the rest
+  IdArgument argument;
+  int64_t id;
+  int64_t table_rows;
+};
+
+// The note of a device, the same for the life of the process.
+BadIdNote* bad_id_note(int device_index);
+
+}  // namespace ssept::cuda

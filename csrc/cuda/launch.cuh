@@ -1,0 +1,78 @@
+// Launching kernels, and what every kernel file needs. Torch-free; also compiled by g++ for the CPU
+// emulation of the tests, whose rules are in tests/cuda_emulation/README.md.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+// The one dynamic shared array of the project.
+extern __shared__ __align__(16) unsigned char smem_raw[];
+
+namespace ssept::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+inline constexpr int kWarpSize = 32;
+
+// The type sums are kept in.
+template <class T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class T>
+__device__ __forceinline__ Accumulator<T> widen(T x) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __half2float(x);
+  else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    return __bfloat162float(x);
+  else
+    return x;
+}
+
+template <class T>
+__device__ __forceinline__ T narrow(Accumulator<T> x) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __float2half_rn(x);
+  else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    return __float2bfloat16_rn(x);
+  else
+    return x;
+}
+
+// VEC elements that one load moves.
+template <class T, int VEC>
+struct alignas(sizeof(T) * VEC) Pack {
+  T value[VEC];
+};
+
+// Whether rows of `width` elements from `base` on can be read VEC elements at a time.
+template <class T, int VEC>
+bool rows_are_aligned(const T* base, int64_t width) {
+  return width % VEC == 0 && reinterpret_cast<uintptr_t>(base) % (sizeof(T) * VEC) == 0;
+}
+
+// The first error of the launch, as a value: nothing is left behind for an unrelated call to find.
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem_bytes,
+                   cudaStream_t stream, Args... args) {
+  if (smem_bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      return error;
+    }
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = smem_bytes;
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+}  // namespace ssept::cuda

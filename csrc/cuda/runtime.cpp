@@ -1,0 +1,71 @@
+#include "cuda/runtime.h"
+
+#include <dlfcn.h>
+
+#include <array>
+#include <mutex>
+
+#include "common/library.h"
+#include "cuda/bad_id.h"
+
+namespace ssept::cuda {
+
+#ifdef SSEPT_CUDA_EMULATION
+cudaStream_t current_stream(int) { return nullptr; }
+#else
+cudaStream_t current_stream(int device_index) {
+  // In every torch since 2.11, but in a library that CPU builds lack: found at run time, or not at
+  // all.
+  using GetStream = int32_t (*)(int32_t, void**);
+  static const auto get_stream = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<GetStream>(symbol);
+  }();
+  void* stream = nullptr;
+  check<std::runtime_error>(get_stream != nullptr && get_stream(device_index, &stream) == 0,
+                            "this torch gives no CUDA stream for device ", device_index);
+  return static_cast<cudaStream_t>(stream);
+}
+#endif
+
+namespace {
+
+constexpr int kMaxDevices = 64;
+
+// All devices' notes, in host memory that every device can write. Null until a first kernel asked.
+std::array<BadIdNote, kMaxDevices>* notes = nullptr;
+
+}  // namespace
+
+BadIdNote* bad_id_note(int device_index) {
+  check(device_index < kMaxDevices, "at most ", kMaxDevices, " devices are supported, got device ",
+        device_index);
+  static std::once_flag once;
+  std::call_once(once, [] {
+    void* memory = nullptr;
+    check_cuda("cudaHostAlloc",
+               cudaHostAlloc(&memory, sizeof *notes, cudaHostAllocPortable | cudaHostAllocMapped));
+    notes = new (memory) std::array<BadIdNote, kMaxDevices>{};
+  });
+  return &(*notes)[device_index < 0 ? 0 : device_index];
+}
+
+namespace {
+
+// Throws what kernels have noted since the last call, on any device. Does not wait for them.
+void raise_pending_errors() {
+  if (notes == nullptr) return;
+  for (BadIdNote& note : *notes) {
+    if (static_cast<volatile unsigned int&>(note.taken) == 0) continue;
+    const BadIdNote copy = std::exchange(note, BadIdNote{});
+    throw_bad_id(copy.argument == IdArgument::kItems ? "items" : "users", copy.id, copy.table_rows);
+  }
+}
+
+}  // namespace
+}  // namespace ssept::cuda
+
+SSEPT_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
+  m.impl("raise_pending_errors", TORCH_BOX(&ssept::cuda::raise_pending_errors));
+}
