@@ -1,0 +1,187 @@
+"""The encoder's layers, on packed tokens. Parameter names are those of recommenders' state dicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssept_ext import ops
+from ssept_ext._extension import Backend
+from ssept_ext.reference import dropout
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Hidden states of packed tokens, and where they belong."""
+
+    x: Tensor
+    """(N, D)"""
+    positions: Tensor
+    """(N,) int64 column in the left-padded layout."""
+    cu_seqlens: Tensor
+    """(B + 1,) int32"""
+    max_seqlen: int
+
+    def newest(self) -> Tokens:
+        """One token a sequence, the last; for an empty sequence a zero vector at position 0."""
+        num_sequences = self.cu_seqlens.shape[0] - 1
+        last = self.cu_seqlens[1:].long() - 1
+        empty = self.cu_seqlens.diff() == 0
+        # An extra row of zeros at the end serves the empty ones.
+        index = torch.where(empty, self.x.shape[0], last)
+        x = torch.cat([self.x, self.x.new_zeros(1, self.x.shape[1])])
+        positions = torch.cat([self.positions, self.positions.new_zeros(1)])
+        one_each = torch.arange(num_sequences + 1, dtype=torch.int32, device=x.device)
+        return Tokens(x[index], positions[index], one_each, 1)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """What one forward pass drops: probability, seed, and the number of the next dropout site."""
+
+    p: float
+    seed: Tensor | None
+    """(1,) int64, None where p is 0."""
+
+    @staticmethod
+    def none() -> Dropout:
+        """Drop nothing."""
+        return Dropout(0.0, None)
+
+
+class LayerNormalization(nn.Module):
+    """Layer norm over features with biased variance and eps 1e-8 inside the root.
+
+    gamma and beta have one value for each position and feature, (T, D), as recommenders' have, or, with
+    `seq_max_len=None`, one for each feature, (D,), as the authors' code has.
+    """
+
+    def __init__(self, seq_max_len: int | None, width: int) -> None:
+        super().__init__()
+        shape = (width,) if seq_max_len is None else (seq_max_len, width)
+        self.gamma = nn.Parameter(torch.ones(shape))
+        self.beta = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(N, D) at (N,) positions -> (N, D)."""
+        if self.gamma.dim() == 1:
+            return F.layer_norm(x, x.shape[1:], self.gamma, self.beta, eps=1e-8)
+        normal = F.layer_norm(x, x.shape[1:], eps=1e-8)
+        gamma, beta = F.embedding(positions, self.gamma), F.embedding(positions, self.beta)
+        return torch.addcmul(beta, gamma, normal)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention without an output projection (Kang & McAuley 2018, section 3.2)."""
+
+    def __init__(self, width: int, num_heads: int, backend: Backend) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.backend = backend
+        self.Q = nn.Linear(width, width)
+        self.K = nn.Linear(width, width)
+        self.V = nn.Linear(width, width)
+
+    def forward(self, queries: Tokens, keys: Tokens, drop: Dropout, site: int) -> Tensor:
+        """(Nq, D): what each query token takes from the tokens of its sequence up to itself."""
+        head_size = queries.x.shape[1] // self.num_heads
+        out, _ = ops.causal_attention(
+            self.Q(queries.x).view(-1, self.num_heads, head_size),
+            self.K(keys.x).view(-1, self.num_heads, head_size),
+            self.V(keys.x).view(-1, self.num_heads, head_size),
+            queries.cu_seqlens,
+            keys.cu_seqlens,
+            queries.max_seqlen,
+            keys.max_seqlen,
+            head_size**-0.5,
+            drop.p,
+            drop.seed,
+            site,
+            backend=self.backend,
+        )
+        return out.reshape(queries.x.shape)
+
+
+class PointWiseFeedForward(nn.Module):
+    """Linear, ReLU, dropout, Linear, dropout; recommenders writes the linear layers as convolutions of width 1."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.conv_layer1 = nn.Linear(width, inner)
+        self.conv_layer2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, drop: Dropout, site: int) -> Tensor:
+        """(N, D) -> (N, D); uses the sites `site` and `site + 1`."""
+        inner = dropout(F.relu(self.conv_layer1(x)), drop.p, drop.seed, site)
+        return dropout(self.conv_layer2(inner), drop.p, drop.seed, site + 1)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
+        for name in ("conv_layer1", "conv_layer2"):
+            key = f"{prefix}{name}.weight"
+            if key in state_dict and state_dict[key].shape[2:] == (1,):
+                state_dict[key] = state_dict[key].squeeze(2)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+SITES_PER_LAYER = 3
+
+
+class EncoderLayer(nn.Module):
+    """One block: `n = LN(x)`, `a = attention(Q(n), K(x), V(x)) + n`, `y = FFN(m) + m`.
+
+    In the architecture "recommenders" m is a; in "original" it is LN2(a).
+    """
+
+    def __init__(
+        self,
+        seq_max_len: int | None,
+        width: int,
+        num_heads: int,
+        inner: int,
+        second_norm: bool,
+        backend: Backend,
+    ) -> None:
+        super().__init__()
+        self.mha = MultiHeadAttention(width, num_heads, backend)
+        self.ffn = PointWiseFeedForward(width, inner)
+        self.layer_normalization = LayerNormalization(seq_max_len, width)
+        self.layer_normalization2 = LayerNormalization(seq_max_len, width) if second_norm else None
+
+    def forward(self, tokens: Tokens, drop: Dropout, site: int, newest_only: bool) -> Tokens:
+        """Tokens in, tokens out; with `newest_only` only each sequence's last. Uses SITES_PER_LAYER sites."""
+        queries = tokens.newest() if newest_only else tokens
+        normal = self.layer_normalization(queries.x, queries.positions)
+        x = self.mha(replace(queries, x=normal), tokens, drop, site) + normal
+        if self.layer_normalization2 is not None:
+            x = self.layer_normalization2(x, queries.positions)
+        return replace(queries, x=self.ffn(x, drop, site + 1) + x)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
+        # recommenders' blocks hold two layer norms that its forward never uses.
+        for key in [
+            k for k in state_dict if k.startswith((f"{prefix}layernorm1.", f"{prefix}layernorm2."))
+        ]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Encoder(nn.Module):
+    """The blocks, one after another."""
+
+    def __init__(self, layers: list[EncoderLayer]) -> None:
+        super().__init__()
+        self.enc_layers = nn.ModuleList(layers)
+
+    def forward(self, tokens: Tokens, drop: Dropout, first_site: int, newest_only: bool) -> Tokens:
+        """Run all blocks; with `newest_only` the last one only for each sequence's newest token."""
+        for i, layer in enumerate(self.enc_layers):
+            last = i == len(self.enc_layers) - 1
+            tokens = layer(tokens, drop, first_site + i * SITES_PER_LAYER, newest_only and last)
+        return tokens

@@ -1,0 +1,501 @@
+"""SASRec and SSE-PT, with the class, argument and parameter names of recommenders."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssept_ext import losses, ops
+from ssept_ext._extension import Backend, check_backend
+from ssept_ext.layers import (
+    Dropout,
+    Encoder,
+    EncoderLayer,
+    LayerNormalization,
+    Tokens,
+)
+from ssept_ext.packing import PackedBatch, pack
+
+if TYPE_CHECKING:
+    from ssept_ext.data import SASRecDataSet
+    from ssept_ext.training import Sampler
+
+Architecture = Literal["recommenders", "original"]
+Array = Tensor | npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRECConfig:
+    """The constructor arguments of `SASREC`, checked."""
+
+    item_num: int
+    """Items have the ids 1..item_num."""
+    seq_max_len: int = 100
+    """T: the model sees this many newest events."""
+    num_blocks: int = 2
+    embedding_dim: int = 100
+    attention_dim: int = 100
+    """Kept for compatibility and ignored, as in recommenders: the width is that of the embeddings."""
+    attention_num_heads: int = 1
+    conv_dims: Sequence[int] = (100, 100)
+    """Widths of the feed-forward layers; the second must be the model's width."""
+    dropout_rate: float = 0.5
+    l2_reg: float = 0.0
+    """Weight of ½‖table‖² summed over the embedding tables, applied by `train_model`."""
+    num_neg_test: int = 100
+    """Negatives that `evaluate` ranks each positive against."""
+    architecture: Architecture = "recommenders"
+    """"recommenders": layer norms per position, one a block. "original": the authors' TensorFlow code, layer
+    norms per feature and a second one before the feed-forward layers."""
+
+    def __post_init__(self) -> None:
+        for name in self._integers():
+            _set(self, name, _positive_integer(name, getattr(self, name)))
+        conv_dims = tuple(_positive_integer("conv_dims", d) for d in self.conv_dims)
+        _set(self, "conv_dims", conv_dims)
+        if len(conv_dims) != 2 or conv_dims[1] != self.width:
+            raise ValueError(
+                f"conv_dims must be two widths, the second the model's {self.width}, got {list(conv_dims)}"
+            )
+        if self.width % self.attention_num_heads:
+            raise ValueError(
+                f"attention_num_heads must divide the model's width {self.width}, "
+                f"got {self.attention_num_heads}"
+            )
+        if self.width // self.attention_num_heads > 256:
+            raise ValueError(
+                f"attention_num_heads must make heads of at most 256 features, got "
+                f"{self.attention_num_heads} heads of {self.width // self.attention_num_heads}"
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        if not (math.isfinite(self.l2_reg) and self.l2_reg >= 0):
+            raise ValueError(f"l2_reg must be finite and at least 0, got {self.l2_reg}")
+        if self.architecture not in get_args(Architecture):
+            raise ValueError(
+                f'architecture must be one of {get_args(Architecture)}, got "{self.architecture}"'
+            )
+
+    def _integers(self) -> list[str]:
+        return [f.name for f in fields(self) if f.type == "int"]
+
+    @property
+    def item_width(self) -> int:
+        """Di"""
+        return self.embedding_dim
+
+    @property
+    def width(self) -> int:
+        """D = Di + Du"""
+        return self.embedding_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSEPTConfig(SASRECConfig):
+    """The constructor arguments of `SSEPT`, checked."""
+
+    user_num: int
+    """Users have the ids 1..user_num."""
+    conv_dims: Sequence[int] = (200, 200)
+    user_embedding_dim: int | None = None
+    """Du; embedding_dim where not given."""
+    item_embedding_dim: int | None = None
+    """Di; embedding_dim where not given."""
+
+    def __post_init__(self) -> None:
+        for name in ("user_embedding_dim", "item_embedding_dim"):
+            given = getattr(self, name)
+            default = self.embedding_dim
+            _set(self, name, default if given is None else _positive_integer(name, given))
+        super().__post_init__()
+
+    @property
+    def user_width(self) -> int:
+        """Du"""
+        return cast("int", self.user_embedding_dim)
+
+    @property
+    def item_width(self) -> int:
+        """Di"""
+        return cast("int", self.item_embedding_dim)
+
+    @property
+    def width(self) -> int:
+        """D = Di + Du"""
+        return self.item_width + self.user_width
+
+
+def _set(config: SASRECConfig, name: str, value: object) -> None:
+    object.__setattr__(config, name, value)  # the dataclass is frozen
+
+
+def _positive_integer(name: str, value: object) -> int:
+    try:
+        number = operator.index(cast("Any", value))
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return number
+
+
+def _config_from_arguments(
+    kind: type[SASRECConfig], model: str, arguments: dict[str, Any]
+) -> SASRECConfig:
+    known = {f.name: f for f in fields(kind)}
+    for name in arguments:
+        if name not in known:
+            raise TypeError(f'{model} has no argument "{name}"; it takes {", ".join(known)}')
+    for name, argument in known.items():
+        if argument.default is MISSING and name not in arguments:
+            raise TypeError(f"{model} needs the argument {name}")
+    return kind(**arguments)
+
+
+class SASREC(nn.Module):
+    """SASRec (Kang & McAuley, ICDM 2018), with the arguments of recommenders' class: see `SASRECConfig`.
+
+    Two more arguments: `architecture`, and `backend` ("auto", "native" or "reference"; see
+    `ssept_ext.set_backend`). A wrong argument is a TypeError or ValueError that names it.
+    """
+
+    config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
+    config: SASRECConfig
+    user_embedding_layer: nn.Embedding | None
+
+    def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
+        super().__init__()
+        config = _config_from_arguments(self.config_class, type(self).__name__, arguments)
+        self.config = config
+        self.backend = check_backend(backend)
+        norm_len = config.seq_max_len if config.architecture == "recommenders" else None
+        self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_width, 0)
+        self.user_embedding_layer = None
+        if isinstance(config, SSEPTConfig):
+            self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_width, 0)
+        self.positional_embedding_layer = nn.Embedding(config.seq_max_len, config.width)
+        self.encoder = Encoder(
+            [
+                EncoderLayer(
+                    norm_len,
+                    config.width,
+                    config.attention_num_heads,
+                    config.conv_dims[0],
+                    second_norm=config.architecture == "original",
+                    backend=self.backend,
+                )
+                for _ in range(config.num_blocks)
+            ]
+        )
+        self.layer_normalization = LayerNormalization(norm_len, config.width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters: tables uniform in ±0.05 with row 0 zero, weights Xavier-uniform, biases zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.uniform_(module.weight, -0.05, 0.05)
+                if module.padding_idx is not None:
+                    with torch.no_grad():
+                        module.weight[module.padding_idx] = 0
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def item_num(self) -> int:
+        """Items have the ids 1..item_num."""
+        return self.config.item_num
+
+    @property
+    def seq_max_len(self) -> int:
+        """T: the model sees this many newest events."""
+        return self.config.seq_max_len
+
+    @property
+    def num_neg_test(self) -> int:
+        """Negatives that `evaluate` ranks each positive against."""
+        return self.config.num_neg_test
+
+    @property
+    def l2_reg(self) -> float:
+        """Weight of ½‖table‖² in training."""
+        return self.config.l2_reg
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of dropping a feature or an attention weight in training."""
+        return self.config.dropout_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.item_embedding_layer.weight.device
+
+    def embedding_tables(self) -> list[nn.Parameter]:
+        """Return the tables that `l2_reg` applies to: items, users, positions."""
+        tables = [self.item_embedding_layer.weight, self.positional_embedding_layer.weight]
+        if self.user_embedding_layer is not None:
+            tables.append(self.user_embedding_layer.weight)
+        return cast("list[nn.Parameter]", tables)
+
+    def sampled_logits(self, batch: PackedBatch, training: bool = True) -> Tensor:
+        """Score each token's positive and negatives.
+
+        Parameters
+        ----------
+        batch : with positives and negatives; ids must be inside the tables
+        training : False switches dropout off even where the module is in training mode
+
+        Returns
+        -------
+        (N, 1 + K), the positives in column 0; 0 where the scored id is 0
+        """
+        if batch.positives is None or batch.negatives is None:
+            raise ValueError("batch must have positives and negatives")
+        hidden = self._encode(batch, self._draw_dropout(training), newest_only=False)
+        items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
+        return self._score(hidden, items, batch)
+
+    def score(self, batch: PackedBatch, candidates: Tensor) -> Tensor:
+        """Score candidates as each sequence's next item, without dropout.
+
+        Parameters
+        ----------
+        batch : B sequences; an empty one gets finite scores
+        candidates : (B, C) int64 item ids
+
+        Returns
+        -------
+        (B, C)
+        """
+        hidden = self._encode(batch, Dropout.none(), newest_only=True)
+        return self._score(hidden, candidates, batch)
+
+    def forward(
+        self, x: Mapping[str, Array], training: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score the positives and negatives of a padded batch, as recommenders' forward does.
+
+        Parameters
+        ----------
+        x : "users" (B, 1), "input_seq", "positive" and "negative" (B, T) integers, NumPy or tensors, left-padded
+            with 0. SASREC needs no "users".
+        training : False switches dropout off even where the module is in training mode
+
+        Returns
+        -------
+        positive logits (B·T, 1), negative logits (B·T, 1), and (B·T,) float 1 where a position has a target. The
+        logits are exactly 0 elsewhere.
+
+        Raises
+        ------
+        ValueError, IndexError
+            If an array has the wrong type or shape, or an id is outside its table; names it.
+        """
+        seq = self._ids(x, "input_seq", self.item_num)
+        positive = self._ids(x, "positive", self.item_num, like=seq)
+        negative = self._ids(x, "negative", self.item_num, like=seq)
+        is_target = (positive != 0) & (seq != 0)
+        batch = self._pack(x, "users", seq, positive, torch.where(is_target, negative, 0))
+        logits = self.sampled_logits(batch, training)
+        padded = logits.new_zeros(*seq.shape, 2).masked_scatter((seq != 0).unsqueeze(-1), logits)
+        positive_logits, negative_logits = padded.view(-1, 1, 2).unbind(2)
+        return positive_logits, negative_logits, is_target.view(-1).to(logits.dtype)
+
+    def loss_function(self, pos_logits: Tensor, neg_logits: Tensor, istarget: Tensor) -> Tensor:
+        """Binary cross-entropy of what `forward` returns, averaged over the positions that have a target."""
+        logits = torch.cat([pos_logits.view(-1, 1), neg_logits.view(-1, 1)], 1)
+        return losses.bce(logits, istarget.view(-1))
+
+    @torch.no_grad()
+    def predict(self, inputs: Mapping[str, Array]) -> Tensor:
+        """Score candidates as the next item of padded sequences.
+
+        Parameters
+        ----------
+        inputs : "user" (B,) or (B, 1), "input_seq" (B, T), "candidate" (B, C) integers, NumPy or tensors. SASREC
+            needs no "user". Rows of padding only get finite scores.
+
+        Returns
+        -------
+        (B, C), without gradient and without dropout
+
+        Raises
+        ------
+        ValueError, IndexError
+            As `forward`.
+        """
+        seq = self._ids(inputs, "input_seq", self.item_num)
+        candidates = self._ids(inputs, "candidate", self.item_num)
+        if candidates.shape[0] != seq.shape[0]:
+            raise ValueError(
+                f"candidate must have {seq.shape[0]} rows, as input_seq has, got {candidates.shape[0]}"
+            )
+        return self.score(self._pack(inputs, "user", seq), candidates)
+
+    def create_combined_dataset(
+        self,
+        u: Sequence[int],
+        seq: Sequence[Sequence[int]],
+        pos: Sequence[Sequence[int]],
+        neg: Sequence[Sequence[int]],
+    ) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+        """Turn a sampler's lists into `forward`'s input, left-padded to T; longer rows keep their newest T.
+
+        Returns
+        -------
+        The inputs, and the (2·B·T, 1) labels that recommenders' loss once took: ones, then zeros.
+        """
+        inputs = {
+            "users": np.asarray(u, np.int64).reshape(-1, 1),
+            "input_seq": self._left_pad(seq),
+            "positive": self._left_pad(pos),
+            "negative": self._left_pad(neg),
+        }
+        labels = np.repeat(np.array([1, 0]), inputs["input_seq"].size)
+        return inputs, labels[:, None]
+
+    def train_model(
+        self, dataset: SASRecDataSet, sampler: Sampler, **options: Any
+    ) -> dict[str, list[float]]:
+        """Train on the sampler's batches: see `ssept_ext.training.train_model`."""
+        from ssept_ext.training import train_model  # it imports this module
+
+        return train_model(self, dataset, sampler, **options)
+
+    def evaluate(self, dataset: SASRecDataSet, **options: Any) -> tuple[float, float]:
+        """Return NDCG@10 and HR@10 on the test items: see `ssept_ext.evaluation.evaluate`."""
+        from ssept_ext.evaluation import evaluate
+
+        return evaluate(self, dataset, **options)
+
+    def evaluate_valid(self, dataset: SASRecDataSet, **options: Any) -> tuple[float, float]:
+        """Return NDCG@10 and HR@10 on the validation items: see `ssept_ext.evaluation.evaluate_valid`."""
+        from ssept_ext.evaluation import evaluate_valid
+
+        return evaluate_valid(self, dataset, **options)
+
+    def _draw_dropout(self, training: bool) -> Dropout:
+        """One seed for every dropout of a forward pass, from torch's global generator."""
+        if not (training and self.training and self.dropout_rate > 0):
+            return Dropout.none()
+        return Dropout(self.dropout_rate, torch.randint(2**63 - 1, (1,)).to(self.device))
+
+    def _encode(self, batch: PackedBatch, drop: Dropout, newest_only: bool) -> Tensor:
+        """Hidden states, (N, D), or with `newest_only` (B, D)."""
+        users = self.user_embedding_layer
+        x = ops.user_item_embedding(
+            self.item_embedding_layer.weight,
+            None if users is None else users.weight,
+            self.positional_embedding_layer.weight,
+            batch.items,
+            None if users is None else batch.users,
+            batch.positions,
+            batch.cu_seqlens,
+            drop.p,
+            drop.seed,
+            backend=self.backend,
+        )
+        tokens = Tokens(x, batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        tokens = self.encoder(tokens, drop, 1, newest_only)
+        return cast("Tensor", self.layer_normalization(tokens.x, tokens.positions))
+
+    def _score(self, hidden: Tensor, items: Tensor, batch: PackedBatch) -> Tensor:
+        """Logits of (rows, K) items; rows are tokens, or sequences where `hidden` has one row for each."""
+        users = self.user_embedding_layer
+        cu_seqlens = batch.cu_seqlens
+        if hidden.shape[0] != batch.items.shape[0]:
+            cu_seqlens = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
+        return ops.sampled_logits(
+            hidden,
+            self.item_embedding_layer.weight,
+            None if users is None else users.weight,
+            items,
+            None if users is None else batch.users,
+            cu_seqlens,
+            backend=self.backend,
+        )
+
+    def _pack(
+        self,
+        x: Mapping[str, Array],
+        users_key: str,
+        seq: Tensor,
+        positive: Tensor | None = None,
+        negative: Tensor | None = None,
+    ) -> PackedBatch:
+        if seq.shape[1] > self.seq_max_len:
+            raise ValueError(
+                f"input_seq has {seq.shape[1]} columns, more than seq_max_len {self.seq_max_len}"
+            )
+        users = torch.zeros(seq.shape[0], dtype=torch.int64, device=self.device)
+        if isinstance(self.config, SSEPTConfig):
+            users = self._ids(x, users_key, self.config.user_num).reshape(-1)
+            if users.shape[0] != seq.shape[0]:
+                raise ValueError(
+                    f"{users_key} must have {seq.shape[0]} rows, as input_seq has, got {users.shape[0]}"
+                )
+        batch = pack(users, seq, positive, negative)
+        # The newest event is at seq_max_len - 1, also where fewer columns are given.
+        return replace(batch, positions=batch.positions + (self.seq_max_len - seq.shape[1]))
+
+    def _ids(
+        self, x: Mapping[str, Array], name: str, largest: int, like: Tensor | None = None
+    ) -> Tensor:
+        """One array of ids, checked and on the model's device; users may lack their second dimension."""
+        if name not in x:
+            raise ValueError(f'the input lacks "{name}"; it has {", ".join(x)}')
+        ids = torch.as_tensor(x[name])
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"{name} must hold integers, got {ids.dtype}")
+        if ids.dim() == 1 and name in ("user", "users"):
+            ids = ids[:, None]
+        if ids.dim() != 2 or (name in ("user", "users") and ids.shape[1] != 1):
+            raise ValueError(f"{name} must have two dimensions, got shape {tuple(ids.shape)}")
+        if like is not None and ids.shape != like.shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(like.shape)}, as input_seq has, got {tuple(ids.shape)}"
+            )
+        ids = ids.to(torch.int64)
+        if ids.numel():
+            low, high = (int(v) for v in torch.aminmax(ids))
+            if low < 0 or high > largest:
+                raise IndexError(
+                    f"{name} has id {low if low < 0 else high}, outside its table of "
+                    f"{largest + 1} rows (0..{largest})"
+                )
+        return ids.to(self.device)
+
+    def _left_pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+        padded = np.zeros((len(rows), self.seq_max_len), np.int64)
+        for out, row in zip(padded, rows, strict=True):
+            newest = row[-self.seq_max_len :]
+            out[self.seq_max_len - len(newest) :] = newest
+        return padded
+
+
+class SSEPT(SASREC):
+    """SSE-PT (Wu et al., RecSys 2020), with the arguments of recommenders' class: see `SSEPTConfig`.
+
+    Two more arguments, as `SASREC`. It differs from recommenders' class on purpose: masks come from the ids; logits
+    at padding are exactly 0; `item_embedding_dim` may differ from `embedding_dim`; ties count against the model.
+    """
+
+    config_class = SSEPTConfig
+    config: SSEPTConfig
+    user_embedding_layer: nn.Embedding
+
+    @property
+    def user_num(self) -> int:
+        """Users have the ids 1..user_num."""
+        return self.config.user_num

@@ -1,0 +1,114 @@
+"""The op `sampled_logits`: scores of sampled items for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssept_ext import reference
+from ssept_ext._extension import Backend, use_native
+
+
+def sampled_logits(
+    hidden: Tensor,
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    items: Tensor,
+    users: Tensor | None,
+    cu_seqlens: Tensor,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Score K items for each of N tokens without building an (N, K, D) tensor.
+
+    `logits[n, k] = h[:Di] · item_weight[items[n, k]] + h[Di:] · user_weight[u] · sqrt(Du)` where h is
+    `hidden[n]` and u the user of n's sequence: SSE-PT's prediction layer (Wu et al. 2020, section 3.1), as
+    recommenders computes it: the user's vector is scaled, the item's is not. Where `items[n, k]` is 0, and for
+    tokens from `cu_seqlens[B]` on, the logit is exactly 0 and has no gradient.
+
+    Parameters
+    ----------
+    hidden : (N, Di + Du) float16, bfloat16, float32 or float64
+    item_weight : (I + 1, Di), same type; row 0 is never read
+    user_weight : (U + 1, Du), same type; row 0 is never read. None for SASRec (then Du = 0)
+    items : (N, K) int64 in 0..I
+    users : (B,) int64 in 0..U, None where `user_weight` is
+    cu_seqlens : (B + 1,) int32 offsets of the sequences
+    backend : overrides `ssept_ext.set_backend` for this call
+
+    Returns
+    -------
+    (N, K), same type; sums are accumulated in float32 or wider
+
+    Raises
+    ------
+    ValueError
+        If a shape, type or device does not fit; names the argument.
+    IndexError
+        If an id is outside its table; names the id and the table's size. On CUDA the id counts as 0
+        and the error is raised by the next `ssept_ext.ops.raise_pending_errors`.
+    """
+    args = (hidden, item_weight, user_weight, items, users, cu_seqlens)
+    if use_native("sampled_logits", hidden.device, backend):
+        return torch.ops.ssept_ext.sampled_logits(*args)  # type: ignore[no-any-return]
+    return reference.sampled_logits(*args)
+
+
+def register(namespace: str) -> None:
+    """Register shapes and gradients of the C++ ops of a library namespace."""
+    backward_op = getattr(torch.ops, namespace).sampled_logits_backward
+
+    def fake(
+        hidden: Tensor,
+        item_weight: Tensor,
+        user_weight: Tensor | None,
+        items: Tensor,
+        users: Tensor | None,
+        cu_seqlens: Tensor,
+    ) -> Tensor:
+        return hidden.new_empty(items.shape)
+
+    def fake_backward(
+        grad_logits: Tensor,
+        hidden: Tensor,
+        item_weight: Tensor,
+        user_weight: Tensor | None,
+        items: Tensor,
+        users: Tensor | None,
+        cu_seqlens: Tensor,
+        item_order: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        num_sequences = 0 if users is None else users.shape[0]
+        user_width = 0 if user_weight is None else user_weight.shape[1]
+        return (
+            hidden.new_empty(hidden.shape),
+            hidden.new_empty(item_weight.shape, dtype=wide),
+            hidden.new_empty((num_sequences, user_width), dtype=wide),
+        )
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, item_weight, user_weight, items, users, cu_seqlens = ctx.saved_tensors
+        # The CPU kernel always sums in a fixed order; the CUDA kernel can if told where each item occurs.
+        fixed_order = hidden.is_cuda and torch.are_deterministic_algorithms_enabled()
+        item_order = items.flatten().argsort(stable=True) if fixed_order else None
+        grad_hidden, grad_item, grad_by_sequence = backward_op(
+            grad, hidden, item_weight, user_weight, items, users, cu_seqlens, item_order
+        )
+        grad_user = None
+        if user_weight is not None:
+            rows = torch.where((users > 0) & (users < user_weight.shape[0]), users, 0)
+            grad_user = grad_by_sequence.new_zeros(user_weight.shape)
+            grad_user = grad_user.index_add(0, rows, grad_by_sequence).to(user_weight.dtype)
+        return grad_hidden, grad_item.to(item_weight.dtype), grad_user, None, None, None
+
+    torch.library.register_fake(f"{namespace}::sampled_logits", fake)
+    torch.library.register_fake(f"{namespace}::sampled_logits_backward", fake_backward)
+    torch.library.register_autograd(
+        f"{namespace}::sampled_logits", backward, setup_context=setup_context
+    )

@@ -1,0 +1,71 @@
+"""The one in-memory form of a batch: the real tokens of all sequences in a row, no padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B sequences with N real tokens in all, as `flash_attn_varlen_func` lays them out.
+
+    Sequence b owns the tokens `cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`, oldest first. Tokens from
+    `cu_seqlens[B]` on, if any, are spare capacity: they belong to no sequence and are never read.
+    """
+
+    users: Tensor
+    """(B,) int64, 0 for "no user"."""
+    items: Tensor
+    """(N,) int64 item ids, never 0."""
+    positions: Tensor
+    """(N,) int64 column of each token in the left-padded layout; the newest is at seq_max_len - 1."""
+    cu_seqlens: Tensor
+    """(B + 1,) int32 offsets of the sequences, from 0."""
+    max_seqlen: int
+    """Length of the longest sequence, or an upper bound of it."""
+    positives: Tensor | None = None
+    """(N,) int64 next item of each token, 0 where it has none."""
+    negatives: Tensor | None = None
+    """(N, K) int64 sampled items of each token."""
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """Copy every tensor to `device`."""
+        tensors = ("users", "items", "positions", "cu_seqlens", "positives", "negatives")
+        moved: dict[str, Any] = {
+            name: x.to(device) for name in tensors if (x := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+def pack(
+    users: Tensor,
+    input_seq: Tensor,
+    positive: Tensor | None = None,
+    negative: Tensor | None = None,
+) -> PackedBatch:
+    """Drop the padding of a left-padded batch.
+
+    Parameters
+    ----------
+    users : (B,) or (B, 1) int64
+    input_seq : (B, T) int64, 0 is padding. Zeros between events are dropped too; a token's position is
+        its column, as in recommenders.
+    positive, negative : (B, T) int64, the next item and one sampled item for every column.
+    """
+    real = input_seq != 0
+    lengths = real.sum(1)
+    cu_seqlens = torch.zeros(input_seq.shape[0] + 1, dtype=torch.int32, device=input_seq.device)
+    cu_seqlens[1:] = lengths.cumsum(0)
+    return PackedBatch(
+        users=users.reshape(-1),
+        items=input_seq[real],
+        positions=real.nonzero()[:, 1],
+        cu_seqlens=cu_seqlens,
+        max_seqlen=int(lengths.max()) if lengths.numel() else 0,
+        positives=None if positive is None else positive[real],
+        negatives=None if negative is None else negative[real].unsqueeze(1),
+    )

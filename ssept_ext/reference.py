@@ -1,0 +1,299 @@
+"""Every operation in plain PyTorch: the specification, the fallback, and what the kernels are tested against.
+
+Imports nothing of this package. Works on any device, through autograd and under `torch.compile`.
+
+Shared conventions: N tokens of B sequences lie in a row; sequence b owns tokens `cu_seqlens[b]` to
+`cu_seqlens[b + 1] - 1`; tokens from `cu_seqlens[B]` on are spare capacity, are never read, and give
+zeros. Id 0 is padding: it stands for a zero vector and receives no gradient. Half types are computed
+in float32. Ids outside a table raise an IndexError on the CPU; elsewhere, where looking would stall the
+device, they count as padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_MASK32 = 0xFFFFFFFF
+
+
+def philox4x32_10(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox (Salmon et al., SC 2011); 32-bit words held in int64 tensors."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The int64 products wrap; their low and high words are right all the same.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK32) ^ c1 ^ k0,
+            p1 & _MASK32,
+            ((p0 >> 32) & _MASK32) ^ c3 ^ k1,
+            p0 & _MASK32,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return c0, c1, c2, c3
+
+
+def dropout_keep(rows: Tensor, num_columns: int, p: float, seed: Tensor, site: int) -> Tensor:
+    """Which elements dropout keeps: a pure function of (seed, site, row, column).
+
+    Element (row, column) is kept where word `column % 4` of Philox under key `seed` at counter
+    (column // 4, row low, row high, site) is at least `p * 2**32`.
+
+    Parameters
+    ----------
+    rows : (...) int64 row numbers
+    seed : (1,) int64
+    site : which dropout of the model this is, 0 <= site < 2**32
+
+    Returns
+    -------
+    (..., num_columns) bool
+    """
+    row = rows.unsqueeze(-1)
+    quads = torch.arange((num_columns + 3) // 4, device=rows.device)
+    counter = (quads, row & _MASK32, (row >> 32) & _MASK32, torch.full_like(quads, site))
+    key = (seed & _MASK32, (seed >> 32) & _MASK32)
+    words = torch.stack(philox4x32_10(counter, key), -1)
+    return words.flatten(-2)[..., :num_columns] >= int(p * 2**32)
+
+
+def dropout(x: Tensor, p: float, seed: Tensor | None, site: int) -> Tensor:
+    """Dropout of (N, C) rows by `dropout_keep`; the identity where p is 0."""
+    if p == 0:
+        return x
+    _check_dropout(p, seed)
+    assert seed is not None
+    keep = dropout_keep(torch.arange(x.shape[0], device=x.device), x.shape[1], p, seed, site)
+    return torch.where(keep, x / (1 - p), 0)
+
+
+def user_item_embedding(
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    position_weight: Tensor,
+    items: Tensor,
+    users: Tensor | None,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+) -> Tensor:
+    """`concat(item·sqrt(Di), user·sqrt(Du)) + position`, then dropout: see `ssept_ext.ops`."""
+    _check_dropout(dropout_p, seed)
+    _check_dims("items", items, 1)
+    _check_dims("item_weight", item_weight, 2)
+    _check_dims("position_weight", position_weight, 2)
+    num_tokens = _check_packed(items, cu_seqlens)
+    _check_shape("positions", positions, (num_tokens,))
+    user_width = _check_users(user_weight, users, cu_seqlens)
+    _check_shape(
+        "position_weight",
+        position_weight,
+        (position_weight.shape[0], item_weight.shape[1] + user_width),
+    )
+    _check_same_type(
+        item_weight=item_weight, user_weight=user_weight, position_weight=position_weight
+    )
+    sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
+    x = _lookup("items", item_weight, items, real) * item_weight.shape[1] ** 0.5
+    if user_weight is not None and users is not None:
+        vectors = _lookup("users", user_weight, users) * user_width**0.5
+        x = torch.cat([x, _rows(vectors, sequence, real)], 1)
+    positions = _checked_ids("positions", positions, position_weight.shape[0], real)
+    x = torch.where(real[:, None], x + F.embedding(positions, position_weight), 0)
+    return dropout(x, dropout_p, seed, site)
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    scale: float,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Causal softmax attention within each sequence: see `ssept_ext.ops`.
+
+    The dropout row of query token i and head h is `i * H + h`, its column the key's index in its sequence.
+    """
+    _check_dropout(dropout_p, seed)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check_dims(name, x, 3)
+    if not 1 <= q.shape[2] <= 256:
+        raise ValueError(f"the head size of q must be in 1..256, got {q.shape[2]}")
+    _check_shape("k", k, (k.shape[0], q.shape[1], q.shape[2]))
+    _check_shape("v", v, tuple(k.shape))
+    _check_same_type(q=q, k=k, v=v)
+    _check_packed(q, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
+    _check_packed(k, cu_seqlens_k, "cu_seqlens_k", max_seqlen_k)
+    _check_shape("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape))
+
+    wide = torch.promote_types(q.dtype, torch.float32)
+    query = _padded(q.to(wide), cu_seqlens_q, max_seqlen_q).transpose(1, 2)
+    key = _padded(k.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
+    value = _padded(v.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
+    # Query i of a sequence's nq sees the keys up to nk - nq + i: aligned at the newest token.
+    lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()
+    last_key = torch.arange(max_seqlen_q, device=q.device) + (lengths_k - lengths_q)[:, None]
+    visible = torch.arange(max_seqlen_k, device=q.device) <= last_key[..., None]
+    visible &= torch.arange(max_seqlen_q, device=q.device)[:, None] < lengths_q[:, None, None]
+    visible = visible[:, None]  # (B, 1, Tq, Tk)
+
+    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~visible, -torch.inf)
+    lse = scores.logsumexp(-1, keepdim=True)
+    # A query that sees no key has lse = -inf: subtract 0 there, so that its weights are 0 and not NaN.
+    weights = (scores - lse.masked_fill(lse.isneginf(), 0)).exp()
+    if dropout_p > 0:
+        assert seed is not None
+        token = cu_seqlens_q[:-1, None].long() + torch.arange(max_seqlen_q, device=q.device)
+        heads = torch.arange(q.shape[1], device=q.device)
+        rows = token[:, None, :] * q.shape[1] + heads[:, None]
+        keep = dropout_keep(rows, max_seqlen_k, dropout_p, seed, site)
+        weights = torch.where(keep, weights / (1 - dropout_p), 0)
+    out = _packed((weights @ value).transpose(1, 2), cu_seqlens_q, q.shape[0])
+    lse = _packed(lse.squeeze(-1).transpose(1, 2), cu_seqlens_q, q.shape[0])
+    return out.to(q.dtype), lse.detach()
+
+
+def sampled_logits(
+    hidden: Tensor,
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    items: Tensor,
+    users: Tensor | None,
+    cu_seqlens: Tensor,
+) -> Tensor:
+    """Scores of K items for each token's hidden state: see `ssept_ext.ops`."""
+    _check_dims("items", items, 2)
+    num_tokens = _check_packed(items, cu_seqlens)
+    user_width = _check_users(user_weight, users, cu_seqlens)
+    _check_dims("item_weight", item_weight, 2)
+    item_width = item_weight.shape[1]
+    _check_shape("hidden", hidden, (num_tokens, item_width + user_width))
+    _check_same_type(hidden=hidden, item_weight=item_weight, user_weight=user_weight)
+    sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    hidden = torch.where(real[:, None], hidden, 0).to(wide)
+    vectors = _lookup("items", item_weight, items, real[:, None]).to(wide)
+    logits = torch.einsum("nd,nkd->nk", hidden[:, :item_width], vectors)
+    if user_weight is not None and users is not None:
+        user = _lookup("users", user_weight, users).to(wide) * user_width**0.5
+        logits = logits + (hidden[:, item_width:] * _rows(user, sequence, real)).sum(
+            1, keepdim=True
+        )
+    scored = (items > 0) & (items < item_weight.shape[0]) & real[:, None]
+    return torch.where(scored, logits, 0).to(item_weight.dtype)
+
+
+def _sequence_of_token(cu_seqlens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """(N,) sequence of each token, and (N,) bool: False for spare capacity."""
+    token = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+    return sequence, token < cu_seqlens[-1]
+
+
+def _rows(x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """`x[index]` where valid, zeros elsewhere, whatever the index is there; x may be empty."""
+    x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+    return x[torch.where(valid, index, x.shape[0] - 1)]
+
+
+def _padded(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """(N, ...) packed -> (B, max_seqlen, ...) with zeros after each sequence's last token."""
+    index = cu_seqlens[:-1, None] + torch.arange(max_seqlen, device=x.device)
+    return _rows(x, index.long(), index < cu_seqlens[1:, None])
+
+
+def _packed(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """(B, max_seqlen, ...) -> (N, ...), zeros for spare capacity: the inverse of `_padded`."""
+    sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
+    start = torch.cat([cu_seqlens, cu_seqlens[-1:]])[sequence]
+    offset = torch.arange(num_tokens, device=x.device) - start
+    return _rows(x.flatten(0, 1), sequence * x.shape[1] + offset, real)
+
+
+def _lookup(name: str, weight: Tensor, ids: Tensor, real: Tensor | None = None) -> Tensor:
+    """Rows of a table; id 0 and ids where `real` is False give zeros and no gradient."""
+    ids = _checked_ids(name, ids, weight.shape[0], real)
+    return torch.where((ids != 0).unsqueeze(-1), F.embedding(ids, weight), 0)
+
+
+def _checked_ids(name: str, ids: Tensor, size: int, real: Tensor | None = None) -> Tensor:
+    """Ids with those of spare capacity set to 0; others outside 0..size-1 are refused (CPU) or set to 0."""
+    if real is not None:
+        ids = torch.where(real, ids, 0)
+    wrong = (ids < 0) | (ids >= size)
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and wrong.any():
+        bad = int(ids[wrong][0])
+        raise IndexError(f"{name} has id {bad}, outside its table of {size} rows (0..{size - 1})")
+    return torch.where(wrong, 0, ids)
+
+
+def _check_dropout(p: float, seed: Tensor | None) -> None:
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {p}")
+    if p > 0 and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1):
+        raise ValueError("seed must be an int64 tensor of one element where dropout_p > 0")
+
+
+def _check_dims(name: str, x: Tensor, dims: int) -> None:
+    if x.dim() != dims:
+        raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(x.shape)}")
+
+
+def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+
+
+def _check_packed(
+    tokens: Tensor, cu_seqlens: Tensor, name: str = "cu_seqlens", max_seqlen: int | None = None
+) -> int:
+    """Check that `cu_seqlens` describes the rows of `tokens`; returns N."""
+    if not tokens.is_floating_point() and tokens.dtype != torch.int64:
+        raise ValueError(f"ids must be int64, got {tokens.dtype}")
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
+        raise ValueError(
+            f"{name} must be int32 of shape (B + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+        )
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        lengths = cu_seqlens.diff()
+        if cu_seqlens[0] != 0 or (lengths < 0).any() or cu_seqlens[-1] > tokens.shape[0]:
+            raise ValueError(
+                f"{name} must rise from 0 to at most {tokens.shape[0]} tokens, got {cu_seqlens.tolist()}"
+            )
+        if max_seqlen is not None and lengths.numel() and int(lengths.max()) > max_seqlen:
+            raise ValueError(
+                f"max_seqlen of {name} is {max_seqlen}, but a sequence has {int(lengths.max())} tokens"
+            )
+    return tokens.shape[0]
+
+
+def _check_users(user_weight: Tensor | None, users: Tensor | None, cu_seqlens: Tensor) -> int:
+    """Check that users and their table come together; returns Du."""
+    if (user_weight is None) != (users is None):
+        raise ValueError("user_weight and users must be given together")
+    if user_weight is None or users is None:
+        return 0
+    if users.dtype != torch.int64:
+        raise ValueError(f"users must be int64, got {users.dtype}")
+    _check_dims("user_weight", user_weight, 2)
+    _check_shape("users", users, (cu_seqlens.shape[0] - 1,))
+    return user_weight.shape[1]
+
+
+def _check_same_type(**tensors: Tensor | None) -> None:
+    dtypes = {name: x.dtype for name, x in tensors.items() if x is not None}
+    if len(set(dtypes.values())) != 1 or not all(d.is_floating_point for d in dtypes.values()):
+        listing = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(f"all of these must have one floating-point type: {listing}")
