@@ -1,0 +1,55 @@
+"""The implementations of the ops that one test runs on: reference, CPU, CUDA on the emulator, CUDA on a GPU."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from cuda_emulation.build import build_ops
+
+from ssept_ext import ops, reference
+
+ALL = ("reference", "native", "emulated", pytest.param("cuda", marks=pytest.mark.cuda))
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Where ops are found and tensors must lie."""
+
+    name: str
+    device: str
+
+    def op(self, name: str) -> Callable:
+        if self.name == "reference":
+            return getattr(reference, name)
+        return getattr(getattr(torch.ops, self.namespace), name)
+
+    @property
+    def namespace(self):
+        return "ssept_emulated" if self.name == "emulated" else "ssept_ext"
+
+    @property
+    def is_cuda_kernel(self):
+        """Whether bad ids are noted and raised later."""
+        return self.name in ("emulated", "cuda")
+
+    def raise_pending_errors(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.op("raise_pending_errors")()
+
+
+@cache
+def implementation(name: str) -> Implementation:
+    if name == "emulated":
+        load_emulated_ops()
+    return Implementation(name, "cuda" if name == "cuda" else "cpu")
+
+
+@cache
+def load_emulated_ops():
+    """Register `torch.ops.ssept_emulated`, built in the mode that SSEPT_EMULATION_MODE says."""
+    torch.ops.load_library(build_ops(os.environ.get("SSEPT_EMULATION_MODE", "plain")))
+    ops.register("ssept_emulated")

@@ -1,0 +1,47 @@
+"""The edge cases that every op is tested on."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lengths of the sequences of a batch, and unused rows behind them."""
+
+    name: str
+    lengths: tuple[int, ...]
+    spare: int = 0
+
+    @property
+    def num_tokens(self):
+        return sum(self.lengths) + self.spare
+
+    @property
+    def max_seqlen(self):
+        return max(self.lengths, default=0)
+
+    def cu_seqlens(self):
+        return torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0).to(torch.int32)
+
+
+RAGGED = [
+    Ragged("no sequences", ()),
+    Ragged("one token", (1,)),
+    Ragged("one empty sequence", (0,)),
+    Ragged("empty sequences between others", (0, 3, 0, 0, 5, 0)),
+    Ragged("ragged", (5, 1, 17, 9, 2)),
+    Ragged("all of full length", (16, 16, 16)),
+    Ragged("spare capacity", (4, 0, 7), spare=5),
+    Ragged("spare capacity only", (), spare=3),
+]
+
+
+def ragged_id(ragged):
+    return ragged.name.replace(" ", "-")
+
+
+def random_ids(generator, shape, largest, padding=0.0):
+    """Ids in 1..largest, some of them 0."""
+    ids = torch.randint(1, largest + 1, shape, generator=generator)
+    return torch.where(torch.rand(shape, generator=generator) < padding, 0, ids)

@@ -1,0 +1,159 @@
+"""`causal_attention`, forward and backward, in every implementation."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from implementations import ALL
+from samples import RAGGED, Ragged, ragged_id
+from tolerances import assert_close
+
+from ssept_ext.reference import dropout_keep
+
+every_implementation = pytest.mark.parametrize("implementation", ALL[:1], indirect=True)
+
+RAGGED_BATCH = Ragged("ragged", (5, 1, 17, 9, 2))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+    scale: float
+    dropout_p: float = 0.0
+    seed: torch.Tensor | None = None
+    site: int = 0
+
+    def call(self, op):
+        return op(*vars(self).values())
+
+
+def arguments(ragged=RAGGED_BATCH, heads=2, head_size=5, queries=None, dtype=torch.float64):
+    """Self-attention, or with `queries` the given number of newest queries for each sequence."""
+    generator = torch.Generator().manual_seed(1)
+    ragged_q = ragged if queries is None else Ragged("", queries)
+
+    def normal(n):
+        shape = (n, heads, head_size)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return Arguments(
+        q=normal(ragged_q.num_tokens),
+        k=normal(ragged.num_tokens),
+        v=normal(ragged.num_tokens),
+        cu_seqlens_q=ragged_q.cu_seqlens(),
+        cu_seqlens_k=ragged.cu_seqlens(),
+        max_seqlen_q=ragged_q.max_seqlen,
+        max_seqlen_k=ragged.max_seqlen,
+        scale=0.4,
+    )
+
+
+def by_plain_loops(a):
+    """Token by token, from the definition; dropout by asking for each weight."""
+    out = torch.zeros_like(a.q)
+    lse = torch.zeros(a.q.shape[:2], dtype=a.q.dtype)
+    heads = a.q.shape[1]
+    for b in range(len(a.cu_seqlens_q) - 1):
+        q0, q1 = a.cu_seqlens_q[b : b + 2].tolist()
+        k0, k1 = a.cu_seqlens_k[b : b + 2].tolist()
+        for i in range(q0, q1):
+            seen = (k1 - k0) - (q1 - i) + 1  # the newest query sees every key
+            if seen <= 0:
+                lse[i] = -torch.inf
+                continue
+            for h in range(heads):
+                scores = a.k[k0 : k0 + seen, h] @ a.q[i, h] * a.scale
+                lse[i, h] = scores.logsumexp(0)
+                weights = scores.softmax(0)
+                if a.dropout_p > 0:
+                    row = torch.tensor(i * heads + h)
+                    keep = dropout_keep(row, seen, a.dropout_p, a.seed, a.site)
+                    weights = weights * keep / (1 - a.dropout_p)
+                out[i, h] = weights @ a.v[k0 : k0 + seen, h]
+    return out, lse
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize(("heads", "head_size"), [(1, 50), (2, 5), (3, 8), (1, 1)])
+@pytest.mark.parametrize("ragged", RAGGED, ids=ragged_id)
+@every_implementation
+def test_each_query_takes_the_softmax_mean_of_what_it_sees(
+    implementation, ragged, heads, head_size, dropout_p
+):
+    a = arguments(ragged, heads, head_size)
+    a = replace(a, dropout_p=dropout_p, seed=torch.tensor([3**39]), site=4)
+    out, lse = a.call(implementation.op("causal_attention"))
+    exact_out, exact_lse = by_plain_loops(a)
+    assert_close(out, exact_out)
+    assert_close(lse, exact_lse)
+
+
+@every_implementation
+def test_fewer_queries_than_keys_are_the_newest(implementation):
+    a = arguments(queries=(1, 1, 3, 0, 2))
+    out, lse = a.call(implementation.op("causal_attention"))
+    exact_out, exact_lse = by_plain_loops(a)
+    assert_close(out, exact_out)
+    assert_close(lse, exact_lse)
+
+
+@every_implementation
+def test_a_query_that_sees_no_key_gives_zeros_and_no_gradient(implementation):
+    a = arguments(Ragged("", (0, 1)), queries=(1, 3))
+    leaves = [x.requires_grad_() for x in (a.q, a.k, a.v)]
+    out, lse = a.call(implementation.op("causal_attention"))
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    assert (out[:3] == 0).all()
+    assert lse[:3].isneginf().all()
+    assert all(torch.isfinite(g).all() for g in gradients)
+    assert (gradients[0][:3] == 0).all()
+
+
+@every_implementation
+def test_gradcheck_with_dropout(implementation):
+    a = arguments(Ragged("small", (2, 0, 3), spare=1), queries=(1, 0, 3))
+
+    def attend(q, k, v):
+        changed = replace(a, q=q, k=k, v=v, dropout_p=0.3, seed=torch.tensor([9]))
+        return changed.call(implementation.op("causal_attention"))[0]
+
+    assert torch.autograd.gradcheck(attend, [x.requires_grad_() for x in (a.q, a.k, a.v)])
+
+
+@every_implementation
+def test_spare_capacity_is_not_read_and_is_written_as_zeros(implementation):
+    a = arguments(Ragged("spare", (4, 3), spare=2))
+    for x in (a.q, a.k, a.v):
+        x[7:] = torch.nan
+    leaves = [x.requires_grad_() for x in (a.q, a.k, a.v)]
+    out, lse = a.call(implementation.op("causal_attention"))
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    assert torch.isfinite(out).all()
+    for spare in (out[7:], lse[7:], *(g[7:] for g in gradients)):
+        assert (spare == 0).all()
+
+
+WRONG = [
+    ("k must have", lambda a: {"k": a.k[:, :1]}),
+    ("v must have", lambda a: {"v": a.v[1:]}),
+    ("q must have 3 dimensions", lambda a: {"q": a.q[0]}),
+    ("k.*[fF]loat", lambda a: {"k": a.k.float()}),
+    ("cu_seqlens_k must have", lambda a: {"cu_seqlens_k": a.cu_seqlens_k[:-1]}),
+    ("max_seqlen.* is 16, but a sequence has 17", lambda a: {"max_seqlen_k": 16}),
+    ("dropout_p must be in", lambda a: {"dropout_p": 1.0}),
+    ("seed must be", lambda a: {"dropout_p": 0.5}),
+    ("head size of q must be in 1..256, got 257", lambda a: vars(arguments(head_size=257))),
+]
+
+
+@pytest.mark.parametrize(("match", "change"), WRONG, ids=[match for match, _ in WRONG])
+@every_implementation
+def test_a_wrong_argument_is_a_value_error(implementation, match, change):
+    with pytest.raises(ValueError, match=match):
+        replace(arguments(), **change(arguments())).call(implementation.op("causal_attention"))
