@@ -3,11 +3,30 @@
 
 SSEPT_LIBRARY(m) {
   m.def(
+      "user_item_embedding(Tensor item_weight, Tensor? user_weight, Tensor position_weight, "
+      "Tensor items, Tensor? users, Tensor positions, Tensor cu_seqlens, float dropout_p=0.0, "
+      "Tensor? seed=None, int site=0) -> Tensor");
+  // Of the tables only the shapes are used. As in every backward, gradients of tables come in
+  // float32 or wider, the users' as one row for each sequence.
+  m.def(
+      "user_item_embedding_backward(Tensor grad, Tensor item_weight, Tensor? user_weight, "
+      "Tensor position_weight, Tensor items, Tensor? users, Tensor positions, Tensor cu_seqlens, "
+      "float dropout_p, Tensor? seed, int site) "
+      "-> (Tensor grad_item, Tensor grad_user, Tensor grad_position)");
+  m.def(
+      "causal_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, float dropout_p=0.0, "
+      "Tensor? seed=None, int site=0) -> (Tensor out, Tensor lse)");
+  m.def(
+      "causal_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
+      "Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
+      "SymInt max_seqlen_k, float scale, float dropout_p, Tensor? seed, int site) "
+      "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+  m.def(
       "sampled_logits(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor items, "
       "Tensor? users, Tensor cu_seqlens) -> Tensor");
   // item_order: a stable argsort of items.flatten(); with it the CUDA kernel sums the item table's
-  // gradient in a fixed order. Gradients of tables come in float32 or wider, the users' as one row
-  // for each sequence.
+  // gradient in a fixed order.
   m.def(
       "sampled_logits_backward(Tensor grad_logits, Tensor hidden, Tensor item_weight, "
       "Tensor? user_weight, Tensor items, Tensor? users, Tensor cu_seqlens, Tensor? item_order) "

@@ -7,8 +7,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
+#include <utility>
 
+#include "common/dropout.h"
 #include "common/dtype.h"
 
 // One binary for every x86-64: the loader picks the widest clone this machine runs. A macro, as
@@ -37,18 +40,19 @@ inline int64_t grain(int64_t work_per_row) { return 1 + 16384 / (1 + work_per_ro
 // Remembers one id outside its table, from any thread, to be thrown when the parallel work is done.
 class BadId {
  public:
-  // True where `id` can be looked up; 0 is padding and cannot.
-  bool usable(int64_t id, int64_t rows) {
-    if (id > 0 && id < rows) return true;
-    if (id != 0) id_.store(id, std::memory_order_relaxed);
+  // True where `id` is a row to look up: in first..rows-1. By default 0 is padding, and no error.
+  bool usable(int64_t id, int64_t rows, int64_t first = 1) {
+    if (id >= first && id < rows) return true;
+    if (id != 0 || first == 0) id_.store(id, std::memory_order_relaxed);
     return false;
   }
   void raise(const char* name, int64_t rows) const {
-    if (const int64_t id = id_.load(); id != 0) throw_bad_id(name, id, rows);
+    if (const int64_t id = id_.load(); id != kNone) throw_bad_id(name, id, rows);
   }
 
  private:
-  std::atomic<int64_t> id_{0};
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::min() + 1;
+  std::atomic<int64_t> id_{kNone};
 };
 
 // The sequence that owns a token, for tokens visited in rising order. Not a callback: a lambda that

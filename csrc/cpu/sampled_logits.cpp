@@ -1,29 +1,14 @@
 // CPU kernels of `sampled_logits`. Tokens are split over threads; the table's gradient is summed
 // item by item over a list sorted by item, so that it does not depend on the number of threads.
 #include <tuple>
-#include <vector>
 
 #include "common/library.h"
 #include "common/sampled_logits_args.h"
-#include "cpu/parallel.h"
+#include "cpu/occurrences.h"
+#include "cpu/vector_ops.h"
 
 namespace ssept::cpu {
 namespace {
-
-template <class T, class A>
-SSEPT_INLINE A dot(const A* x, const T* y, int64_t n) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * static_cast<A>(y[i]);
-  return sum;
-}
-
-// y += a * x
-template <class T, class A>
-SSEPT_INLINE void add_scaled(A* y, A a, const T* x, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] += a * static_cast<A>(x[i]);
-}
 
 // The user's row for a token, or null where it has no user.
 template <class T>
@@ -79,25 +64,6 @@ SSEPT_SIMD_CLONES void backward_hidden(const SampledLogits<T>& in, const T* grad
     for (int64_t i = 0; i < s.width; ++i) grad_hidden[n * s.width + i] = static_cast<T>(sum[i]);
   }
 }
-
-// Where each item occurs: occurrences of item i are entries[start[i]] to entries[start[i + 1]],
-// each n * K + k, in rising order.
-struct Occurrences {
-  std::vector<int64_t> start, entries;
-
-  Occurrences(const int64_t* items, int64_t rows, int64_t num_real, int64_t num_items)
-      : start(rows + 1, 0) {
-    const int64_t count = num_real * num_items;
-    for (int64_t e = 0; e < count; ++e)
-      if (items[e] > 0) ++start[items[e]];
-    int64_t sum = 0;
-    for (auto& s : start) sum += std::exchange(s, sum);
-    entries.resize(sum);
-    std::vector<int64_t> next(start);
-    for (int64_t e = 0; e < count; ++e)
-      if (items[e] > 0) entries[next[items[e]]++] = e;
-  }
-};
 
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void backward_items(const SampledLogits<T>& in, const T* grad,
@@ -172,8 +138,8 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
         });
     bad_item.raise("items", s.item_rows);
     bad_user.raise("users", s.user_rows);
-    const Occurrences occurrences(in.items, s.item_rows, in.cu_seqlens[s.num_sequences],
-                                  s.num_items);
+    const Occurrences occurrences(in.items, in.cu_seqlens[s.num_sequences] * s.num_items,
+                                  s.item_rows, /*first=*/1);
     const int64_t mean_occurrences = s.num_tokens * s.num_items / (s.item_rows + 1);
     torch::stable::parallel_for(0, s.item_rows, grain((1 + mean_occurrences) * s.item_width),
                                 [&](int64_t begin, int64_t end) {

@@ -1,0 +1,18 @@
+// The dropout arguments of an op, checked.
+#pragma once
+#include "common/checks.h"
+#include "common/dropout.h"
+
+namespace ssept {
+
+// On the CPU `seed` may be read at once; a kernel on another device reads it there.
+inline DropoutSite check_dropout(double p, const std::optional<Tensor>& seed, int64_t site) {
+  check(p >= 0 && p < 1, "dropout_p must be in [0, 1), got ", p);
+  if (p > 0) {
+    check(seed.has_value() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
+          "seed must be an int64 tensor of one element where dropout_p > 0");
+  }
+  return DropoutSite(p, site);
+}
+
+}  // namespace ssept
