@@ -11,6 +11,7 @@ from cuda_emulation.build import build_ops
 
 from ssept_ext import ops, reference
 
+CPU = ("reference", "native")
 ALL = ("reference", "native", "emulated", pytest.param("cuda", marks=pytest.mark.cuda))
 
 

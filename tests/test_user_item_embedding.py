@@ -4,11 +4,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from implementations import ALL
+from implementations import CPU
 from samples import RAGGED, Ragged, ragged_id, random_ids
-from tolerances import assert_close
+from tolerances import HALF_TYPES, assert_close
 
-every_implementation = pytest.mark.parametrize("implementation", ALL[:1], indirect=True)
+from ssept_ext import reference
+
+every_kernel = pytest.mark.parametrize("implementation", CPU[1:], indirect=True)
+every_implementation = pytest.mark.parametrize("implementation", CPU, indirect=True)
 
 ITEM_NUM, USER_NUM, SEQ_MAX_LEN = 23, 7, 20
 RAGGED_BATCH = Ragged("ragged", (5, 1, 17, 9, 2))
@@ -127,7 +130,7 @@ WRONG = [
     ("users must have", lambda a: {"users": a.users[1:]}),
     ("given together", lambda a: {"users": None}),
     ("user_weight.*[fF]loat", lambda a: {"user_weight": a.user_weight.float()}),
-    ("must be int64", lambda a: {"items": a.items.int()}),
+    ("must be (int64|Long)", lambda a: {"items": a.items.int()}),
 ]
 
 
@@ -136,3 +139,102 @@ WRONG = [
 def test_a_wrong_shape_or_type_is_a_value_error(implementation, match, change):
     with pytest.raises(ValueError, match=match):
         replace(arguments(), **change(arguments())).call(implementation.op("user_item_embedding"))
+
+
+def gradients(a, op, grad):
+    """Output, and the gradients of the tables."""
+    names = [
+        k for k in ("item_weight", "user_weight", "position_weight") if getattr(a, k) is not None
+    ]
+    leaves = {k: getattr(a, k).detach().clone().requires_grad_() for k in names}
+    x = replace(a, **leaves).call(op)
+    return x, *torch.autograd.grad(x, list(leaves.values()), grad)
+
+
+def in_plain_pytorch(*args):
+    """As one would write it without thinking of precision; for batches without spare capacity."""
+    item_weight, user_weight, position_weight, items, users, positions, cu_seqlens, *_ = args
+    x = item_weight[items] * item_weight.shape[1] ** 0.5 * (items != 0)[:, None]
+    if users is not None:
+        user = user_weight[users] * user_weight.shape[1] ** 0.5 * (users != 0)[:, None]
+        x = torch.cat([x, user.repeat_interleave(cu_seqlens.diff(), 0)], 1)
+    return x + position_weight[positions]
+
+
+def converted(a, dtype):
+    floats = {k: getattr(a, k) for k in ("item_weight", "user_weight", "position_weight")}
+    return replace(a, **{k: v if v is None else v.to(dtype) for k, v in floats.items()})
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize(("item_width", "user_width"), [(7, 3), (50, 50), (12, 0)])
+@pytest.mark.parametrize("ragged", RAGGED, ids=ragged_id)
+@every_kernel
+def test_output_and_gradients_match_the_reference(
+    implementation, ragged, item_width, user_width, dropout_p
+):
+    a = arguments(ragged, item_width, user_width)
+    a = replace(a, dropout_p=dropout_p, seed=torch.tensor([-(3**39)]), site=2**31 + 5)
+    grad = torch.randn(ragged.num_tokens, item_width + user_width, dtype=torch.float64)
+    actual = gradients(a, implementation.op("user_item_embedding"), grad)
+    exact = gradients(a, reference.user_item_embedding, grad)
+    for x, y in zip(actual, exact, strict=True):
+        assert_close(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@every_implementation
+def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
+    a = converted(arguments(item_width=50, user_width=50), dtype)
+    grad = torch.randn(RAGGED_BATCH.num_tokens, 100).to(dtype)
+    exact = gradients(converted(a, torch.float64), reference.user_item_embedding, grad.double())
+    plain = gradients(a, in_plain_pytorch, grad)
+    actual = gradients(a, implementation.op("user_item_embedding"), grad)
+    for x, y, z in zip(actual, exact, plain, strict=True):
+        assert x.dtype == dtype
+        assert_close(x, y, z)
+
+
+@every_kernel
+def test_inputs_need_not_be_contiguous(implementation):
+    a = arguments()
+    op = implementation.op("user_item_embedding")
+    strided = {
+        k: torch.stack([v, torch.zeros_like(v)], -1)[..., 0]
+        for k, v in vars(a).items()
+        if isinstance(v, torch.Tensor)
+    }
+    assert torch.equal(replace(a, **strided).call(op), a.call(op))
+
+
+@every_kernel
+def test_backward_does_not_follow_an_id_outside_its_table(implementation):
+    a = arguments()
+    a.items[0] = 10**9
+    backward = implementation.op("user_item_embedding_backward")
+    with pytest.raises(IndexError, match="items has id 1000000000"):
+        backward(torch.ones(RAGGED_BATCH.num_tokens, 10).double(), *vars(a).values())
+
+
+@every_kernel
+def test_opcheck(implementation):
+    a = replace(arguments(dtype=torch.float32), dropout_p=0.3, seed=torch.tensor([4]))
+    leaves = [
+        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in vars(a).values()
+    ]
+    op = getattr(torch.ops, implementation.namespace).user_item_embedding.default
+    torch.library.opcheck(op, tuple(leaves))
+
+
+@every_kernel
+def test_gradients_of_tables_do_not_depend_on_the_number_of_threads(implementation):
+    a = arguments(Ragged("long", (2000, 1000)), 50, 50, torch.float32)
+    a = replace(a, dropout_p=0.3, seed=torch.tensor([4]))
+    op = implementation.op("user_item_embedding")
+    grad = torch.randn(3000, 100)
+    first = gradients(a, op, grad)
+    torch.set_num_threads(1)
+    second = gradients(a, op, grad)
+    torch.set_num_threads(2)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ssept_ext import reference
@@ -52,17 +55,51 @@ def causal_attention(
     ValueError
         If a shape, type or device does not fit; names the argument.
     """
-    use_native("causal_attention", q.device, backend)
-    return reference.causal_attention(
-        q,
-        k,
-        v,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
-        scale,
-        dropout_p,
-        seed,
-        site,
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    args = (q, k, v, *lengths, scale, dropout_p, seed, site)
+    if use_native("causal_attention", q.device, backend):
+        return torch.ops.ssept_ext.causal_attention(*args)  # type: ignore[no-any-return]
+    return reference.causal_attention(*args)
+
+
+def register(namespace: str) -> None:
+    """Register shapes and gradients of the C++ ops of a library namespace."""
+    backward_op = getattr(torch.ops, namespace).causal_attention_backward
+
+    def fake(q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+
+    def fake_backward(
+        grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        (
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            *ctx.lengths_and_scale,
+            ctx.dropout_p,
+            seed,
+            ctx.site,
+        ) = inputs
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seed)
+
+    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, seed = ctx.saved_tensors
+        gradients = backward_op(
+            grad_out, *tensors, *ctx.lengths_and_scale, ctx.dropout_p, seed, ctx.site
+        )
+        return *gradients, *(None,) * 8
+
+    torch.library.register_fake(f"{namespace}::causal_attention", fake)
+    torch.library.register_fake(f"{namespace}::causal_attention_backward", fake_backward)
+    torch.library.register_autograd(
+        f"{namespace}::causal_attention", backward, setup_context=setup_context
     )

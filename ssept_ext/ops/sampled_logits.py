@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops._user_table import gradient_of_user_table
 
 
 def sampled_logits(
@@ -100,11 +101,7 @@ def register(namespace: str) -> None:
         grad_hidden, grad_item, grad_by_sequence = backward_op(
             grad, hidden, item_weight, user_weight, items, users, cu_seqlens, item_order
         )
-        grad_user = None
-        if user_weight is not None:
-            rows = torch.where((users > 0) & (users < user_weight.shape[0]), users, 0)
-            grad_user = grad_by_sequence.new_zeros(user_weight.shape)
-            grad_user = grad_user.index_add(0, rows, grad_by_sequence).to(user_weight.dtype)
+        grad_user = gradient_of_user_table(user_weight, users, grad_by_sequence)
         return grad_hidden, grad_item.to(item_weight.dtype), grad_user, None, None, None
 
     torch.library.register_fake(f"{namespace}::sampled_logits", fake)

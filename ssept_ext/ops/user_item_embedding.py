@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops._user_table import gradient_of_user_table
 
 
 def user_item_embedding(
@@ -51,6 +55,72 @@ def user_item_embedding(
     IndexError
         If an id or position is outside its table; names it and the table's size.
     """
-    args = (item_weight, user_weight, position_weight, items, users, positions, cu_seqlens)
-    use_native("user_item_embedding", item_weight.device, backend)
-    return reference.user_item_embedding(*args, dropout_p, seed, site)
+    tables = (item_weight, user_weight, position_weight)
+    args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
+    if use_native("user_item_embedding", item_weight.device, backend):
+        return torch.ops.ssept_ext.user_item_embedding(*args)  # type: ignore[no-any-return]
+    return reference.user_item_embedding(*args)
+
+
+def register(namespace: str) -> None:
+    """Register shapes and gradients of the C++ ops of a library namespace."""
+    backward_op = getattr(torch.ops, namespace).user_item_embedding_backward
+
+    def fake(
+        item_weight: Tensor,
+        user_weight: Tensor | None,
+        position_weight: Tensor,
+        items: Tensor,
+        users: Tensor | None,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        dropout_p: float = 0.0,
+        seed: Tensor | None = None,
+        site: int = 0,
+    ) -> Tensor:
+        return item_weight.new_empty(items.shape[0], position_weight.shape[1])
+
+    def fake_backward(
+        grad: Tensor,
+        item_weight: Tensor,
+        user_weight: Tensor | None,
+        position_weight: Tensor,
+        items: Tensor,
+        users: Tensor | None,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        dropout_p: float,
+        seed: Tensor | None,
+        site: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        num_sequences = 0 if users is None else users.shape[0]
+        user_width = 0 if user_weight is None else user_weight.shape[1]
+        return (
+            grad.new_empty(item_weight.shape, dtype=wide),
+            grad.new_empty((num_sequences, user_width), dtype=wide),
+            grad.new_empty(position_weight.shape, dtype=wide),
+        )
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.dropout_p, seed, ctx.site = inputs
+        ctx.save_for_backward(*tensors, seed)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, seed = ctx.saved_tensors
+        item_weight, user_weight, position_weight, _, users, _, _ = tensors
+        grad_item, grad_by_sequence, grad_position = backward_op(
+            grad, *tensors, ctx.dropout_p, seed, ctx.site
+        )
+        return (
+            grad_item.to(item_weight.dtype),
+            gradient_of_user_table(user_weight, users, grad_by_sequence),
+            grad_position.to(position_weight.dtype),
+            *(None,) * 7,
+        )
+
+    torch.library.register_fake(f"{namespace}::user_item_embedding", fake)
+    torch.library.register_fake(f"{namespace}::user_item_embedding_backward", fake_backward)
+    torch.library.register_autograd(
+        f"{namespace}::user_item_embedding", backward, setup_context=setup_context
+    )

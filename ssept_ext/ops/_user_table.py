@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def gradient_of_user_table(
+    user_weight: Tensor | None, users: Tensor | None, grad_by_sequence: Tensor
+) -> Tensor | None:
+    """Sum (B, Du) gradients of sequences into the rows of their users.
+
+    Kernels give zeros for sequences without a valid user; those go to row 0.
+    """
+    if user_weight is None or users is None:
+        return None
+    rows = users.where((users > 0) & (users < user_weight.shape[0]), 0)
+    table = grad_by_sequence.new_zeros(user_weight.shape)
+    return table.index_add(0, rows, grad_by_sequence).to(user_weight.dtype)
