@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,11 @@ def without_native(code):
     """Run code in a process in which the extension cannot be imported."""
     blocked = f"import sys; sys.modules['ssept_ext._C'] = None\n{code}"
     return subprocess.run(
-        [sys.executable, "-c", blocked], capture_output=True, text=True, check=False
+        [sys.executable, "-c", blocked],
+        cwd=Path(__file__).parent,  # not where `import ssept_ext` would find the sources
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

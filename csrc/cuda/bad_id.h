@@ -9,7 +9,8 @@ namespace ssept::cuda {
 enum class IdArgument : int32_t { kItems = 0, kUsers = 1 };
 
 struct BadIdNote {
-  unsigned int taken;  // 0 until a kernel has filled in the rest
+  unsigned int claimed;  // by the first thread that has something to note
+  unsigned int ready;    // 1 when that thread has filled in the rest; all the host looks at
   IdArgument argument;
   int64_t id;
   int64_t table_rows;

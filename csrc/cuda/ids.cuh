@@ -9,10 +9,12 @@ namespace ssept::cuda {
 __device__ __forceinline__ bool usable(int64_t id, int64_t table_rows, IdArgument argument,
                                        BadIdNote* note) {
   if (id > 0 && id < table_rows) return true;
-  if (id != 0 && atomicCAS(&note->taken, 0u, 1u) == 0u) {
+  if (id != 0 && atomicCAS(&note->claimed, 0u, 1u) == 0u) {
     note->argument = argument;
     note->id = id;
     note->table_rows = table_rows;
+    __threadfence_system();
+    *static_cast<volatile unsigned int*>(&note->ready) = 1;
   }
   return false;
 }

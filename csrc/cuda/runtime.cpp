@@ -57,8 +57,11 @@ namespace {
 void raise_pending_errors() {
   if (notes == nullptr) return;
   for (BadIdNote& note : *notes) {
-    if (static_cast<volatile unsigned int&>(note.taken) == 0) continue;
-    const BadIdNote copy = std::exchange(note, BadIdNote{});
+    if (static_cast<volatile unsigned int&>(note.ready) == 0) continue;
+    // Reset last of all what lets kernels write again.
+    const BadIdNote copy = note;
+    note.ready = 0;
+    static_cast<volatile unsigned int&>(note.claimed) = 0;
     throw_bad_id(copy.argument == IdArgument::kItems ? "items" : "users", copy.id, copy.table_rows);
   }
 }

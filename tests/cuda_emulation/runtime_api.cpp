@@ -1,0 +1,93 @@
+// The functions of CUDA's runtime library that our launchers and op glue call.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <unordered_map>
+#include <utility>
+
+#include "emulation/emulator.h"
+
+namespace cuda_emulation {
+namespace {
+
+cudaError_t last_error = cudaSuccess;
+std::unordered_map<const void*, size_t> dynamic_limits;  // of the kernels that have opted in
+
+cudaError_t failed(cudaError_t error) { return last_error = error; }
+
+bool valid_grid(dim3 grid) {
+  return grid.x > 0 && grid.y > 0 && grid.z > 0 &&  //
+         grid.x <= 0x7fffffff && grid.y <= 0xffff && grid.z <= 0xffff;
+}
+
+bool valid_block(dim3 block) {
+  const size_t num_threads = size_t{1} * block.x * block.y * block.z;
+  return num_threads > 0 && num_threads <= 1024 && block.z <= 64;
+}
+
+}  // namespace
+
+cudaError_t launch(const void* kernel, const cudaLaunchConfig_t& config,
+                   const std::function<void()>& thread_body) {
+  if (!valid_grid(config.gridDim) || !valid_block(config.blockDim)) {
+    return failed(cudaErrorInvalidConfiguration);
+  }
+  const auto limit = dynamic_limits.try_emplace(kernel, kDefaultDynamicBytes).first->second;
+  if (config.dynamicSmemBytes > limit) return failed(cudaErrorInvalidValue);
+  run_grid(config.gridDim, config.blockDim, config.dynamicSmemBytes, thread_body);
+  return cudaSuccess;
+}
+
+}  // namespace cuda_emulation
+
+using cuda_emulation::failed;
+using cuda_emulation::last_error;
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value < 0 || static_cast<size_t>(value) > cuda_emulation::kMaxDynamicBytes) {
+    return failed(cudaErrorInvalidValue);
+  }
+  const auto limit = static_cast<size_t>(value);
+  cuda_emulation::dynamic_limits[kernel] = std::max(limit, cuda_emulation::kDefaultDynamicBytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t size, cudaStream_t) {
+  std::memset(memory, value, size);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t) {
+  std::memcpy(to, from, size);
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void** memory, size_t size, unsigned int) {
+  *memory = std::malloc(size);
+  return *memory ? cudaSuccess : failed(cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    default:
+      return "an error that the emulation has no name for";
+  }
+}
