@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssept_ext import losses, ops
 from ssept_ext._extension import Backend, check_backend

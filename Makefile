@@ -1,0 +1,49 @@
+# Each target sets up what it needs. PYTHON and TORCH may be overridden: make test PYTHON=python3.12
+PYTHON ?= python3
+# Pinned: an open range would pull another build of torch, of several GB.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt README.md \
+  $(wildcard csrc/*.cpp csrc/*/*) $(wildcard ssept_ext/*.py ssept_ext/*/*.py)
+
+# Two GPU generations are enough for a development build; a plain `pip install .` takes CMakeLists.txt's default.
+export CUDAARCHS ?= 80-real;90-real
+
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    train, evaluate and recommend on a synthetic data set"
+	@echo "make test    install into $(VENV) and run the tests"
+	@echo "make lint    check format, style and types"
+	@echo "make format  format all sources"
+	@echo "make bench   measure against eager PyTorch; results go to bench/results"
+
+demo: $(VENV)/installed
+	$(BIN)/ssept train
+
+test: $(VENV)/installed
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+bench: $(VENV)/installed
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/installed: $(SOURCES)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install ".[test,lint]"
+	touch $@
