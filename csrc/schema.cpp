@@ -31,6 +31,19 @@ SSEPT_LIBRARY(m) {
       "sampled_logits_backward(Tensor grad_logits, Tensor hidden, Tensor item_weight, "
       "Tensor? user_weight, Tensor items, Tensor? users, Tensor cu_seqlens, Tensor? item_order) "
       "-> (Tensor grad_hidden, Tensor grad_item, Tensor grad_user)");
+  m.def(
+      "position_layer_norm(Tensor x, Tensor gamma, Tensor beta, Tensor positions, "
+      "Tensor cu_seqlens, float eps=1e-08) -> Tensor");
+  m.def(
+      "position_layer_norm_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, "
+      "Tensor positions, Tensor cu_seqlens, float eps) "
+      "-> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta)");
+  m.def(
+      "bias_dropout(Tensor x, Tensor bias, Tensor? residual=None, bool relu=False, "
+      "float dropout_p=0.0, Tensor? seed=None, int site=0) -> Tensor");
+  m.def(
+      "bias_dropout_backward(Tensor grad, Tensor out, bool relu, float dropout_p, Tensor? seed, "
+      "int site) -> (Tensor grad_x, Tensor grad_bias)");
   // Throws the IndexError of an id that a CUDA kernel met outside its table.
   m.def("raise_pending_errors() -> ()");
 }

@@ -13,7 +13,13 @@ from typing import Literal, cast, get_args
 import torch
 
 Backend = Literal["auto", "native", "reference"]
-OPS = ("user_item_embedding", "causal_attention", "sampled_logits")
+OPS = (
+    "user_item_embedding",
+    "position_layer_norm",
+    "causal_attention",
+    "bias_dropout",
+    "sampled_logits",
+)
 
 
 def _load() -> tuple[ModuleType | None, str]:

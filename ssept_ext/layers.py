@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend
-from ssept_ext.reference import dropout
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,21 @@ class LayerNormalization(nn.Module):
     `seq_max_len=None`, one for each feature, (D,), as the authors' code has.
     """
 
-    def __init__(self, seq_max_len: int | None, width: int) -> None:
+    def __init__(self, seq_max_len: int | None, width: int, backend: Backend) -> None:
         super().__init__()
+        self.backend = backend
         shape = (width,) if seq_max_len is None else (seq_max_len, width)
         self.gamma = nn.Parameter(torch.ones(shape))
         self.beta = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """(N, D) at (N,) positions -> (N, D)."""
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(N, D) -> (N, D)"""
         if self.gamma.dim() == 1:
-            return F.layer_norm(x, x.shape[1:], self.gamma, self.beta, eps=1e-8)
-        normal = F.layer_norm(x, x.shape[1:], eps=1e-8)
-        gamma, beta = F.embedding(positions, self.gamma), F.embedding(positions, self.beta)
-        return torch.addcmul(beta, gamma, normal)
+            return F.layer_norm(tokens.x, tokens.x.shape[1:], self.gamma, self.beta, eps=1e-8)
+        where = (tokens.positions, tokens.cu_seqlens)
+        return ops.position_layer_norm(
+            tokens.x, self.gamma, self.beta, *where, eps=1e-8, backend=self.backend
+        )
 
 
 class MultiHeadAttention(nn.Module):
@@ -106,17 +107,35 @@ class MultiHeadAttention(nn.Module):
 
 
 class PointWiseFeedForward(nn.Module):
-    """Linear, ReLU, dropout, Linear, dropout; recommenders writes the linear layers as convolutions of width 1."""
+    """Linear, ReLU, dropout, Linear, dropout, residual; recommenders' linear layers are convolutions of width 1."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, backend: Backend) -> None:
         super().__init__()
         self.conv_layer1 = nn.Linear(width, inner)
         self.conv_layer2 = nn.Linear(inner, width)
+        self.backend = backend
 
     def forward(self, x: Tensor, drop: Dropout, site: int) -> Tensor:
-        """(N, D) -> (N, D); uses the sites `site` and `site + 1`."""
-        inner = dropout(F.relu(self.conv_layer1(x)), drop.p, drop.seed, site)
-        return dropout(self.conv_layer2(inner), drop.p, drop.seed, site + 1)
+        """(N, D) -> (N, D), with x added; uses the sites `site` and `site + 1`."""
+        first, second = self.conv_layer1, self.conv_layer2
+        inner = ops.bias_dropout(
+            F.linear(x, first.weight),
+            first.bias,
+            relu=True,
+            dropout_p=drop.p,
+            seed=drop.seed,
+            site=site,
+            backend=self.backend,
+        )
+        return ops.bias_dropout(
+            F.linear(inner, second.weight),
+            second.bias,
+            residual=x,
+            dropout_p=drop.p,
+            seed=drop.seed,
+            site=site + 1,
+            backend=self.backend,
+        )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object
@@ -148,18 +167,20 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.mha = MultiHeadAttention(width, num_heads, backend)
-        self.ffn = PointWiseFeedForward(width, inner)
-        self.layer_normalization = LayerNormalization(seq_max_len, width)
-        self.layer_normalization2 = LayerNormalization(seq_max_len, width) if second_norm else None
+        self.ffn = PointWiseFeedForward(width, inner, backend)
+        self.layer_normalization = LayerNormalization(seq_max_len, width, backend)
+        self.layer_normalization2 = (
+            LayerNormalization(seq_max_len, width, backend) if second_norm else None
+        )
 
     def forward(self, tokens: Tokens, drop: Dropout, site: int, newest_only: bool) -> Tokens:
         """Tokens in, tokens out; with `newest_only` only each sequence's last. Uses SITES_PER_LAYER sites."""
         queries = tokens.newest() if newest_only else tokens
-        normal = self.layer_normalization(queries.x, queries.positions)
-        x = self.mha(replace(queries, x=normal), tokens, drop, site) + normal
+        normal = replace(queries, x=self.layer_normalization(queries))
+        attended = replace(queries, x=self.mha(normal, tokens, drop, site) + normal.x)
         if self.layer_normalization2 is not None:
-            x = self.layer_normalization2(x, queries.positions)
-        return replace(queries, x=self.ffn(x, drop, site + 1) + x)
+            attended = replace(queries, x=self.layer_normalization2(attended))
+        return replace(queries, x=self.ffn(attended.x, drop, site + 1))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object

@@ -195,7 +195,7 @@ class SASREC(nn.Module):
                 for _ in range(config.num_blocks)
             ]
         )
-        self.layer_normalization = LayerNormalization(norm_len, config.width)
+        self.layer_normalization = LayerNormalization(norm_len, config.width, self.backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -407,7 +407,7 @@ class SASREC(nn.Module):
         )
         tokens = Tokens(x, batch.positions, batch.cu_seqlens, batch.max_seqlen)
         tokens = self.encoder(tokens, drop, 1, newest_only)
-        return cast("Tensor", self.layer_normalization(tokens.x, tokens.positions))
+        return cast("Tensor", self.layer_normalization(tokens))
 
     def _score(self, hidden: Tensor, items: Tensor, batch: PackedBatch) -> Tensor:
         """Logits of (rows, K) items; rows are tokens, or sequences where `hidden` has one row for each."""

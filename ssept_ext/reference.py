@@ -86,6 +86,8 @@ def user_item_embedding(
     """`concat(item·sqrt(Di), user·sqrt(Du)) + position`, then dropout: see `ssept_ext.ops`."""
     _check_dropout(dropout_p, seed)
     _check_dims("items", items, 1)
+    _check_ids_type("items", items)
+    _check_ids_type("positions", positions)
     _check_dims("item_weight", item_weight, 2)
     _check_dims("position_weight", position_weight, 2)
     num_tokens = _check_packed(items, cu_seqlens)
@@ -107,6 +109,31 @@ def user_item_embedding(
     positions = _checked_ids("positions", positions, position_weight.shape[0], real)
     x = torch.where(real[:, None], x + F.embedding(positions, position_weight), 0)
     return dropout(x, dropout_p, seed, site)
+
+
+def position_layer_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Layer norm with a gamma and beta for each position: see `ssept_ext.ops`."""
+    _check_dims("x", x, 2)
+    _check_dims("gamma", gamma, 2)
+    num_tokens = _check_packed(x, cu_seqlens)
+    _check_shape("gamma", gamma, (gamma.shape[0], x.shape[1]))
+    _check_shape("beta", beta, tuple(gamma.shape))
+    _check_ids_type("positions", positions)
+    _check_shape("positions", positions, (num_tokens,))
+    _check_same_type(x=x, gamma=gamma, beta=beta)
+    _, real = _sequence_of_token(cu_seqlens, num_tokens)
+    positions = _checked_ids("positions", positions, gamma.shape[0], real)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    normal = F.layer_norm(torch.where(real[:, None], x, 0).to(wide), x.shape[1:], eps=eps)
+    place = F.embedding(positions, gamma), F.embedding(positions, beta)
+    return torch.where(real[:, None], place[0] * normal + place[1], 0).to(x.dtype)
 
 
 def causal_attention(
@@ -165,6 +192,29 @@ def causal_attention(
     return out.to(q.dtype), lse.detach()
 
 
+def bias_dropout(
+    x: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+) -> Tensor:
+    """`residual + dropout(act(x + bias))`: see `ssept_ext.ops`."""
+    _check_dropout(dropout_p, seed)
+    _check_dims("x", x, 2)
+    _check_shape("bias", bias, (x.shape[1],))
+    _check_same_type(x=x, bias=bias, residual=residual)
+    if residual is not None:
+        _check_shape("residual", residual, tuple(x.shape))
+        if relu:
+            raise ValueError("relu and residual cannot be combined")
+    y = x.to(torch.promote_types(x.dtype, torch.float32)) + bias
+    y = dropout(F.relu(y) if relu else y, dropout_p, seed, site)
+    return (y if residual is None else y + residual).to(x.dtype)
+
+
 def sampled_logits(
     hidden: Tensor,
     item_weight: Tensor,
@@ -175,6 +225,7 @@ def sampled_logits(
 ) -> Tensor:
     """Scores of K items for each token's hidden state: see `ssept_ext.ops`."""
     _check_dims("items", items, 2)
+    _check_ids_type("items", items)
     num_tokens = _check_packed(items, cu_seqlens)
     user_width = _check_users(user_weight, users, cu_seqlens)
     _check_dims("item_weight", item_weight, 2)
@@ -260,8 +311,6 @@ def _check_packed(
     tokens: Tensor, cu_seqlens: Tensor, name: str = "cu_seqlens", max_seqlen: int | None = None
 ) -> int:
     """Check that `cu_seqlens` describes the rows of `tokens`; returns N."""
-    if not tokens.is_floating_point() and tokens.dtype != torch.int64:
-        raise ValueError(f"ids must be int64, got {tokens.dtype}")
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
         raise ValueError(
             f"{name} must be int32 of shape (B + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
@@ -279,14 +328,18 @@ def _check_packed(
     return tokens.shape[0]
 
 
+def _check_ids_type(name: str, ids: Tensor) -> None:
+    if ids.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64, got {ids.dtype}")
+
+
 def _check_users(user_weight: Tensor | None, users: Tensor | None, cu_seqlens: Tensor) -> int:
     """Check that users and their table come together; returns Du."""
     if (user_weight is None) != (users is None):
         raise ValueError("user_weight and users must be given together")
     if user_weight is None or users is None:
         return 0
-    if users.dtype != torch.int64:
-        raise ValueError(f"users must be int64, got {users.dtype}")
+    _check_ids_type("users", users)
     _check_dims("user_weight", user_weight, 2)
     _check_shape("users", users, (cu_seqlens.shape[0] - 1,))
     return user_weight.shape[1]

@@ -11,7 +11,7 @@ import torch
 import ssept_ext
 from ssept_ext import SSEPT, _extension, ops, reference
 
-OPS = ("user_item_embedding", "causal_attention", "sampled_logits")
+OPS = _extension.OPS
 
 
 @pytest.fixture(autouse=True)

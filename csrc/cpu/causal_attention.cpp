@@ -346,13 +346,15 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
   const auto& s = args.size;
-  const Tensor out = torch::stable::new_zeros(q, {s.num_queries, s.num_heads, s.head_size});
+  const Tensor out = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
   const Tensor lse =
-      torch::stable::new_zeros(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
+      torch::stable::new_empty(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
   dispatch_floating("q", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = args.kernel_args<T>();
     check_all_offsets(in);
+    zero_rows_from(out, in.cu_seqlens_q[s.num_sequences]);
+    zero_rows_from(lse, in.cu_seqlens_q[s.num_sequences]);
     auto units = make_units(in, [](auto& units, const auto& x, Unit unit) {
       for (int64_t first = 0; first < x.num_queries; first += kQueryChunk) {
         unit.first_query = first;
@@ -382,13 +384,16 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
   const Tensor grad = args.contiguous_like_q("grad_out", grad_out);
   const Tensor result = args.contiguous_like_q("out", out);
   const Tensor log_sum = args.contiguous_lse(lse, accumulator_type(args.type));
-  const Tensor grad_q = torch::stable::new_zeros(q, {s.num_queries, s.num_heads, s.head_size});
-  const Tensor grad_k = torch::stable::new_zeros(k, {s.num_keys, s.num_heads, s.head_size});
-  const Tensor grad_v = torch::stable::new_zeros(v, {s.num_keys, s.num_heads, s.head_size});
+  const Tensor grad_q = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
+  const Tensor grad_k = torch::stable::new_empty(k, {s.num_keys, s.num_heads, s.head_size});
+  const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
   dispatch_floating("q", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = args.kernel_args<T>();
     check_all_offsets(in);
+    zero_rows_from(grad_q, in.cu_seqlens_q[s.num_sequences]);
+    zero_rows_from(grad_k, in.cu_seqlens_k[s.num_sequences]);
+    zero_rows_from(grad_v, in.cu_seqlens_k[s.num_sequences]);
     std::vector<A> delta(s.num_queries * s.num_heads);
     torch::stable::parallel_for(
         0, static_cast<int64_t>(delta.size()), grain(s.head_size), [&](int64_t begin, int64_t end) {
@@ -398,7 +403,6 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
         data<T>(grad),           data<A>(log_sum),        delta.data(),
         mutable_data<T>(grad_q), mutable_data<T>(grad_k), mutable_data<T>(grad_v)};
     auto units = make_units(in, [](auto& units, const auto& x, Unit unit) {
-      if (x.num_queries == 0 || x.num_keys == 0) return;
       if (x.num_queries <= kWholeBackward) {
         units.push_back(unit);
         return;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -36,6 +37,14 @@ void dispatch_floating(const char* name, ScalarType type, F&& f) {
 // Rows per thread below which splitting the work costs more than it gains: about 16k
 // multiplications.
 inline int64_t grain(int64_t work_per_row) { return 1 + 16384 / (1 + work_per_row); }
+
+// Zeroes what kernels do not write: the rows of spare capacity, from `first_row` on.
+inline void zero_rows_from(const Tensor& x, int64_t first_row) {
+  if (x.numel() == 0) return;
+  const int64_t row_bytes = x.numel() / x.size(0) * static_cast<int64_t>(x.element_size());
+  std::memset(mutable_data<char>(x) + first_row * row_bytes, 0,
+              (x.size(0) - first_row) * row_bytes);
+}
 
 // Remembers one id outside its table, from any thread, to be thrown when the parallel work is done.
 class BadId {

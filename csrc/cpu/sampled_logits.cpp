@@ -97,11 +97,12 @@ Tensor sampled_logits(const Tensor& hidden, const Tensor& item_weight,
                       const std::optional<Tensor>& users, const Tensor& cu_seqlens) {
   const SampledLogitsArgs args(hidden, item_weight, user_weight, items, users, cu_seqlens);
   const auto& s = args.size;
-  const Tensor logits = torch::stable::new_zeros(hidden, {s.num_tokens, s.num_items});
+  const Tensor logits = torch::stable::new_empty(hidden, {s.num_tokens, s.num_items});
   BadId bad_item, bad_user;
   dispatch_floating("hidden", args.type, [&]<class T>() {
     const auto in = args.kernel_args<T>();
     check_offsets("cu_seqlens", in.cu_seqlens, s.num_sequences, s.num_tokens);
+    zero_rows_from(logits, in.cu_seqlens[s.num_sequences]);
     torch::stable::parallel_for(
         0, s.num_tokens, grain(s.num_items * s.width), [&](int64_t begin, int64_t end) {
           forward<T>(in, mutable_data<T>(logits), begin, end, bad_item, bad_user);
@@ -121,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   const auto& s = args.size;
   const Tensor grad = args.contiguous_grad(grad_logits);
   const ScalarType wide = accumulator_type(args.type);
-  const Tensor grad_hidden = torch::stable::new_zeros(hidden, {s.num_tokens, s.width});
+  const Tensor grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
   const Tensor grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
   const Tensor grad_user =
       torch::stable::new_zeros(hidden, {users ? s.num_sequences : 0, s.user_width}, wide);
@@ -130,6 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
     using A = Accumulator<T>;
     const auto in = args.kernel_args<T>();
     check_offsets("cu_seqlens", in.cu_seqlens, s.num_sequences, s.num_tokens);
+    zero_rows_from(grad_hidden, in.cu_seqlens[s.num_sequences]);
     std::vector<A> grad_sum(s.num_tokens);
     torch::stable::parallel_for(
         0, s.num_tokens, grain(s.num_items * s.width), [&](int64_t begin, int64_t end) {

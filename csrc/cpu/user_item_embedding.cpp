@@ -93,11 +93,12 @@ Tensor user_item_embedding(const Tensor& item_weight, const std::optional<Tensor
   const UserItemEmbeddingArgs args(item_weight, user_weight, position_weight, items, users,
                                    positions, cu_seqlens, dropout_p, seed, site);
   const auto& s = args.size;
-  const Tensor out = torch::stable::new_zeros(item_weight, {s.num_tokens, s.width});
+  const Tensor out = torch::stable::new_empty(item_weight, {s.num_tokens, s.width});
   BadIds bad;
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     const auto in = args.kernel_args<T>();
     check_offsets("cu_seqlens", in.cu_seqlens, s.num_sequences, s.num_tokens);
+    zero_rows_from(out, in.cu_seqlens[s.num_sequences]);
     torch::stable::parallel_for(0, s.num_tokens, grain(s.width), [&](int64_t begin, int64_t end) {
       forward<T>(in, mutable_data<T>(out), begin, end, bad);
     });

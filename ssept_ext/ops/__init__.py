@@ -1,22 +1,30 @@
-"""The three fused operations, on packed tokens, each with a native and a reference implementation."""
+"""The fused operations, on packed tokens, each with a native and a reference implementation."""
 
-from ssept_ext._extension import native_available
+import sys
+
+from ssept_ext._extension import OPS, native_available
+from ssept_ext.ops.bias_dropout import bias_dropout
 from ssept_ext.ops.causal_attention import causal_attention
-from ssept_ext.ops.causal_attention import register as _register_causal_attention
 from ssept_ext.ops.errors import raise_pending_errors
-from ssept_ext.ops.sampled_logits import register as _register_sampled_logits
+from ssept_ext.ops.position_layer_norm import position_layer_norm
 from ssept_ext.ops.sampled_logits import sampled_logits
-from ssept_ext.ops.user_item_embedding import register as _register_user_item_embedding
 from ssept_ext.ops.user_item_embedding import user_item_embedding
 
-__all__ = ["causal_attention", "raise_pending_errors", "sampled_logits", "user_item_embedding"]
+__all__ = [
+    "bias_dropout",
+    "causal_attention",
+    "position_layer_norm",
+    "raise_pending_errors",
+    "sampled_logits",
+    "user_item_embedding",
+]
 
 
 def register(namespace: str) -> None:
     """Give the C++ ops of a library namespace their shapes (for compilers) and their gradients."""
-    _register_user_item_embedding(namespace)
-    _register_causal_attention(namespace)
-    _register_sampled_logits(namespace)
+    for op in OPS:
+        # By module, as the functions have the modules' names.
+        sys.modules[f"{__name__}.{op}"].register(namespace)
 
 
 if native_available():

@@ -1,0 +1,69 @@
+// From the tensors of a `bias_dropout` call to checked, contiguous arguments for its kernels.
+#pragma once
+#include "common/dropout_args.h"
+
+namespace ssept {
+
+template <class T>
+struct BiasDropout {
+  const T* x;           // (N, C)
+  const T* bias;        // (C)
+  const T* residual;    // (N, C), or null
+  const int64_t* seed;  // (1), or null where nothing is dropped
+  DropoutSite dropout;
+  bool relu;
+  int64_t num_rows, width;  // N, C
+};
+
+class BiasDropoutArgs {
+ public:
+  ScalarType type;
+  int64_t num_rows, width;
+
+  BiasDropoutArgs(const Tensor& x, const Tensor& bias, const std::optional<Tensor>& residual,
+                  bool relu, double dropout_p, const std::optional<Tensor>& seed, int64_t site)
+      : type(x.scalar_type()), relu_(relu), dropout_(check_dropout(dropout_p, seed, site)) {
+    check_devices({{"x", &x},
+                   {"bias", &bias},
+                   {"residual", pointer(residual)},
+                   {"seed", dropout_p > 0 ? pointer(seed) : nullptr}});
+    check_dims("x", x, 2);
+    check_dims("bias", bias, 1);
+    num_rows = x.size(0);
+    width = x.size(1);
+    check_size("bias", bias, 0, width);
+    check_type("bias", bias, type);
+    check(!(relu && residual), "relu and residual cannot be combined");
+    x_ = torch::stable::contiguous(x);
+    bias_ = torch::stable::contiguous(bias);
+    if (residual) {
+      check_dims("residual", *residual, 2);
+      check_size("residual", *residual, 0, num_rows);
+      check_size("residual", *residual, 1, width);
+      check_type("residual", *residual, type);
+      residual_ = torch::stable::contiguous(*residual);
+    }
+    if (dropout_p > 0) seed_ = *seed;
+  }
+
+  // Valid while this object lives. T must have the size and layout of `type`.
+  template <class T>
+  BiasDropout<T> kernel_args() const {
+    return {data<T>(x_),
+            data<T>(bias_),
+            residual_ ? data<T>(*residual_) : nullptr,
+            seed_ ? data<int64_t>(*seed_) : nullptr,
+            dropout_,
+            relu_,
+            num_rows,
+            width};
+  }
+
+ private:
+  Tensor x_, bias_;
+  std::optional<Tensor> residual_, seed_;
+  bool relu_;
+  DropoutSite dropout_;
+};
+
+}  // namespace ssept

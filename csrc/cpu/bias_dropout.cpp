@@ -1,0 +1,120 @@
+// CPU kernels of `bias_dropout`: what follows a matrix product, in one pass over it.
+#include <tuple>
+#include <vector>
+
+#include "common/bias_dropout_args.h"
+#include "common/library.h"
+#include "cpu/vector_ops.h"
+
+namespace ssept::cpu {
+namespace {
+
+// Rows whose bias gradients are summed together first: fixed, so that sums do not depend on the
+// number of threads.
+constexpr int64_t kRowsPerPart = 512;
+
+template <class T, class A = Accumulator<T>>
+SSEPT_SIMD_CLONES void forward(const BiasDropout<T>& in, T* out, int64_t begin, int64_t end) {
+  const A scale = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
+  const A floor = in.relu ? A(0) : -std::numeric_limits<A>::infinity();
+  std::vector<A> row(in.width);
+  A* y = row.data();
+  for (int64_t n = begin; n < end; ++n) {
+    const T* x = in.x + n * in.width;
+    for (int64_t i = 0; i < in.width; ++i) {
+      const A value = scale * (static_cast<A>(x[i]) + static_cast<A>(in.bias[i]));
+      y[i] = value < floor ? floor : value;  // keeps NaN
+    }
+    if (in.seed) drop(y, in.width, in.dropout, *in.seed, n, 0);
+    if (in.residual)
+      for (int64_t i = 0; i < in.width; ++i) y[i] += static_cast<A>(in.residual[n * in.width + i]);
+    for (int64_t i = 0; i < in.width; ++i) out[n * in.width + i] = static_cast<T>(y[i]);
+  }
+}
+
+struct BackwardSettings {
+  const int64_t* seed;  // null where nothing is dropped
+  DropoutSite dropout;
+  bool relu;
+  int64_t width;
+};
+
+// grad_x of rows [begin, end), and their sum. Where there is a ReLU, what it or dropout set to zero
+// shows in `out`.
+template <class T, class A = Accumulator<T>>
+SSEPT_SIMD_CLONES void backward(const BackwardSettings& s, const T* grad, const T* out, T* grad_x,
+                                A* sum, int64_t begin, int64_t end) {
+  const A scale = s.seed ? static_cast<A>(s.dropout.scale) : A(1);
+  std::vector<A> row(s.width);
+  A* g = row.data();
+  std::fill_n(sum, s.width, A(0));
+  for (int64_t n = begin; n < end; ++n) {
+    for (int64_t i = 0; i < s.width; ++i) g[i] = scale * static_cast<A>(grad[n * s.width + i]);
+    if (s.relu) {
+      for (int64_t i = 0; i < s.width; ++i)
+        g[i] = static_cast<A>(out[n * s.width + i]) > 0 ? g[i] : A(0);
+    } else if (s.seed) {
+      drop(g, s.width, s.dropout, *s.seed, n, 0);
+    }
+    for (int64_t i = 0; i < s.width; ++i) {
+      sum[i] += g[i];
+      grad_x[n * s.width + i] = static_cast<T>(g[i]);
+    }
+  }
+}
+
+Tensor bias_dropout(const Tensor& x, const Tensor& bias, const std::optional<Tensor>& residual,
+                    bool relu, double dropout_p, const std::optional<Tensor>& seed, int64_t site) {
+  const BiasDropoutArgs args(x, bias, residual, relu, dropout_p, seed, site);
+  const Tensor out = torch::stable::new_empty(x, {args.num_rows, args.width});
+  dispatch_floating("x", args.type, [&]<class T>() {
+    const auto in = args.kernel_args<T>();
+    torch::stable::parallel_for(0, in.num_rows, grain(in.width), [&](int64_t begin, int64_t end) {
+      forward<T>(in, mutable_data<T>(out), begin, end);
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> bias_dropout_backward(const Tensor& grad, const Tensor& out, bool relu,
+                                                 double dropout_p,
+                                                 const std::optional<Tensor>& seed, int64_t site) {
+  check_devices({{"out", &out}, {"grad", &grad}});
+  check_dims("out", out, 2);
+  check_dims("grad", grad, 2);
+  const int64_t num_rows = out.size(0), width = out.size(1);
+  check_size("grad", grad, 0, num_rows);
+  check_size("grad", grad, 1, width);
+  check_type("grad", grad, out.scalar_type());
+  const DropoutSite dropout = check_dropout(dropout_p, seed, site);
+  const BackwardSettings settings{dropout_p > 0 ? data<int64_t>(*seed) : nullptr, dropout, relu,
+                                  width};
+  const Tensor g = torch::stable::contiguous(grad);
+  const Tensor y = torch::stable::contiguous(out);
+  const Tensor grad_x = torch::stable::new_empty(grad, {num_rows, width});
+  const Tensor grad_bias =
+      torch::stable::new_zeros(grad, {width}, accumulator_type(out.scalar_type()));
+  dispatch_floating("out", out.scalar_type(), [&]<class T>() {
+    using A = Accumulator<T>;
+    const int64_t parts = (num_rows + kRowsPerPart - 1) / kRowsPerPart;
+    std::vector<A> sums(parts * width);
+    torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part)
+        backward<T>(settings, data<T>(g), data<T>(y), mutable_data<T>(grad_x),
+                    sums.data() + part * width, part * kRowsPerPart,
+                    std::min(num_rows, (part + 1) * kRowsPerPart));
+    });
+    A* total = mutable_data<A>(grad_bias);
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t i = 0; i < width; ++i) total[i] += sums[part * width + i];
+  });
+  return {grad_x, grad_bias};
+}
+
+}  // namespace
+}  // namespace ssept::cpu
+
+SSEPT_LIBRARY_IMPL(CPU, m) {
+  m.impl("bias_dropout", TORCH_BOX(&ssept::cpu::bias_dropout));
+  m.impl("bias_dropout_backward", TORCH_BOX(&ssept::cpu::bias_dropout_backward));
+}

@@ -1,0 +1,81 @@
+"""The op `bias_dropout`: what follows a matrix product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssept_ext import reference
+from ssept_ext._extension import Backend, use_native
+
+
+def bias_dropout(
+    x: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """`residual + dropout(act(x + bias))` in one pass, act being a ReLU or nothing.
+
+    The dropout mask is a function of (seed, site, row, column) alone.
+
+    Parameters
+    ----------
+    x : (N, C) float16, bfloat16, float32 or float64, a matrix product
+    bias : (C,), same type
+    residual : (N, C), same type, or None; not together with `relu`
+    relu : whether negative sums become 0
+    dropout_p : probability in [0, 1) that an element is dropped; the others are scaled by 1 / (1 - dropout_p)
+    seed : (1,) int64, needed where dropout_p > 0
+    site : which dropout of the model this is
+    backend : overrides `ssept_ext.set_backend` for this call
+
+    Returns
+    -------
+    (N, C), same type
+
+    Raises
+    ------
+    ValueError
+        If a shape, type or device does not fit; names the argument.
+    """
+    args = (x, bias, residual, relu, dropout_p, seed, site)
+    if use_native("bias_dropout", x.device, backend):
+        return torch.ops.ssept_ext.bias_dropout(*args)  # type: ignore[no-any-return]
+    return reference.bias_dropout(*args)
+
+
+def register(namespace: str) -> None:
+    """Register shapes and gradients of the C++ ops of a library namespace."""
+    backward_op = getattr(torch.ops, namespace).bias_dropout_backward
+
+    def fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x.new_empty(x.shape)
+
+    def fake_backward(grad: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        return grad.new_empty(grad.shape), grad.new_empty(grad.shape[1], dtype=wide)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, residual, ctx.relu, ctx.dropout_p, seed, ctx.site = inputs
+        ctx.has_residual = residual is not None
+        ctx.save_for_backward(output, seed)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, seed = ctx.saved_tensors
+        grad_x, grad_bias = backward_op(grad, out, ctx.relu, ctx.dropout_p, seed, ctx.site)
+        grad_residual = grad if ctx.has_residual else None
+        return grad_x, grad_bias.to(grad.dtype), grad_residual, None, None, None, None
+
+    torch.library.register_fake(f"{namespace}::bias_dropout", fake)
+    torch.library.register_fake(f"{namespace}::bias_dropout_backward", fake_backward)
+    torch.library.register_autograd(
+        f"{namespace}::bias_dropout", backward, setup_context=setup_context
+    )

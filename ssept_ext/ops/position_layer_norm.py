@@ -1,0 +1,84 @@
+"""The op `position_layer_norm`: layer norm with a gamma and beta for each position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssept_ext import reference
+from ssept_ext._extension import Backend, use_native
+
+
+def position_layer_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    eps: float = 1e-8,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """`gamma[t] * (x - mean) / sqrt(variance + eps) + beta[t]`, t being the token's position.
+
+    Mean and biased variance are over the features. recommenders' layer norm has such parameters of shape (T, D).
+
+    Parameters
+    ----------
+    x : (N, D) float16, bfloat16, float32 or float64
+    gamma, beta : (T, D), same type
+    positions : (N,) int64 in 0..T-1
+    cu_seqlens : (B + 1,) int32 offsets of the sequences
+    eps : added to the variance
+    backend : overrides `ssept_ext.set_backend` for this call
+
+    Returns
+    -------
+    (N, D), same type; zeros for tokens from `cu_seqlens[B]` on
+
+    Raises
+    ------
+    ValueError
+        If a shape, type or device does not fit; names the argument.
+    IndexError
+        If a position is outside 0..T-1; names it and T.
+    """
+    args = (x, gamma, beta, positions, cu_seqlens, eps)
+    if use_native("position_layer_norm", x.device, backend):
+        return torch.ops.ssept_ext.position_layer_norm(*args)  # type: ignore[no-any-return]
+    return reference.position_layer_norm(*args)
+
+
+def register(namespace: str) -> None:
+    """Register shapes and gradients of the C++ ops of a library namespace."""
+    backward_op = getattr(torch.ops, namespace).position_layer_norm_backward
+
+    def fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x.new_empty(x.shape)
+
+    def fake_backward(
+        grad: Tensor, x: Tensor, gamma: Tensor, *_: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (
+            x.new_empty(x.shape),
+            gamma.new_empty(gamma.shape, dtype=wide),
+            gamma.new_empty(gamma.shape, dtype=wide),
+        )
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.eps = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gamma = ctx.saved_tensors[1]
+        grad_x, grad_gamma, grad_beta = backward_op(grad, *ctx.saved_tensors, ctx.eps)
+        return grad_x, grad_gamma.to(gamma.dtype), grad_beta.to(gamma.dtype), None, None, None
+
+    torch.library.register_fake(f"{namespace}::position_layer_norm", fake)
+    torch.library.register_fake(f"{namespace}::position_layer_norm_backward", fake_backward)
+    torch.library.register_autograd(
+        f"{namespace}::position_layer_norm", backward, setup_context=setup_context
+    )

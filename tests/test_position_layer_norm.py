@@ -1,0 +1,172 @@
+"""`position_layer_norm`, forward and backward, in every implementation."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from implementations import CPU
+from samples import RAGGED, Ragged, ragged_id
+from tolerances import HALF_TYPES, assert_close
+
+from ssept_ext import reference
+
+every_implementation = pytest.mark.parametrize("implementation", CPU, indirect=True)
+every_kernel = pytest.mark.parametrize("implementation", CPU[1:], indirect=True)
+SEQ_MAX_LEN = 20
+RAGGED_BATCH = Ragged("ragged", (5, 1, 17, 9, 2))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    x: torch.Tensor
+    gamma: torch.Tensor
+    beta: torch.Tensor
+    positions: torch.Tensor
+    cu_seqlens: torch.Tensor
+    eps: float = 1e-8
+
+    def call(self, op):
+        return op(*vars(self).values())
+
+    def gradients(self, op, grad):
+        """Output, and the gradients of x, gamma and beta."""
+        leaves = {
+            n: getattr(self, n).detach().clone().requires_grad_() for n in ("x", "gamma", "beta")
+        }
+        out = replace(self, **leaves).call(op)
+        return out, *torch.autograd.grad(out, list(leaves.values()), grad)
+
+    def converted(self, dtype):
+        return replace(self, **{n: getattr(self, n).to(dtype) for n in ("x", "gamma", "beta")})
+
+
+def arguments(ragged=RAGGED_BATCH, width=10, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    n = ragged.num_tokens
+    return Arguments(
+        x=normal(n, width) + 3,
+        gamma=normal(SEQ_MAX_LEN, width),
+        beta=normal(SEQ_MAX_LEN, width),
+        positions=torch.randint(SEQ_MAX_LEN, (n,), generator=generator),
+        cu_seqlens=ragged.cu_seqlens(),
+    )
+
+
+def in_plain_pytorch(x, gamma, beta, positions, cu_seqlens, eps):
+    normal = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + eps).sqrt()
+    return gamma[positions] * normal + beta[positions]
+
+
+@pytest.mark.parametrize("width", [1, 10, 100])
+@every_implementation
+def test_features_are_normalised_then_scaled_and_shifted_by_position(implementation, width):
+    a = arguments(width=width)
+    assert_close(a.call(implementation.op("position_layer_norm")), a.call(in_plain_pytorch))
+
+
+@pytest.mark.parametrize("ragged", RAGGED, ids=ragged_id)
+@every_kernel
+def test_output_and_gradients_match_the_reference(implementation, ragged):
+    a = arguments(ragged)
+    grad = torch.randn(a.x.shape, dtype=torch.float64)
+    actual = a.gradients(implementation.op("position_layer_norm"), grad)
+    exact = a.gradients(reference.position_layer_norm, grad)
+    for x, y in zip(actual, exact, strict=True):
+        assert_close(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@every_implementation
+def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
+    a = arguments(width=100).converted(dtype)
+    grad = torch.randn(a.x.shape).to(dtype)
+    exact = a.converted(torch.float64).gradients(reference.position_layer_norm, grad.double())
+    plain = a.gradients(in_plain_pytorch, grad)
+    actual = a.gradients(implementation.op("position_layer_norm"), grad)
+    for x, y, z in zip(actual, exact, plain, strict=True):
+        assert x.dtype == dtype
+        assert_close(x, y, z)
+
+
+@every_implementation
+def test_a_constant_token_becomes_beta(implementation):
+    a = arguments()
+    a.x[3] = 7.0
+    out = a.call(implementation.op("position_layer_norm"))
+    assert torch.equal(out[3], a.beta[a.positions[3]])
+
+
+@every_implementation
+def test_gradcheck(implementation):
+    a = arguments(Ragged("small", (2, 0, 3), spare=1), width=4)
+
+    def norm(x, gamma, beta):
+        op = implementation.op("position_layer_norm")
+        return replace(a, x=x, gamma=gamma, beta=beta).call(op)
+
+    leaves = [t.requires_grad_() for t in (a.x, a.gamma, a.beta)]
+    assert torch.autograd.gradcheck(norm, leaves)
+
+
+@every_implementation
+def test_spare_capacity_is_not_read_and_is_written_as_zeros(implementation):
+    a = arguments(Ragged("spare", (3, 2), spare=2))
+    a.x[5:] = torch.nan
+    a.positions[5:] = -1
+    grad = torch.ones(a.x.shape, dtype=torch.float64)
+    out, *gradients = a.gradients(implementation.op("position_layer_norm"), grad)
+    assert (out[5:] == 0).all()
+    assert (gradients[0][5:] == 0).all()
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("position", [-1, SEQ_MAX_LEN])
+@every_implementation
+def test_a_position_outside_the_table_is_an_index_error_that_names_it(implementation, position):
+    a = arguments()
+    a.positions[2] = position
+    match = f"positions has id {position}, outside its table of {SEQ_MAX_LEN} rows"
+    with pytest.raises(IndexError, match=match):
+        a.call(implementation.op("position_layer_norm"))
+
+
+@every_kernel
+def test_opcheck(implementation):
+    a = arguments(dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in (a.x, a.gamma, a.beta)]
+    op = torch.ops.ssept_ext.position_layer_norm.default
+    torch.library.opcheck(op, (*leaves, a.positions, a.cu_seqlens, a.eps))
+
+
+@every_kernel
+def test_gradients_do_not_depend_on_the_number_of_threads(implementation):
+    a = arguments(Ragged("long", (3000, 1000)), 100, torch.float32)
+    grad = torch.randn(a.x.shape)
+    op = implementation.op("position_layer_norm")
+    first = a.gradients(op, grad)
+    torch.set_num_threads(1)
+    second = a.gradients(op, grad)
+    torch.set_num_threads(2)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+WRONG = [
+    ("x must have 2 dimensions", lambda a: {"x": a.x[0]}),
+    ("gamma must have", lambda a: {"gamma": a.gamma[:, 1:]}),
+    ("beta must have", lambda a: {"beta": a.beta[1:]}),
+    ("positions must have", lambda a: {"positions": a.positions[1:]}),
+    ("positions must be (int64|Long)", lambda a: {"positions": a.positions.int()}),
+    ("gamma.*[fF]loat", lambda a: {"gamma": a.gamma.float()}),
+    ("cu_seqlens must be [iI]nt", lambda a: {"cu_seqlens": a.cu_seqlens.long()}),
+]
+
+
+@pytest.mark.parametrize(("match", "change"), WRONG, ids=[match for match, _ in WRONG])
+@every_implementation
+def test_a_wrong_argument_is_a_value_error(implementation, match, change):
+    with pytest.raises(ValueError, match=match):
+        replace(arguments(), **change(arguments())).call(implementation.op("position_layer_norm"))
