@@ -293,3 +293,35 @@ def test_compiling_for_changing_lengths_makes_at_most_two_graphs():
         a = arguments(Ragged("", lengths))
         assert_close(compiled(*vars(a).values())[0], by_plain_loops(a)[0])
     assert counter.frame_count <= 2
+
+
+def test_the_padded_face_attends_over_unmasked_keys_only():
+    q, k, v = torch.randn(3, 2, 7, 2, 5, dtype=torch.float64).requires_grad_()
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]]).bool()
+    out = ops.padded_causal_attention(q, k, v, mask, 0.4)
+    visible = mask[:, None, None, :] & torch.ones(7, 7).tril().bool()
+    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *heads_first, attn_mask=visible, scale=0.4
+    ).transpose(1, 2)
+    assert_close(out[mask], expected[mask])
+    assert (out[~mask] == 0).all()
+    grad = torch.randn_like(out) * mask[..., None, None]
+    for x, y in zip(
+        *(torch.autograd.grad(o, (q, k, v), grad) for o in (out, expected)), strict=True
+    ):
+        assert_close(x, y)
+
+
+@pytest.mark.parametrize(
+    ("match", "changes"),
+    [
+        ("key_mask must be bool of shape", {"key_mask": torch.ones(1, 3)}),
+        ("key_mask must be bool of shape", {"key_mask": torch.ones(1, 4).bool()}),
+        ("v must have shape", {"v": torch.ones(1, 3, 1, 3)}),
+    ],
+)
+def test_a_wrong_argument_of_the_padded_face_is_a_value_error(match, changes):
+    arguments = {n: torch.ones(1, 3, 1, 2) for n in "qkv"} | {"key_mask": torch.ones(1, 3).bool()}
+    with pytest.raises(ValueError, match=match):
+        ops.padded_causal_attention(**arguments | changes, scale=1.0)

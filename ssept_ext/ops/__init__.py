@@ -4,7 +4,7 @@ import sys
 
 from ssept_ext._extension import OPS, native_available
 from ssept_ext.ops.bias_dropout import bias_dropout
-from ssept_ext.ops.causal_attention import causal_attention
+from ssept_ext.ops.causal_attention import causal_attention, padded_causal_attention
 from ssept_ext.ops.errors import raise_pending_errors
 from ssept_ext.ops.position_layer_norm import position_layer_norm
 from ssept_ext.ops.sampled_logits import sampled_logits
@@ -13,6 +13,7 @@ from ssept_ext.ops.user_item_embedding import user_item_embedding
 __all__ = [
     "bias_dropout",
     "causal_attention",
+    "padded_causal_attention",
     "position_layer_norm",
     "raise_pending_errors",
     "sampled_logits",

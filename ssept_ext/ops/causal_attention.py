@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
@@ -60,6 +61,63 @@ def causal_attention(
     if use_native("causal_attention", q.device, backend):
         return torch.ops.ssept_ext.causal_attention(*args)  # type: ignore[no-any-return]
     return reference.causal_attention(*args)
+
+
+def padded_causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor,
+    scale: float,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """`causal_attention` of padded sequences, for those who want the kernel and nothing else.
+
+    Positions that `key_mask` leaves out, anywhere in a sequence, are dropped before the kernel and take no time.
+
+    Parameters
+    ----------
+    q, k, v : (B, T, H, Dh) of one type
+    key_mask : (B, T) bool, True at real tokens
+    scale, dropout_p, seed, site, backend : as in `causal_attention`
+
+    Returns
+    -------
+    (B, T, H, Dh), same type; zeros where `key_mask` is False
+
+    Raises
+    ------
+    ValueError
+        If a shape, type or device does not fit; names the argument.
+    """
+    if key_mask.dtype != torch.bool or key_mask.shape != q.shape[:2]:
+        raise ValueError(
+            f"key_mask must be bool of shape {tuple(q.shape[:2])}, got {key_mask.dtype} "
+            f"{tuple(key_mask.shape)}"
+        )
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape:
+            raise ValueError(f"{name} must have shape {tuple(q.shape)}, got {tuple(x.shape)}")
+    cu_seqlens = F.pad(key_mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    out, _ = causal_attention(
+        q[key_mask],
+        k[key_mask],
+        v[key_mask],
+        cu_seqlens,
+        cu_seqlens,
+        q.shape[1],
+        q.shape[1],
+        scale,
+        dropout_p,
+        seed,
+        site,
+        backend=backend,
+    )
+    return torch.zeros_like(q).masked_scatter(key_mask[..., None, None], out)
 
 
 def register(namespace: str) -> None:
