@@ -48,7 +48,7 @@ def _find_kernels() -> frozenset[tuple[str, str]]:
     )
 
 
-_C, _reason_not_loaded = _load()
+native, _reason_not_loaded = _load()
 _kernels = _find_kernels()
 _backend: Backend = "auto"
 
@@ -77,7 +77,7 @@ def build_info() -> BuildInfo:
         package_version = version("ssept_ext")
     except PackageNotFoundError:
         package_version = "unknown (imported from a source tree)"
-    built = cast("dict[str, str]", _C.build_info()) if _C is not None else {}
+    built = cast("dict[str, str]", native.build_info()) if native is not None else {}
     ops = {}
     for op in OPS:
         missing = {device: why_not_native(op, device) for device in ("cpu", "cuda")}
@@ -98,20 +98,20 @@ def build_info() -> BuildInfo:
 
 def why_not_native(op: str, device_type: str) -> str:
     """Why `op` has no native kernel on this kind of device; empty where it has one."""
-    if _C is None:
+    if native is None:
         return f"the extension did not load ({_reason_not_loaded})"
     if device_type not in ("cpu", "cuda"):
         return f"there are no kernels for {device_type}"
     if (op, device_type) in _kernels:
         return ""
     if device_type == "cuda" and not built_with_cuda():
-        return f"the extension was built without CUDA ({_C.build_info()['cuda']})"
+        return f"the extension was built without CUDA ({native.build_info()['cuda']})"
     return "it has no native kernel yet"
 
 
 def native_available() -> bool:
     """Whether the extension loaded."""
-    return _C is not None
+    return native is not None
 
 
 def built_with_cuda() -> bool:
@@ -131,7 +131,7 @@ def check_backend(backend: str) -> Backend:
     """
     if backend not in get_args(Backend):
         raise ValueError(f'backend must be one of {get_args(Backend)}, got "{backend}"')
-    if backend == "native" and _C is None:
+    if backend == "native" and native is None:
         raise RuntimeError(
             f'backend "native" is not available: the extension did not load ({_reason_not_loaded})'
         )

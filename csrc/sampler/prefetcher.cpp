@@ -1,0 +1,71 @@
+#include "sampler/prefetcher.h"
+
+#include <stdexcept>
+#include <utility>
+
+namespace ssept::sampler {
+
+Prefetcher::Prefetcher(const SamplingTable& table, const DrawSettings& settings,
+                       int64_t num_threads)
+    : table_(table), settings_(settings), ahead_(2 * num_threads) {
+  for (int64_t i = 0; i < num_threads; ++i) threads_.emplace_back([this] { work(); });
+}
+
+Prefetcher::~Prefetcher() { close(); }
+
+void Prefetcher::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+  }
+  drawn_.notify_all();
+  taken_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+void Prefetcher::work() {
+  for (;;) {
+    uint64_t index = 0;
+    {
+      std::unique_lock lock(mutex_);
+      taken_.wait(lock, [&] { return closed_ || next_to_draw_ < next_to_take_ + ahead_.size(); });
+      if (closed_) return;
+      index = next_to_draw_++;
+    }
+    std::unique_ptr<Batch> batch;
+    {
+      const std::lock_guard lock(pool_->mutex);
+      if (!pool_->free.empty()) {
+        batch = std::move(pool_->free.back());
+        pool_->free.pop_back();
+      }
+    }
+    if (!batch) batch = std::make_unique<Batch>();
+    draw(table_, settings_, index, *batch);
+    {
+      const std::lock_guard lock(mutex_);
+      ahead_[index % ahead_.size()] = std::move(batch);
+    }
+    drawn_.notify_all();
+  }
+}
+
+std::shared_ptr<const Batch> Prefetcher::next() {
+  std::unique_ptr<Batch> batch;
+  {
+    std::unique_lock lock(mutex_);
+    std::unique_ptr<Batch>& slot = ahead_[next_to_take_ % ahead_.size()];
+    drawn_.wait(lock, [&] { return closed_ || slot; });
+    if (closed_) throw std::runtime_error("the sampler is closed");
+    batch = std::move(slot);
+    ++next_to_take_;
+  }
+  taken_.notify_all();
+  return {batch.release(), [pool = pool_](const Batch* used) {
+            const std::lock_guard lock(pool->mutex);
+            pool->free.emplace_back(const_cast<Batch*>(used));
+          }};
+}
+
+}  // namespace ssept::sampler
