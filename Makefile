@@ -37,7 +37,7 @@ format: $(VENV)/installed
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 bench: $(VENV)/installed
-	$(BIN)/python -m bench
+	$(BIN)/python bench/all.py
 
 clean:
 	rm -rf $(VENV) build dist

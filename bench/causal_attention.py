@@ -1,0 +1,112 @@
+"""`causal_attention` against PyTorch's attention given the same padding and causal mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from measure import (
+    OURS,
+    Call,
+    Options,
+    heading,
+    large_gemm_floor,
+    options_from,
+    parser,
+    peak_extra_memory,
+    print_comparison,
+    print_title,
+    side_by_side,
+)
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from workload import DIM, DROPOUT, Batch, Name, attention_flops, load
+
+from ssept_ext import ops
+
+WORKLOADS: tuple[Name, ...] = ("ML-1M", "Games")
+HEAD_SIZE = 2 * DIM
+SCALE = HEAD_SIZE**-0.5
+
+
+def random_inputs(shape: tuple[int, ...], dtype: torch.dtype, options: Options) -> list[Tensor]:
+    """q, k, v"""
+    return [
+        torch.randn(shape, dtype=dtype, device=options.device, requires_grad=True) for _ in range(3)
+    ]
+
+
+def ours(batch: Batch, p: float, backward: bool, dtype: torch.dtype, options: Options) -> Call:
+    packed = batch.packed
+    inputs = random_inputs((len(packed.items), 1, HEAD_SIZE), dtype, options)
+    grad = torch.randn_like(inputs[0])
+    lengths = (packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen)
+    seed = torch.tensor([1], device=options.device) if p else None
+
+    def run() -> None:
+        out, _ = ops.causal_attention(*inputs, *lengths, SCALE, p, seed)
+        if backward:
+            torch.autograd.grad(out, inputs, grad)
+
+    return run
+
+
+def sdpa(
+    batch: Batch, p: float, backward: bool, dtype: torch.dtype, options: Options, *, dense: bool
+) -> Call:
+    """On padded sequences: `dense` ignores the padding, which lets PyTorch use its fastest kernel."""
+    real = batch.seq != 0
+    num_rows, length = real.shape
+    inputs = random_inputs((num_rows, 1, length, HEAD_SIZE), dtype, options)
+    grad = torch.randn_like(inputs[0])
+    causal = torch.ones(length, length, dtype=torch.bool, device=options.device).tril()
+    mask = None if dense else real[:, None, None, :] & causal
+
+    def run() -> None:
+        out = F.scaled_dot_product_attention(
+            *inputs, attn_mask=mask, dropout_p=p, is_causal=dense, scale=SCALE
+        )
+        if backward:
+            torch.autograd.grad(out, inputs, grad)
+
+    def run_dense() -> None:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            run()
+
+    return run_dense if dense else run
+
+
+def compare(name: Name, p: float, backward: bool, dtype: torch.dtype, options: Options) -> None:
+    workload = load(name, options.quick)
+    batch = workload.batch(options.device)
+    case = (batch, p, backward, dtype, options)
+    alternatives = {OURS: ours(*case), "masked SDPA, padded": sdpa(*case, dense=False)}
+    if options.device.type == "cuda" and dtype != torch.float32:
+        alternatives["dense causal flash SDPA"] = sdpa(*case, dense=True)
+    flops = attention_flops(batch.lengths, HEAD_SIZE) * (3 if backward else 1)
+    floor = {
+        "its FLOPs at the rate of large matrix products": large_gemm_floor(flops, options, dtype)
+    }
+    heading(
+        f"{'Forward and backward' if backward else 'Forward'}, dropout {p}, "
+        f"{str(dtype).removeprefix('torch.')}",
+        f"{workload.describe(batch)}; 1 head of {HEAD_SIZE}",
+    )
+    times = side_by_side(alternatives, floor, options, budget=6)
+    memory = {name: peak_extra_memory(run, options) for name, run in alternatives.items()}
+    print_comparison(times, options, memory)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = options_from(parser(__doc__).parse_args(argv))
+    print_title(__doc__, options)
+    half = (torch.bfloat16,) if options.device.type == "cuda" else ()
+    workloads = WORKLOADS[:1] if options.quick else WORKLOADS
+    for case in product(workloads, (0.0, DROPOUT), (False, True), (torch.float32, *half)):
+        compare(*case, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""`evaluate` on every user, against the eager baseline evaluated as recommenders does it.
+
+That is: candidates drawn in Python, batches of 256 users, every position computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from baselines import eager
+from measure import (
+    OURS,
+    Options,
+    heading,
+    large_gemm_floor,
+    options_from,
+    parser,
+    print_comparison,
+    print_title,
+    side_by_side,
+)
+from workload import DIM, encoder_flops, load
+
+from ssept_ext.evaluation import evaluate
+
+
+def compare(options: Options) -> None:
+    workload = load("ML-1M", options.quick)
+    data = workload.dataset
+    model = workload.model().to(options.device)
+    baseline = eager.EagerSSEPT(model.config).to(options.device)
+    baseline.load_state_dict(model.state_dict())
+    histories = [len(data.user_train[u]) + 1 for u, held_out in data.user_test.items() if held_out]
+    lengths = torch.tensor(histories).clamp(max=workload.seq_max_len)
+    flops = encoder_flops(lengths, model.config, newest_only=True)
+    times = side_by_side(
+        {
+            OURS: lambda: evaluate(model, data, seed=0),
+            "eager baseline": lambda: eager.evaluate(baseline, data, 0, model.num_neg_test),
+        },
+        {"its matrix products at the rate of large ones": large_gemm_floor(flops, options)},
+        options,
+        budget=60,
+    )
+    heading(
+        f"{workload.name}, T={workload.seq_max_len}, d={DIM}+{DIM}, {workload.source}; "
+        f"{len(lengths)} users, {model.num_neg_test} negatives each",
+    )
+    print_comparison(times, options)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = options_from(parser(__doc__).parse_args(argv))
+    print_title(__doc__, options)
+    compare(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""`sampled_logits`, forward and backward, against a gather and an einsum in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from measure import (
+    OURS,
+    Call,
+    Options,
+    copy_floor,
+    heading,
+    large_gemm_floor,
+    options_from,
+    parser,
+    peak_extra_memory,
+    print_comparison,
+    print_title,
+    side_by_side,
+)
+from torch import Tensor
+from torch.nn import functional as F
+from workload import DIM, Batch, Workload, load
+
+from ssept_ext import ops
+
+NUM_ITEMS = (1, 16, 256)
+QUICK_NUM_ITEMS = (1, 4)
+
+
+def alternatives_of(
+    workload: Workload, batch: Batch, items: Tensor, options: Options
+) -> dict[str, Call]:
+    packed, data = batch.packed, workload.dataset
+    sequence_of_token = (batch.seq != 0).nonzero()[:, 0]
+    shapes = ((len(packed.items), 2 * DIM), (data.itemnum + 1, DIM), (data.usernum + 1, DIM))
+    inputs = [torch.randn(shape, device=options.device, requires_grad=True) for shape in shapes]
+    grad = torch.randn(items.shape, device=options.device)
+
+    def plain(hidden: Tensor, item_weight: Tensor, user_weight: Tensor) -> Tensor:
+        vectors = F.embedding(items, item_weight)
+        user = (F.embedding(packed.users, user_weight) * DIM**0.5)[sequence_of_token]
+        of_user = torch.einsum("nd,nd->n", hidden[:, DIM:], user)
+        return torch.einsum("nd,nkd->nk", hidden[:, :DIM], vectors) + of_user.unsqueeze(1)
+
+    return {
+        OURS: lambda: torch.autograd.grad(
+            ops.sampled_logits(*inputs, items, packed.users, packed.cu_seqlens), inputs, grad
+        ),
+        "gather and einsum": lambda: torch.autograd.grad(plain(*inputs), inputs, grad),
+    }
+
+
+def bytes_moved(workload: Workload, batch: Batch, items: Tensor) -> int:
+    """Every row that is needed read once by forward and by backward, every result written once."""
+    hidden = 2 * DIM * len(batch.packed.items)
+    rows = DIM * (len(items.unique()) + len(batch.packed.users.unique()))
+    tables = DIM * (workload.dataset.itemnum + workload.dataset.usernum + 2)
+    read = 4 * (hidden + rows) + 8 * items.numel()
+    return 2 * read + 4 * (2 * items.numel() + hidden + tables)
+
+
+def compare(num_items: int, options: Options) -> None:
+    workload = load("ML-1M", options.quick)
+    batch = workload.batch(options.device)
+    shape = (len(batch.packed.items), num_items)
+    items = torch.randint(1, workload.dataset.itemnum + 1, shape, device=options.device)
+    alternatives = alternatives_of(workload, batch, items, options)
+    flops = 3 * 2 * items.numel() * DIM
+    floors = {
+        "a copy of the bytes it must move": copy_floor(
+            bytes_moved(workload, batch, items), options
+        ),
+        "its FLOPs at the rate of large matrix products": large_gemm_floor(flops, options),
+    }
+    heading(
+        f"K={num_items}",
+        f"{workload.describe(batch)}; {workload.dataset.itemnum} items",
+    )
+    times = side_by_side(alternatives, floors, options, budget=10)
+    memory = {name: peak_extra_memory(run, options) for name, run in alternatives.items()}
+    print_comparison(times, options, memory)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = options_from(parser(__doc__).parse_args(argv))
+    print_title(__doc__, options)
+    for num_items in QUICK_NUM_ITEMS if options.quick else NUM_ITEMS:
+        compare(num_items, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""A training step (forward, backward, Adam) of ours and of others, on the same batch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from baselines.eager import EagerSSEPT
+from measure import (
+    OURS,
+    Call,
+    Options,
+    Quartiles,
+    gemm_floor,
+    heading,
+    large_gemm_floor,
+    options_from,
+    parser,
+    peak_extra_memory,
+    print_comparison,
+    print_title,
+    side_by_side,
+)
+from torch import Tensor, nn
+from workload import DROPOUT, SHARED, Batch, Name, Workload, encoder_flops, load
+
+from ssept_ext import SSEPT
+from ssept_ext.losses import bce
+
+BASELINE = "eager baseline"
+YARDSTICK = "yardstick"
+
+
+@dataclass(frozen=True)
+class Case:
+    workload: Name
+    recommenders: float
+    """Steps of the yardstick that recommenders' own step costs: the baseline must not cost more."""
+
+
+CASES = (Case("ML-1M", 1.45), Case("Games", 1.18))
+
+
+def step_of(model: nn.Module, loss: Callable[[], Tensor], fused: bool) -> Call:
+    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def packed_step(model: SSEPT, batch: Batch, compiler: str | None = None) -> Call:
+    packed = batch.packed
+    assert packed.positives is not None
+    # Every batch has another number of tokens, hence `dynamic`.
+    logits = (
+        torch.compile(model.sampled_logits, dynamic=True, backend=compiler)
+        if compiler
+        else model.sampled_logits
+    )
+    return step_of(model, lambda: bce(logits(packed), packed.positives), fused=True)
+
+
+def padded_step(model: EagerSSEPT, batch: Batch, compiler: str | None = None) -> Call:
+    loss = torch.compile(model.loss, backend=compiler) if compiler else model.loss
+    inputs = (batch.users, batch.seq, batch.pos, batch.neg)
+    return step_of(model, lambda: loss(*inputs), fused=False)
+
+
+def yardstick_step(workload: Workload, batch: Batch, options: Options) -> Call | None:
+    """None where the file is missing, and on a GPU, which it does not know."""
+    path = SHARED / "yardstick" / "eager_ssept.py"
+    if not path.is_file() or options.device.type != "cpu":
+        return None
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = workload.model().config
+    model = module.EagerSSEPT(
+        config.item_num,
+        config.user_num,
+        config.seq_max_len,
+        config.item_width,
+        config.user_width,
+        dropout=DROPOUT,
+    )
+    inputs = (batch.users, batch.seq, batch.pos, batch.neg)
+    return step_of(model, lambda: model.loss(*inputs), fused=False)
+
+
+def alternatives_of(workload: Workload, batch: Batch, options: Options) -> dict[str, Call]:
+    def ours(**arguments: str) -> SSEPT:
+        return workload.model(**arguments).to(options.device)
+
+    def baseline() -> EagerSSEPT:
+        return EagerSSEPT(workload.model().config).to(options.device)
+
+    alternatives = {
+        OURS: packed_step(ours(), batch),
+        "ours, reference backend": packed_step(ours(backend="reference"), batch),
+        BASELINE: padded_step(baseline(), batch),
+    }
+    yardstick = yardstick_step(workload, batch, options)
+    if yardstick is not None:
+        alternatives[YARDSTICK] = yardstick
+    compiler = "eager" if options.quick else "inductor"
+    compiled = {
+        "ours, torch.compile": packed_step(ours(), batch, compiler),
+        "eager baseline, torch.compile": padded_step(baseline(), batch, compiler),
+    }
+    alternatives.update({name: step for name, step in compiled.items() if works(name, step)})
+    return alternatives
+
+
+def works(name: str, step: Call) -> bool:
+    """Whether torch.compile copes: it needs a C++ compiler, and knows not every processor."""
+    try:
+        step()
+    except RuntimeError as error:
+        print(f"  {name} does not work here: {str(error).splitlines()[0]}")
+        return False
+    return True
+
+
+def check_baseline(ratio: Quartiles, limit: float) -> None:
+    """The baseline is no straw man: it costs what recommenders' own model costs, or less."""
+    verdict = "as it must be" if 1 <= ratio.median <= limit else "NOT as it must be"
+    print(
+        f"  The eager baseline costs {ratio.median:.2f} of the yardstick's step "
+        f"(quartiles {ratio.low:.2f}..{ratio.high:.2f}); {verdict}, 1 to {limit}."
+    )
+
+
+def compare(case: Case, options: Options) -> None:
+    workload = load(case.workload, options.quick)
+    batch = workload.batch(options.device)
+    config = workload.model().config
+    heading(
+        f"{workload.describe(batch)}; dropout {DROPOUT}",
+    )
+    alternatives = alternatives_of(workload, batch, options)
+    flops = 3 * encoder_flops(batch.lengths, config)  # a backward is twice a forward
+    rows, width = len(batch.packed.items), config.width
+    floors = {
+        f"its matrix products at the rate of ({rows} x {width}) @ ({width} x {width})": gemm_floor(
+            flops, rows, width, width, options
+        ),
+        "its matrix products at the rate of large ones": large_gemm_floor(flops, options),
+    }
+    times = side_by_side(alternatives, floors, options, budget=30)
+    memory = {name: peak_extra_memory(step, options) for name, step in alternatives.items()}
+    print_comparison(times, options, memory)
+    if YARDSTICK in alternatives and not options.quick:
+        check_baseline(times.ratio(BASELINE, to=YARDSTICK), case.recommenders)
+
+
+def profile(case: Case, options: Options) -> None:
+    """Where our step's time goes."""
+    workload = load(case.workload, options.quick)
+    step = packed_step(workload.model().to(options.device), workload.batch(options.device))
+    step()
+    with torch.profiler.profile() as profiler:
+        for _ in range(1 if options.quick else 10):
+            step()
+    key = f"self_{options.device.type}_time_total"
+    table = profiler.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=50)
+    heading(workload.name)
+    print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--profile", action="store_true", help="show where our step's time goes instead"
+    )
+    parsed = arguments.parse_args(argv)
+    options = options_from(parsed)
+    print_title(__doc__, options)
+    for case in CASES[:1] if options.quick else CASES:
+        (profile if parsed.profile else compare)(case, options)
+
+
+if __name__ == "__main__":
+    main()

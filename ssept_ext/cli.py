@@ -1,0 +1,473 @@
+"""The command `ssept`: train, evaluate, predict, info.
+
+A run folder holds all that the later commands need: the checkpoint (`config.json` and
+`model.safetensors`), `run.json` with the source of the data and every option, and `metrics.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import torch
+
+from ssept_ext._extension import Backend, build_info
+from ssept_ext.checkpoint import load_checkpoint, replace_file, save_checkpoint
+from ssept_ext.data import SASRecDataSet, to_csr
+from ssept_ext.datasets import synthetic
+from ssept_ext.evaluation import (
+    Exclude,
+    check_dataset_fits,
+    evaluate,
+    evaluate_popularity,
+    evaluate_valid,
+    last_events,
+)
+from ssept_ext.model import SASREC, SSEPT, Architecture
+from ssept_ext.packing import PackedBatch
+from ssept_ext.sampler import WarpSampler
+from ssept_ext.training import History, train_model
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.csv"
+USER_ERROR = 2
+INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
+CANDIDATES_AT_A_TIME = 1 << 16
+
+Metrics = dict[str, tuple[float, float]]
+"""(NDCG@10, HR@10) for each of "valid" and "test"."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line, that of the process by default, and return the exit code.
+
+    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption.
+    """
+    try:
+        options = make_parser().parse_args(argv)
+        code: int = options.command(options)
+    except (OSError, ValueError, FloatingPointError) as error:
+        print(f"ssept: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("ssept: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a model, write its run folder, and print how good it is."""
+    run = _new_run_folder(options.out)
+    device = _choose_device(options)
+    source = _given_source(options) or {"synthetic": _defaults(synthetic)}
+    dataset = _load_data(source)
+    torch.manual_seed(options.seed)
+    model = _make_model(options, dataset).to(device)
+    # First, because it is quick and refuses data that the model could not be measured on either.
+    popularity = _measure_popularity(dataset, model.num_neg_test, options.seed)
+    with WarpSampler(
+        dataset.user_train,
+        dataset.usernum,
+        dataset.itemnum,
+        batch_size=options.batch_size,
+        maxlen=model.seq_max_len,
+        n_workers=options.workers,
+        seed=options.seed,
+    ) as sampler:
+        run.mkdir(parents=True, exist_ok=True)
+        settings = {name: value for name, value in vars(options).items() if name != "command"}
+        record = json.dumps({"data": source, "options": settings}, indent=2)
+        replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
+        print(_summary(source, dataset, model, run), flush=True)
+        history = train_model(
+            model,
+            dataset,
+            sampler,
+            num_epochs=options.epochs,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            val_epoch=options.val_epoch,
+            on_epoch_end=_epoch_recorder(model, run, options.val_epoch),
+        )
+    save_checkpoint(model, run)
+    num_finished = len(history["loss"])
+    if num_finished < options.epochs:
+        print(
+            f"ssept: interrupted after {num_finished} of {options.epochs} epochs; the model as it is "
+            f"was saved in {run}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    _print_results(popularity, model, _measure(model, dataset, options.seed))
+    return 0
+
+
+def evaluate_run(options: argparse.Namespace) -> int:
+    """Measure a trained model again."""
+    model, dataset, trained_with = _open_run(options)
+    seed = trained_with["seed"] if options.seed is None else options.seed
+    popularity = _measure_popularity(dataset, model.num_neg_test, seed, options.exclude)
+    _print_results(popularity, model, _measure(model, dataset, seed, options.exclude))
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Print the best unseen items of some users, judged by all their events."""
+    model, dataset, _ = _open_run(options)
+    for user in options.users:
+        if user not in dataset.User:
+            raise ValueError(
+                f"user {user} has no events in the data, whose users are within 1..{dataset.usernum}"
+            )
+    histories = to_csr({user: dataset.User[user] for user in options.users})
+    print(f"{'user':>8} {'rank':>5} {'item':>8} {'score':>9}")
+    for row, user in enumerate(histories.users):
+        batch = last_events(histories, slice(row, row + 1), model.seq_max_len)
+        best = top_unseen(model, batch, dataset.User[user], dataset.itemnum, options.k)
+        for rank, (item, score) in enumerate(best, 1):
+            print(f"{user:>8} {rank:>5} {item:>8} {score:>9.4f}")
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    """Print what was built and what will run."""
+    report = asdict(build_info())
+    backends: dict[str, dict[str, str]] = report.pop("ops")
+    for name, value in report.items():
+        print(f"{name.replace('_', ' '):<20}  {value or '-'}")
+    for op, by_device in backends.items():
+        for device, backend in by_device.items():
+            print(f"{op:<20}  {device:<4}  {backend}")
+    return 0
+
+
+def top_unseen(
+    model: SASREC, batch: PackedBatch, seen: Sequence[int], itemnum: int, k: int
+) -> list[tuple[int, float]]:
+    """(item, score) of the best k items of 1..itemnum outside `seen`, best first; fewer if k are not left.
+
+    Parameters
+    ----------
+    batch : one sequence
+
+    Raises
+    ------
+    ValueError
+        If a score is not finite.
+    """
+    batch = batch.to(model.device)
+    blocks = torch.split(torch.arange(1, itemnum + 1, device=model.device), CANDIDATES_AT_A_TIME)
+    with torch.inference_mode():
+        scores = torch.cat([model.score(batch, block[None])[0].cpu() for block in blocks])
+        if not scores.isfinite().all():
+            raise ValueError(
+                "scores are not finite: the model's parameters hold NaN or infinite values"
+            )
+        scores[torch.tensor(seen) - 1] = -math.inf
+        best = scores.topk(min(k, itemnum - len(set(seen))))
+    return list(zip((best.indices + 1).tolist(), best.values.tolist(), strict=True))
+
+
+def _new_run_folder(out: str | None) -> Path:
+    folder = Path(out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--out {folder} is not empty: choose a new folder, or remove it first")
+    return folder
+
+
+def _epoch_recorder(model: SASREC, run: Path, val_epoch: int) -> Callable[[int, History], None]:
+    """What `train` does after every epoch, so that a run that is killed leaves a usable folder."""
+    metrics = run / METRICS_FILE
+    metrics.write_text("epoch,seconds,loss,val_ndcg,val_hr\n")
+    start = time.monotonic()
+
+    def record(epoch: int, history: History) -> None:
+        validated = val_epoch and epoch % val_epoch == 0
+        ndcg, hr = (history["val_ndcg"][-1], history["val_hr"][-1]) if validated else ("", "")
+        with metrics.open("a") as file:
+            seconds = time.monotonic() - start
+            file.write(f"{epoch},{seconds:.3f},{history['loss'][-1]},{ndcg},{hr}\n")
+        save_checkpoint(model, run)
+
+    return record
+
+
+def _open_run(options: argparse.Namespace) -> tuple[SASREC, SASRecDataSet, dict[str, Any]]:
+    """The model of a run folder, its data (or those given instead), and the options it was made with."""
+    device = _choose_device(options)
+    path = Path(options.run) / RUN_FILE
+    if not path.is_file():
+        raise ValueError(f"{options.run} is no run folder: {path} is missing")
+    try:
+        record = json.loads(path.read_text())
+        source, trained_with = record["data"], record["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    model = load_checkpoint(options.run, options.backend).to(device).eval()
+    dataset = _load_data(_given_source(options) or source)
+    check_dataset_fits(model, dataset)
+    return model, dataset, trained_with
+
+
+def _given_source(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The arguments of `SASRecDataSet` for the file that the options name, if they do."""
+    if options.data is not None:
+        return {"filename": str(Path(options.data).resolve()), "col_sep": options.col_sep}
+    if options.col_sep is not None:
+        raise ValueError("--col-sep says how to read a file: give --data too")
+    return None
+
+
+def _load_data(source: dict[str, Any]) -> SASRecDataSet:
+    if "synthetic" in source:
+        return synthetic(**source["synthetic"])
+    return SASRecDataSet(**source)
+
+
+def _defaults(function: Callable[..., object]) -> dict[str, Any]:
+    return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+
+def _choose_device(options: argparse.Namespace) -> torch.device:
+    """The device to run on; refuses one, or a backend, that is not there."""
+    has_cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not has_cuda:
+        raise ValueError("--device cuda: torch sees no CUDA device")
+    device = torch.device(options.device or ("cuda" if has_cuda else "cpu"))
+    if options.backend == "native":
+        for op, backends in build_info().ops.items():
+            if backends[device.type] != "native":
+                raise ValueError(
+                    f"--backend native: {op} has none for {device.type}, only the "
+                    f"{backends[device.type]}"
+                )
+    return device
+
+
+def _make_model(options: argparse.Namespace, dataset: SASRecDataSet) -> SASREC:
+    user_dim = options.user_embedding_dim
+    if options.model == "sasrec" and user_dim is not None:
+        raise ValueError("--user-embedding-dim: SASREC has no user vectors")
+    if user_dim is None:
+        user_dim = 0 if options.model == "sasrec" else options.item_embedding_dim
+    width = options.item_embedding_dim + user_dim
+    arguments = {
+        "item_num": dataset.itemnum,
+        "seq_max_len": options.seq_max_len,
+        "num_blocks": options.num_blocks,
+        "embedding_dim": options.item_embedding_dim,
+        "attention_num_heads": options.attention_num_heads,
+        "conv_dims": [options.ffn_dim or width, width],
+        "dropout_rate": options.dropout_rate,
+        "l2_reg": options.l2_reg,
+        "num_neg_test": options.num_neg_test,
+        "architecture": options.architecture,
+        "backend": options.backend,
+    }
+    if options.model == "sasrec":
+        return SASREC(**arguments)
+    return SSEPT(user_num=dataset.usernum, user_embedding_dim=user_dim, **arguments)
+
+
+def _measure(
+    model: SASREC, dataset: SASRecDataSet, seed: int, exclude: Exclude = "train"
+) -> Metrics:
+    return {
+        "valid": evaluate_valid(model, dataset, seed, exclude=exclude),
+        "test": evaluate(model, dataset, seed, exclude=exclude),
+    }
+
+
+def _measure_popularity(
+    dataset: SASRecDataSet, num_neg_test: int, seed: int, exclude: Exclude = "train"
+) -> Metrics:
+    return {
+        "valid": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="valid"),
+        "test": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="test"),
+    }
+
+
+def _summary(source: dict[str, Any], dataset: SASRecDataSet, model: SASREC, run: Path) -> str:
+    events = sum(map(len, dataset.User.values()))
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"data   {source.get('filename', 'synthetic')}: {len(dataset.User):,} users, "
+        f"{dataset.itemnum:,} items, {events:,} events\n"
+        f"model  {type(model).__name__} on {model.device}: {parameters:,} parameters\n"
+        f"run    {run}"
+    )
+
+
+def _print_results(popularity: Metrics, model: SASREC, metrics: Metrics) -> None:
+    print(f"\n{'':<10} {'valid':^16}   {'test':^16}")
+    print(f"{'':<10} {'HR@10':>7} {'NDCG@10':>8}   {'HR@10':>7} {'NDCG@10':>8}")
+    for name, row in (("popularity", popularity), (type(model).__name__, metrics)):
+        cells = (f"{hr:>7.4f} {ndcg:>8.4f}" for ndcg, hr in (row["valid"], row["test"]))
+        print(f"{name:<10} {'   '.join(cells)}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # An option without a default says in its own words what happens when it is not given.
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line; `command` in its result is the function to call."""
+    parser = _Parser(
+        prog="ssept", description="Train and use sequential recommenders: SSE-PT and SASRec."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add_command(
+        name: str, command: Callable[[argparse.Namespace], int]
+    ) -> argparse.ArgumentParser:
+        assert command.__doc__ is not None
+        sub = commands.add_parser(
+            name, help=command.__doc__, description=command.__doc__, formatter_class=_HelpFormatter
+        )
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add_command("train", train)
+    _add_data_options(sub, "a synthetic data set")
+    group = sub.add_argument_group("model")
+    add = group.add_argument
+    add("--model", choices=["ssept", "sasrec"], default="ssept", help="SSE-PT or SASRec")
+    add(
+        "--architecture",
+        choices=get_args(Architecture),
+        default="recommenders",
+        help="whose layer norms: those of recommenders or those of the authors' code",
+    )
+    add("--seq-max-len", **_integer(1, 50, "number of newest events that the model sees"))
+    add("--num-blocks", **_integer(1, 2, "number of attention blocks"))
+    add("--attention-num-heads", **_integer(1, 1, "attention heads in a block"))
+    add("--item-embedding-dim", **_integer(1, 50, "features of an item"))
+    add(
+        "--user-embedding-dim",
+        **_integer(1, None, "features of a user (default: --item-embedding-dim; ssept only)"),
+    )
+    add(
+        "--ffn-dim",
+        **_integer(1, None, "inner features of the feed-forward layers (default: item + user)"),
+    )
+    add("--dropout-rate", type=float, default=0.2, metavar="P", help="dropout probability")
+    add(
+        "--l2-reg",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="weight of half the squared norm of the embedding tables",
+    )
+    add("--num-neg-test", **_integer(1, 100, "negatives that each held-out item is ranked among"))
+    group = sub.add_argument_group("training")
+    add = group.add_argument
+    add("--epochs", **_integer(1, 20, "passes of (users / batch size) steps"))
+    add("--batch-size", **_integer(1, 128, "sequences in a batch"))
+    add("--learning-rate", type=_positive, default=0.001, metavar="X", help="step size of Adam")
+    add("--val-epoch", **_integer(0, 5, "validate after every so many epochs; 0 for never"))
+    add("--workers", **_integer(1, 1, "threads that draw batches"))
+    add("--seed", **_integer(0, 0, "makes parameters, batches and negatives reproducible"))
+    add("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
+    _add_device_options(group)
+
+    sub = add_command("evaluate", evaluate_run)
+    _add_run(sub)
+    _add_data_options(sub, "the data it was trained on")
+    sub.add_argument("--seed", **_integer(0, None, "draws the negatives (default: the run's)"))
+    sub.add_argument(
+        "--exclude",
+        choices=get_args(Exclude),
+        default="train",
+        help="which items of the user are no negatives: train, as recommenders, or all",
+    )
+    _add_device_options(sub)
+
+    sub = add_command("predict", predict)
+    _add_run(sub)
+    sub.add_argument(
+        "--users",
+        nargs="+",
+        required=True,
+        type=_at_least(1),
+        metavar="ID",
+        help="whom to recommend to (required)",
+    )
+    sub.add_argument("-k", **_integer(1, 10, "how many items for each"))
+    _add_data_options(sub, "the data it was trained on")
+    _add_device_options(sub)
+
+    add_command("info", info)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder made by ssept train")
+
+
+def _add_data_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        metavar="FILE",
+        help=f"lines of user, item and, optionally, time; may be .gz (default: {otherwise})",
+    )
+    group.add_argument(
+        "--col-sep", metavar="SEP", help="what separates columns (default: any whitespace)"
+    )
+
+
+def _add_device_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is one)"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default="auto",
+        help="kernels: compiled, plain PyTorch, or the best there is",
+    )
+
+
+def _integer(limit: int, default: int | None, help: str) -> dict[str, Any]:
+    return {"type": _at_least(limit), "default": default, "metavar": "N", "help": help}
+
+
+def _at_least(limit: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = limit - 1
+        if value < limit:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer of at least {limit}, got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value

@@ -1,0 +1,488 @@
+"""The command line, on a file of 20 users and models that train in milliseconds."""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ssept_ext import SASREC, SSEPT, SASRecDataSet, build_info, cli
+from ssept_ext.checkpoint import load_checkpoint
+from ssept_ext.evaluation import evaluate, evaluate_popularity, evaluate_valid
+
+TINY = [
+    *("--seq-max-len", "6", "--num-blocks", "1", "--item-embedding-dim", "4"),
+    *("--batch-size", "8", "--num-neg-test", "5", "--device", "cpu"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads only cost time on models this small, most of all on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """20 users (1..21 without 13) with 4 to 9 of 30 items."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{user} {item}\n"
+        for user in range(1, 22)
+        if user != 13
+        for item in rng.permutation(30)[: rng.integers(4, 10)] + 1
+    ]
+    path = tmp_path / "events.txt"
+    path.write_text("".join(lines))
+    return path
+
+
+def train(data, *options, out="run", epochs="2"):
+    argv = ["train", "--data", str(data), "--out", out, "--epochs", epochs, *TINY, *options]
+    return cli.main(argv)
+
+
+@pytest.fixture
+def run(data, capsys):
+    """The folder of a finished run."""
+    assert train(data) == 0
+    capsys.readouterr()
+    return "run"
+
+
+def numbers(table_row):
+    return [float(cell) for cell in table_row.split()[1:]]
+
+
+def rows_of(output):
+    """The two rows of the table of results: popularity, model."""
+    return output.splitlines()[-2:]
+
+
+def interrupt_after(monkeypatch, batches, error):
+    """Let the sampler raise instead of giving one batch more."""
+    honest = cli.WarpSampler.next_packed
+    left = [batches]
+
+    def next_packed(self):
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return honest(self)
+
+    monkeypatch.setattr(cli.WarpSampler, "next_packed", next_packed)
+
+
+def test_train_writes_a_run_folder_and_prints_popularity_beside_the_model(data, tmp_path, capsys):
+    code = train(data)
+
+    assert code == 0
+    folder = tmp_path / "run"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "metrics.csv",
+        "model.safetensors",
+        "run.json",
+    ]
+    output = capsys.readouterr().out
+    assert "20 users, 30 items" in output
+    popularity, model = rows_of(output)
+    dataset, trained = SASRecDataSet(data), load_checkpoint(folder)
+    expected = {
+        "popularity": [
+            *evaluate_popularity(dataset, 0, 5, split="valid")[::-1],
+            *evaluate_popularity(dataset, 0, 5, split="test")[::-1],
+        ],
+        "SSEPT": [*evaluate_valid(trained, dataset, 0)[::-1], *evaluate(trained, dataset, 0)[::-1]],
+    }
+    for row in (popularity, model):
+        assert numbers(row) == pytest.approx(expected[row.split()[0]], abs=5e-5)
+
+
+def test_metrics_has_a_line_for_each_epoch(data, tmp_path):
+    train(data, "--val-epoch", "2", epochs="3")
+
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "seconds", "loss", "val_ndcg", "val_hr"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert all(float(row["loss"]) > 0 for row in rows)
+    assert [(row["val_ndcg"] != "", row["val_hr"] != "") for row in rows] == [
+        (False, False),
+        (True, True),
+        (False, False),
+    ]
+
+
+def test_every_model_option_reaches_the_model(data, tmp_path):
+    code = train(
+        data,
+        *("--architecture", "original", "--seq-max-len", "7", "--num-blocks", "3"),
+        *("--attention-num-heads", "2", "--item-embedding-dim", "6", "--user-embedding-dim", "4"),
+        *("--ffn-dim", "12", "--dropout-rate", "0.3", "--l2-reg", "0.01", "--num-neg-test", "9"),
+        *("--backend", "reference"),
+    )
+
+    assert code == 0
+    assert asdict(load_checkpoint(tmp_path / "run").config) == {
+        "item_num": 30,
+        "user_num": 21,
+        "architecture": "original",
+        "seq_max_len": 7,
+        "num_blocks": 3,
+        "attention_num_heads": 2,
+        "embedding_dim": 6,
+        "attention_dim": 100,
+        "item_embedding_dim": 6,
+        "user_embedding_dim": 4,
+        "conv_dims": (12, 10),
+        "dropout_rate": 0.3,
+        "l2_reg": 0.01,
+        "num_neg_test": 9,
+    }
+
+
+@pytest.mark.parametrize(("model", "kind"), [("ssept", SSEPT), ("sasrec", SASREC)])
+def test_both_models_train(data, tmp_path, model, kind):
+    assert train(data, "--model", model) == 0
+    assert type(load_checkpoint(tmp_path / "run")) is kind
+
+
+def test_every_training_option_reaches_the_training(data, monkeypatch):
+    calls = {}
+
+    def train_model(model, dataset, sampler, **options):
+        calls.update(options, maxlen=sampler.maxlen, samples=sampler.batch_size, seed=sampler.seed)
+        return {"loss": [1.0] * 3, "val_ndcg": [], "val_hr": []}
+
+    class Sampler(cli.WarpSampler):
+        def __init__(self, *args, n_workers, **options):
+            calls["workers"] = n_workers
+            super().__init__(*args, n_workers=n_workers, **options)
+
+    monkeypatch.setattr(cli, "train_model", train_model)
+    monkeypatch.setattr(cli, "WarpSampler", Sampler)
+    train(
+        data,
+        *("--batch-size", "7", "--learning-rate", "0.01", "--val-epoch", "3", "--workers", "2"),
+        *("--seed", "5"),
+        epochs="3",
+    )
+
+    del calls["on_epoch_end"]
+    assert calls == {
+        "num_epochs": 3,
+        "batch_size": 7,
+        "learning_rate": 0.01,
+        "val_epoch": 3,
+        "maxlen": 6,
+        "samples": 7,
+        "workers": 2,
+        "seed": 5,
+    }
+
+
+def test_the_seed_makes_a_run_reproducible(data, tmp_path):
+    for out, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert train(data, "--seed", seed, out=out) == 0
+
+    a, b, c = ((tmp_path / out / "model.safetensors").read_bytes() for out in "abc")
+    assert a == b != c
+
+
+def test_train_without_data_uses_the_synthetic_set(tmp_path, capsys):
+    code = cli.main(["train", "--epochs", "1", "--out", "run", *TINY])
+
+    assert code == 0
+    assert "synthetic" in capsys.readouterr().out
+    assert cli.main(["predict", "run", "--users", "1"]) == 0
+    assert (
+        "num_users" in json.loads((tmp_path / "run" / "run.json").read_text())["data"]["synthetic"]
+    )
+
+
+def test_the_run_folder_is_named_by_the_time_where_none_is_given(data, tmp_path):
+    cli.main(["train", "--data", str(data), "--epochs", "1", *TINY])
+
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_folder_that_is_not_empty_is_never_written_to(data, tmp_path, capsys):
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("old")
+
+    code = train(data, out="precious")
+
+    assert code == 2
+    assert "--out precious is not empty" in capsys.readouterr().err
+    assert [p.name for p in folder.iterdir()] == ["model.safetensors"]
+    assert (folder / "model.safetensors").read_text() == "old"
+
+
+def test_ctrl_c_saves_what_there_is_and_says_so(data, tmp_path, capsys, monkeypatch):
+    interrupt_after(monkeypatch, batches=5, error=KeyboardInterrupt())  # 2 in an epoch
+
+    code = train(data, epochs="9")
+
+    assert code == 130
+    assert (
+        "interrupted after 2 of 9 epochs; the model as it is was saved" in capsys.readouterr().err
+    )
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
+    assert cli.main(["evaluate", "run"]) == 0
+
+
+def test_ctrl_c_elsewhere_is_one_line(data, capsys, monkeypatch):
+    monkeypatch.setattr(
+        cli, "evaluate_popularity", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+
+    assert train(data) == 130
+    assert capsys.readouterr().err == "ssept: interrupted\n"
+
+
+def test_a_run_that_fails_keeps_its_last_epoch(data, capsys, monkeypatch):
+    interrupt_after(monkeypatch, batches=3, error=FloatingPointError("the loss is nan at step 2"))
+
+    assert train(data, epochs="9") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "ssept: error: the loss is nan at step 2"
+    assert cli.main(["evaluate", "run"]) == 0
+
+
+def test_evaluate_repeats_the_table_of_the_run_from_anywhere(data, tmp_path, capsys, monkeypatch):
+    cli.main(["train", "--data", data.name, "--out", "run", "--seed", "3", "--epochs", "1", *TINY])
+    table = rows_of(capsys.readouterr().out)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    code = cli.main(["evaluate", "../run"])
+
+    assert code == 0
+    assert rows_of(capsys.readouterr().out) == table
+
+
+def test_evaluate_with_another_seed_draws_other_negatives(run, data, capsys):
+    cli.main(["evaluate", run, "--seed", "11"])
+
+    _, row = rows_of(capsys.readouterr().out)
+    expected = evaluate(load_checkpoint(run), SASRecDataSet(data), seed=11)
+    assert numbers(row)[2:] == pytest.approx(expected[::-1], abs=5e-5)
+
+
+def test_evaluate_can_exclude_all_of_a_users_items(run, data, capsys):
+    cli.main(["evaluate", run, "--exclude", "all"])
+
+    rows = [numbers(row) for row in rows_of(capsys.readouterr().out)]
+    dataset = SASRecDataSet(data)
+    popularity = evaluate_popularity(dataset, 0, 5, exclude="all")
+    model = evaluate(load_checkpoint(run), dataset, 0, exclude="all")
+    assert rows[0][2:] == pytest.approx(popularity[::-1], abs=5e-5)
+    assert rows[1][2:] == pytest.approx(model[::-1], abs=5e-5)
+
+
+def test_evaluate_on_other_data(run, tmp_path, capsys):
+    (tmp_path / "other.csv").write_text("".join(f"1,{item}\n" for item in (5, 6, 7, 8)))
+
+    code = cli.main(["evaluate", run, "--data", "other.csv", "--col-sep", ","])
+
+    assert code == 0
+    assert numbers(rows_of(capsys.readouterr().out)[1])[0] in (0, 1)  # one user
+
+
+def test_predict_prints_the_best_unseen_items(run, data, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "CANDIDATES_AT_A_TIME", 7)
+
+    code = cli.main(["predict", run, "--users", "14", "2", "-k", "4"])
+
+    assert code == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["user", "rank", "item", "score"]
+    model, dataset = load_checkpoint(run), SASRecDataSet(data)
+    expected = []
+    for user in (14, 2):
+        history = dataset.User[user]
+        candidates = [item for item in range(1, 31) if item not in history]
+        scores = model.predict(
+            {
+                "user": torch.tensor([[user]]),
+                "input_seq": torch.tensor([([0] * 6 + history)[-6:]]),
+                "candidate": torch.tensor([candidates]),
+            }
+        )[0].tolist()
+        best = sorted(zip(scores, candidates, strict=True), reverse=True)[:4]
+        expected += [(user, rank, item) for rank, (_, item) in enumerate(best, 1)]
+    assert [tuple(map(int, line.split()[:3])) for line in lines] == expected
+
+
+def test_predict_prints_fewer_where_fewer_are_unseen(run, data, capsys):
+    cli.main(["predict", run, "--users", "1", "-k", "1000"])
+
+    lines = capsys.readouterr().out.splitlines()[1:]
+    unseen = set(range(1, 31)) - set(SASRecDataSet(data).User[1])
+    assert {int(line.split()[2]) for line in lines} == unseen
+    assert len(lines) == len(unseen)
+
+
+def test_predict_refuses_parameters_that_are_not_finite(run, capsys, monkeypatch):
+    model = load_checkpoint(run)
+    torch.nn.init.constant_(model.item_embedding_layer.weight, torch.nan)
+    monkeypatch.setattr(cli, "load_checkpoint", lambda folder, backend: model)
+
+    assert cli.main(["predict", run, "--users", "1"]) == 2
+    assert "scores are not finite" in capsys.readouterr().err
+
+
+def test_info_says_what_will_run(capsys):
+    assert cli.main(["info"]) == 0
+
+    output = capsys.readouterr().out
+    report = asdict(build_info())
+    for op, by_device in report.pop("ops").items():
+        assert all(f"{op:<20}  {d:<4}  {backend}" in output for d, backend in by_device.items())
+    assert all(str(value) in output for value in report.values())
+
+
+def test_the_package_is_a_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "ssept_ext", "train", "--epochs", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == (
+        "ssept: error: argument --epochs: must be an integer of at least 1, got '0' "
+        "(see ssept train --help)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fit"], "invalid choice: 'fit'"),
+        (["train", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["train", "--epochs", "0"], "--epochs: must be an integer of at least 1, got '0'"),
+        (["train", "--epochs", "many"], "--epochs: must be an integer of at least 1, got 'many'"),
+        (["train", "--val-epoch", "-1"], "--val-epoch: must be an integer of at least 0, got '-1'"),
+        (["train", "--learning-rate", "0"], "--learning-rate: must be a positive number, got '0'"),
+        (["train", "--learning-rate", "nan"], "must be a positive number, got 'nan'"),
+        (["train", "--learning-rate", "fast"], "must be a positive number, got 'fast'"),
+        (["train", "--dropout-rate", "1"], "dropout_rate must be in [0, 1), got 1.0"),
+        (["train", "--attention-num-heads", "3"], "attention_num_heads must divide"),
+        (["train", "--model", "bert4rec"], "--model: invalid choice: 'bert4rec'"),
+        (["train", "--model", "sasrec", "--user-embedding-dim", "4"], "SASREC has no user vectors"),
+        (["train", "--col-sep", ","], "--col-sep says how to read a file: give --data too"),
+        (["train", "--data", "missing.txt"], "No such file or directory"),
+        (["train", "--data", "bad.txt"], "bad.txt, line 2"),
+        (["train", "--data", "short.txt"], "no user with a training event and a valid item"),
+        (["evaluate", "nowhere"], "nowhere is no run folder"),
+        (["predict", "nowhere", "--users", "1"], "nowhere is no run folder"),
+        (["predict", "nowhere"], "the following arguments are required: --users"),
+        (["predict", "nowhere", "--users", "x"], "--users: must be an integer of at least 1"),
+        (["predict", "nowhere", "--users", "1", "-k", "0"], "-k: must be an integer of at least 1"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, capsys, argv, message):
+    (tmp_path / "bad.txt").write_text("1 2\n1 two\n")
+    (tmp_path / "short.txt").write_text("1 2\n1 3\n2 1\n2 3\n")
+
+    code = cli.main(argv)
+
+    assert code == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith("ssept: error: ")
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+    assert message in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.txt", "short.txt"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["predict", "run", "--users", "1", "13"], "user 13 has no events in the data"),
+        (["predict", "run", "--users", "99"], "user 99 has no events in the data"),
+        (["evaluate", "run", "--data", "large.txt"], "item 31, the model knows items 1..30"),
+    ],
+)
+def test_mistakes_about_a_run_are_one_line(run, tmp_path, capsys, argv, message):
+    (tmp_path / "large.txt").write_text("1 31\n1 3\n1 1\n2 3\n")
+
+    assert cli.main(argv) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"data": {}}'])
+def test_a_damaged_run_file_is_named(run, tmp_path, capsys, content):
+    (tmp_path / "run" / "run.json").write_text(content)
+
+    assert cli.main(["evaluate", run]) == 2
+    assert "run.json is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_one_line(run, tmp_path, capsys):
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+
+    assert cli.main(["evaluate", run]) == 2
+    error = capsys.readouterr().err
+    assert "model.safetensors is damaged" in error
+    assert error.count("\n") == 1
+
+
+def test_cuda_that_is_not_there_is_an_error(data, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert train(data, "--device", "cuda") == 2
+    assert "--device cuda: torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_a_native_backend_that_is_not_there_is_an_error(data, capsys, monkeypatch):
+    report = SimpleNamespace(ops={"causal_attention": {"cpu": "reference: it was not built"}})
+    monkeypatch.setattr(cli, "build_info", lambda: report)
+
+    assert train(data, "--backend", "native") == 2
+    expected = "causal_attention has none for cpu, only the reference: it was not built"
+    assert expected in capsys.readouterr().err
+
+
+def test_every_option_has_help_with_its_default():
+    parser = cli.make_parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    assert sorted(commands.choices) == ["evaluate", "info", "predict", "train"]
+    for sub in commands.choices.values():
+        text = " ".join(sub.format_help().split())
+        for action in sub._actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            assert action.help, f"{sub.prog} {action.dest}"
+            help = " ".join(sub._get_formatter()._expand_help(action).split())
+            assert help in text
+            if action.option_strings:
+                assert ("(required)" in help) or ("(default: " in help) or ("default: " in help)
+                assert "None" not in help

@@ -1,0 +1,288 @@
+"""Training batches: their distribution, their layout, and that a seed gives them again."""
+
+import os
+import subprocess
+import sys
+import threading
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssept_ext import WarpSampler, _extension, pack
+from ssept_ext.sampler import DrawSettings, _NativeSource, draw_batch, sampling_table
+
+ROOT = Path(__file__).parents[1]
+NUM_ITEMS = 30
+HISTORIES = {
+    1: [4, 9, 2, 7, 30, 1, 4],  # meets item 4 twice
+    2: [5],  # never drawn
+    3: [8, 6],
+    6: [11, 12, 13, 14],  # no users 4 and 5
+    8: [],
+    9: list(range(1, 29)),  # all but 29 and 30
+}
+DRAWABLE = [1, 3, 6, 9]
+
+needs_native = pytest.mark.skipif(_extension.native is None, reason="the extension is not built")
+
+
+@pytest.fixture(params=["numpy", pytest.param("native", marks=needs_native)])
+def source(request, monkeypatch):
+    """Draw by either implementation."""
+    if request.param == "numpy":
+        monkeypatch.setattr(_extension, "native", None)
+    return request.param
+
+
+def make(histories=HISTORIES, num_items=NUM_ITEMS, **arguments):
+    arguments = {"batch_size": 16, "maxlen": 5, "seed": 7, **arguments}
+    return WarpSampler(histories, max(histories), num_items, **arguments)
+
+
+def batches(count, **arguments):
+    with make(**arguments) as sampler:
+        return [sampler.next_batch() for _ in range(count)]
+
+
+def assert_equal_batches(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def chi_square(counts):
+    """How many standard deviations Pearson's statistic is above its mean, for equal probabilities."""
+    counts = np.asarray(counts, float)
+    expected, freedom = counts.mean(), len(counts) - 1
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+def padded_by_a_loop(history, maxlen):
+    """What recommenders' sampler makes of one history."""
+    seq, pos = [0] * maxlen, [0] * maxlen
+    following, column = history[-1], maxlen - 1
+    for item in reversed(history[:-1]):
+        seq[column], pos[column] = item, following
+        following, column = item, column - 1
+        if column == -1:
+            break
+    return seq, pos
+
+
+@pytest.mark.parametrize("maxlen", [1, 3, 5, 40])
+def test_sequences_are_laid_out_as_by_a_plain_loop(source, maxlen):
+    users, seq, pos, neg = batches(1, maxlen=maxlen, batch_size=64)[0]
+
+    assert set(users.tolist()) == set(DRAWABLE)
+    for user, inputs, positives in zip(users.tolist(), seq.tolist(), pos.tolist(), strict=True):
+        assert (inputs, positives) == padded_by_a_loop(HISTORIES[user], maxlen)
+    np.testing.assert_array_equal(neg == 0, seq == 0)
+
+
+def test_batches_are_int64_arrays(source):
+    users, *padded = batches(1)[0]
+
+    assert (users.shape, users.dtype) == ((16,), np.int64)
+    assert [(a.shape, a.dtype) for a in padded] == [((16, 5), np.int64)] * 3
+
+
+def test_negatives_are_never_in_the_history(source):
+    for users, seq, _, neg in batches(30, maxlen=40):
+        for user, inputs, negatives in zip(users.tolist(), seq, neg, strict=True):
+            drawn = set(negatives[inputs != 0].tolist())
+            assert not drawn & set(HISTORIES[user])
+            assert drawn <= set(range(1, NUM_ITEMS + 1))
+
+
+def test_users_are_uniform_among_those_with_two_events(source):
+    users = np.concatenate([batch[0] for batch in batches(20, batch_size=1000)])
+
+    counts = np.bincount(users, minlength=10)
+
+    assert counts.sum() == counts[DRAWABLE].sum()
+    assert chi_square(counts[DRAWABLE]) < 4
+
+
+@pytest.mark.parametrize("user", [1, 9])
+def test_negatives_are_uniform_over_the_unseen_items(source, user):
+    drawn = batches(20, histories={user: HISTORIES[user]}, batch_size=500)
+    counts = np.bincount(np.concatenate([neg[neg != 0] for *_, neg in drawn]), minlength=31)
+    unseen = sorted(set(range(1, 31)) - set(HISTORIES[user]))
+
+    assert counts.sum() == counts[unseen].sum()
+    assert chi_square(counts[unseen]) < 4
+
+
+def test_negatives_follow_popularity_to_the_power(source):
+    # Items 1, 2 and 3 have 1, 4 and 16 events among users 2 to 4; user 1 has seen only item 9.
+    histories = {1: [9, 9], 2: [1], 3: [2, 2, *[3] * 8], 4: [2, 2, *[3] * 8]}
+    with make(histories, 9, batch_size=4000, popularity_exponent=0.5) as sampler:
+        users, _, _, neg = sampler.next_batch()
+    counts = np.bincount(neg[users == 1, -1], minlength=10)
+
+    assert counts[[1, 2, 3]].sum() == counts.sum()
+    np.testing.assert_allclose(counts[[1, 2, 3]] / counts.sum(), np.array([1, 2, 4]) / 7, atol=0.04)
+
+
+def test_windows_start_anywhere_in_longer_histories(source):
+    history = list(range(1, 13))
+    drawn = batches(1, histories={1: history}, maxlen=4, batch_size=8000, window_sampling_prob=1.0)
+    _, seq, pos, _ = drawn[0]
+
+    np.testing.assert_array_equal(seq[:, 1:], pos[:, :-1])
+    assert chi_square(np.bincount(seq[:, 0])[1:]) < 4  # 8 windows, from events 1 to 8
+    assert set(seq[:, 0].tolist()) == set(range(1, 9))
+
+
+def test_windows_are_as_frequent_as_asked(source):
+    _, seq, *_ = batches(
+        1, histories={1: list(range(1, 13))}, maxlen=4, batch_size=8000, window_sampling_prob=0.4
+    )[0]
+
+    last_events = (seq[:, 0] == 8).mean()
+
+    assert last_events == pytest.approx(0.6 + 0.4 / 8, abs=0.03)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_batches_do_not_depend_on_the_number_of_workers(source, workers):
+    assert_equal_batches(batches(25), batches(25, n_workers=workers))
+
+
+def test_the_seed_gives_the_batches_again_and_another_seed_others(source):
+    assert_equal_batches(batches(3), batches(3))
+    assert not np.array_equal(batches(1)[0][3], batches(1, seed=8)[0][3])
+    assert not np.array_equal(batches(2)[0][3], batches(2)[1][3])
+
+
+def test_a_seed_is_drawn_where_none_is_given_and_gives_the_batches_again(source):
+    with make(seed=None) as one, make(seed=None) as other:
+        batch = one.next_batch()
+
+    assert one.seed != other.seed
+    assert_equal_batches([batch], batches(1, seed=one.seed))
+
+
+@pytest.mark.parametrize("num_negatives", [1, 3])
+def test_packed_batches_are_the_padded_ones_without_padding(source, num_negatives):
+    arguments = {"num_negatives": num_negatives, "maxlen": 6}
+    with make(**arguments) as sampler:
+        packed = [sampler.next_packed() for _ in range(3)]
+
+    for got, padded in zip(packed, batches(3, **arguments), strict=True):
+        users, seq, pos, neg = map(torch.from_numpy, padded)
+        expected = pack(users, seq, pos, neg if num_negatives == 1 else neg[..., 0])
+        for name in ("users", "items", "positions", "cu_seqlens", "positives"):
+            left, right = getattr(got, name), getattr(expected, name)
+            assert left.dtype == right.dtype
+            assert torch.equal(left, right), name
+        wide = neg.unsqueeze(2) if num_negatives == 1 else neg
+        assert torch.equal(got.negatives, wide[seq != 0])
+        assert got.max_seqlen == expected.max_seqlen
+
+
+def test_padded_and_packed_batches_are_of_one_stream(source):
+    with make() as sampler:
+        sampler.next_packed()
+        second = sampler.next_batch()
+
+    assert_equal_batches([second], batches(2)[1:])
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("exponent", "window", "negatives", "max_len"),
+    [*product((0.0, 0.75), (0.0, 0.5), (1, 4), (3,)), (0.0, 1.0, 1, 1), (1.0, 0.0, 2, 50)],
+)
+def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len):
+    rng = np.random.default_rng(0)
+    histories = {u: rng.integers(1, 81, rng.integers(1, 40)).tolist() for u in range(1, 61)}
+    table = sampling_table(histories, 60, 80, exponent)
+    settings = DrawSettings((12345, 2**64 - 1), 33, max_len, negatives, window)
+    native = _NativeSource(table, settings, 2)
+
+    for index in range(5):
+        drawn, expected = native.next(), draw_batch(table, settings, index)
+        for name, left, right in zip(expected._fields, drawn, expected, strict=True):
+            np.testing.assert_array_equal(left, right, err_msg=name)
+    native.close()
+
+
+def test_batches_stay_as_they_were_when_later_ones_are_drawn(source):
+    with make(n_workers=2) as sampler:
+        kept = sampler.next_packed()
+        items, negatives = kept.items.clone(), kept.negatives.clone()
+        for _ in range(30):
+            sampler.next_packed()
+
+    assert torch.equal(kept.items, items)
+    assert torch.equal(kept.negatives, negatives)
+
+
+def test_a_closed_sampler_refuses_to_draw(source):
+    sampler = make(n_workers=2)
+    sampler.next_batch()
+
+    sampler.close()
+    sampler.close()
+
+    for draw in (sampler.next_batch, sampler.next_packed):
+        with pytest.raises(RuntimeError, match="closed"):
+            draw()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads by /proc")
+def test_leaving_the_context_ends_the_threads(source):
+    def num_threads():
+        return len(os.listdir("/proc/self/task")), threading.active_count()
+
+    before = num_threads()
+    with make(n_workers=4) as sampler:
+        sampler.next_batch()
+
+    assert num_threads() == before
+
+
+def test_a_program_that_never_closes_it_ends(source):
+    program = (
+        "from ssept_ext import WarpSampler, _extension\n"
+        + ("_extension.native = None\n" if source == "numpy" else "")
+        + "s = WarpSampler({1: [1, 2, 3]}, 1, 9, n_workers=3)\ns.next_batch()\nprint('end')\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be an integer from 1, got 0"),
+        ({"maxlen": -1}, "maxlen must be an integer from 1, got -1"),
+        ({"n_workers": 0}, "n_workers must be an integer from 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer from 1, got 2.5"),
+        ({"num_negatives": 0}, "num_negatives must be an integer from 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"popularity_exponent": 2.1}, r"popularity_exponent must be in \[0, 2\], got 2.1"),
+        ({"window_sampling_prob": float("nan")}, r"window_sampling_prob must be in \[0, 1\]"),
+        ({"num_items": 29}, "User holds item id 30, but itemnum is 29"),
+        ({"histories": {1: [2, 0]}}, r"item id .* got 0 \(user 1\)"),
+        ({"histories": {1: [2], 2: [3]}}, "none of the 2 users in User has more than one event"),
+        ({"histories": {1: [2, 3], 4: [1, 2, 3]}, "num_items": 3}, "user 4 has seen all 3 items"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+def test_a_user_beyond_usernum_is_named():
+    with pytest.raises(ValueError, match="User holds user id 5, but usernum is 4"):
+        WarpSampler({5: [1, 2]}, usernum=4, itemnum=9)

@@ -1,0 +1,348 @@
+"""The training loop, on a stub model with one table and one other weight."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ssept_ext import SSEPT
+from ssept_ext.evaluation import evaluate_valid
+from ssept_ext.packing import pack
+from ssept_ext.sampler import WarpSampler
+from ssept_ext.training import VALIDATION_SEED, train_model
+
+NUM_ITEMS, NUM_USERS, LENGTH = 30, 12, 6
+
+
+class Stub(nn.Module):
+    """Scores an item by its vector times that of the token's item, stretched by `stretch`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, seq_max_len=LENGTH, l2_reg=0.0):
+        super().__init__()
+        self.item_num, self.seq_max_len, self.num_neg_test = NUM_ITEMS, seq_max_len, 5
+        self.l2_reg = l2_reg
+        generator = torch.Generator().manual_seed(0)
+        self.table = nn.Parameter(torch.randn(NUM_ITEMS + 1, 4, generator=generator))
+        self.stretch = nn.Parameter(torch.ones(4))
+        self.batches = []
+
+    def embedding_tables(self):
+        return [self.table]
+
+    def sampled_logits(self, batch):
+        assert self.training
+        self.batches.append(batch)
+        items = torch.cat([batch.positives[:, None], batch.negatives], 1)
+        hidden = self.table[batch.items] * self.stretch
+        return torch.einsum("nd,nkd->nk", hidden, self.table[items])
+
+    def score(self, batch, candidates):
+        last = self.table[batch.items[batch.cu_seqlens[1:].long() - 1]] * self.stretch
+        return torch.einsum("bd,bcd->bc", last, self.table[candidates])
+
+
+class PaddedSampler:
+    """recommenders' sampler: tuples of NumPy rows, and nothing but `next_batch`."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def next_batch(self):
+        return zip(*zip(*self.sampler.next_batch(), strict=True), strict=True)
+
+
+class Interrupted:
+    """Passes batches on until `after` of them were taken, then raises `error`."""
+
+    def __init__(self, sampler, after, error):
+        self.sampler, self.left, self.error = sampler, after, error
+
+    def next_batch(self):
+        if self.left == 0:
+            raise self.error
+        self.left -= 1
+        return self.sampler.next_batch()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads only cost time on models this small, most of all on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def dataset():
+    """12 users with 9 events each in a ring of 30 items."""
+    train = {u: [(3 * u + t) % NUM_ITEMS + 1 for t in range(7)] for u in range(1, NUM_USERS + 1)}
+    return SimpleNamespace(
+        usernum=NUM_USERS,
+        itemnum=NUM_ITEMS,
+        user_train=train,
+        user_valid={u: [items[-1] % NUM_ITEMS + 1] for u, items in train.items()},
+        user_test={u: [(items[-1] + 1) % NUM_ITEMS + 1] for u, items in train.items()},
+    )
+
+
+def make_sampler(dataset, maxlen=LENGTH, batch_size=4):
+    return WarpSampler(
+        dataset.user_train, NUM_USERS, NUM_ITEMS, batch_size=batch_size, maxlen=maxlen, seed=1
+    )
+
+
+def train(model, dataset, sampler=None, **options):
+    sampler = sampler or make_sampler(dataset)
+    defaults = {"num_epochs": 2, "batch_size": 4, "learning_rate": 0.01, "verbose": False}
+    return train_model(model, dataset, sampler, **(defaults | options))
+
+
+def test_training_lowers_the_loss(dataset):
+    history = train(Stub(), dataset, num_epochs=30, learning_rate=0.1)
+
+    assert len(history["loss"]) == 30
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    assert history["val_ndcg"] == history["val_hr"] == []
+
+
+def make_ssept():
+    return SSEPT(
+        item_num=NUM_ITEMS,
+        user_num=NUM_USERS,
+        seq_max_len=LENGTH,
+        num_blocks=1,
+        embedding_dim=8,
+        conv_dims=[16, 16],
+        dropout_rate=0.1,
+        num_neg_test=5,
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_sse_pt_learns_the_ring(dataset, device):
+    model = make_ssept().to(device)
+
+    with make_sampler(dataset, batch_size=12) as sampler:
+        history = model.train_model(
+            dataset=dataset,
+            sampler=sampler,
+            num_epochs=60,
+            batch_size=12,
+            learning_rate=0.02,
+            val_epoch=60,
+            verbose=False,
+        )
+
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    ndcg, _ = model.evaluate(dataset, seed=0)
+    assert ndcg > 0.8
+    assert history["val_ndcg"][0] > 0.8
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, 3), (5, 2), (12, 1), (13, 1), (1000, 1)])
+def test_an_epoch_is_users_over_batch_size_steps_and_at_least_one(dataset, batch_size, steps):
+    model = Stub()
+
+    train(model, dataset, num_epochs=2, batch_size=batch_size)
+
+    assert len(model.batches) == 2 * steps
+    assert {len(batch.users) for batch in model.batches} == {4}  # the sampler's batch size
+
+
+@pytest.mark.parametrize("l2_reg", [0.0, 0.1])
+def test_adam_with_the_l2_term_of_the_tables_only(dataset, l2_reg):
+    model, expected = Stub(l2_reg=l2_reg), Stub()
+    history = train(model, dataset, num_epochs=1, batch_size=2)
+
+    optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, eps=1e-7)
+    losses = []
+    for batch in model.batches:
+        logits = expected.sampled_logits(batch)
+        target = batch.positives != 0
+        loss = (F.softplus(-logits[target, 0]) + F.softplus(logits[target, 1])).mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        (loss + 0.5 * l2_reg * expected.table.square().sum()).backward()
+        optimizer.step()
+
+    assert len(losses) == 6
+    assert history["loss"] == pytest.approx([np.mean(losses)], rel=1e-5)
+    torch.testing.assert_close(model.table, expected.table, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.stretch, expected.stretch, rtol=1e-4, atol=1e-6)
+
+
+def test_packed_and_padded_samplers_train_the_same_model(dataset):
+    packed, padded = Stub(), Stub()
+
+    train(packed, dataset, make_sampler(dataset))
+    train(padded, dataset, PaddedSampler(make_sampler(dataset)))
+
+    assert torch.equal(packed.table, padded.table)
+
+
+@pytest.mark.parametrize("maxlen", [3, LENGTH, 10])
+@pytest.mark.parametrize("wrap", [lambda sampler: sampler, PaddedSampler], ids=["packed", "padded"])
+def test_a_sampler_of_another_length_is_aligned_at_the_newest_event(dataset, maxlen, wrap):
+    model = Stub()
+
+    train(model, dataset, wrap(make_sampler(dataset, maxlen)), num_epochs=1, batch_size=12)
+
+    (batch,) = model.batches
+    users, *sequences = make_sampler(dataset, maxlen).next_batch()
+    fitted = [np.hstack([np.zeros((4, LENGTH), int), ids])[:, -LENGTH:] for ids in sequences]
+    expected = pack(torch.from_numpy(users), *map(torch.from_numpy, fitted))
+    for field in ("users", "items", "positions", "cu_seqlens", "positives", "negatives"):
+        assert torch.equal(getattr(batch, field), getattr(expected, field)), field
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.max_seqlen == expected.max_seqlen
+
+
+def test_several_negatives_for_each_event(dataset):
+    model = Stub()
+    sampler = WarpSampler(
+        dataset.user_train, NUM_USERS, NUM_ITEMS, batch_size=4, maxlen=3, seed=1, num_negatives=2
+    )
+
+    train(model, dataset, sampler, num_epochs=1)
+
+    assert {batch.negatives.shape[1] for batch in model.batches} == {2}
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (([1], [[0, 1.5]], [[0, 2]], [[0, 3]]), "input_seq as a 2-dimensional array of integers"),
+        (([1], [0, 1], [[0, 2]], [[0, 3]]), r"input_seq .* got shape \(2,\)"),
+        (([[1, 2]], [[0, 1]], [[0, 2]], [[0, 3]]), r"users as a 1-dimensional .* shape \(1, 2\)"),
+        (([1, 2], [[0, 1]], [[0, 2]], [[0, 3]]), "2 users with sequences of shapes"),
+        (([1], [[0, 1]], [[0, 2]], [[3]]), r"shapes \(1, 2\), \(1, 2\), \(1, 1\)"),
+    ],
+)
+def test_a_malformed_batch_is_an_error(dataset, batch, message):
+    sampler = SimpleNamespace(next_batch=lambda: batch)
+
+    with pytest.raises(ValueError, match=message):
+        train(Stub(), dataset, sampler)
+
+
+def test_validation_every_val_epoch_on_the_same_candidates(dataset):
+    model = Stub()
+
+    history = train(model, dataset, num_epochs=5, val_epoch=2)
+
+    assert len(history["loss"]) == 5
+    assert len(history["val_ndcg"]) == len(history["val_hr"]) == 2
+    history = train(model, dataset, num_epochs=1, val_epoch=1)
+    last = (history["val_ndcg"][-1], history["val_hr"][-1])
+    assert last == evaluate_valid(model, dataset, seed=VALIDATION_SEED)
+
+
+def test_nobody_to_validate_on_is_an_error_before_training(dataset):
+    model = Stub()
+    dataset.user_valid = {user: [] for user in dataset.user_train}
+
+    with pytest.raises(ValueError, match="no user with a training event and a valid item"):
+        train(model, dataset, val_epoch=1)
+
+    assert model.batches == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_gets_its_mode_back(dataset, training):
+    model = Stub().train(training)
+
+    train(model, dataset, val_epoch=1)
+
+    assert model.training is training
+
+
+def test_ctrl_c_returns_the_finished_epochs(dataset, capsys):
+    model = Stub().eval()
+    sampler = Interrupted(make_sampler(dataset), after=7, error=KeyboardInterrupt())
+
+    history = train(model, dataset, sampler, num_epochs=9, verbose=True)
+
+    assert len(history["loss"]) == 2  # of 3 steps each
+    assert not model.training
+    assert "interrupted in epoch 3 of 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(dataset, value):
+    model = Stub()
+    honest = model.sampled_logits
+    model.sampled_logits = lambda batch: honest(batch) * (value if len(model.batches) == 5 else 1)
+
+    with pytest.raises(FloatingPointError, match="step 2 of epoch 2"):
+        train(model, dataset, num_epochs=9)
+
+    assert model.training
+
+
+def test_on_epoch_end_sees_every_epoch_with_its_history(dataset):
+    calls = []
+
+    history = train(
+        Stub(),
+        dataset,
+        num_epochs=3,
+        val_epoch=2,
+        on_epoch_end=lambda epoch, h: calls.append((epoch, len(h["loss"]), len(h["val_hr"]))),
+    )
+
+    assert calls == [(1, 1, 0), (2, 2, 1), (3, 3, 1)]
+    assert len(history["loss"]) == 3
+
+
+def test_the_progress_bar_shows_loss_speed_and_validation(dataset, capfd):
+    history = train(Stub(), dataset, num_epochs=1, val_epoch=1, verbose=True)
+
+    error = capfd.readouterr().err
+    assert "epoch 1/1" in error
+    assert f"loss {history['loss'][0]:.4f}" in error
+    assert "samples/s" in error
+    assert f"valid NDCG@10 {history['val_ndcg'][0]:.4f}, HR@10 {history['val_hr'][0]:.4f}" in error
+
+
+def test_verbose_false_is_silent(dataset, capfd):
+    sampler = Interrupted(make_sampler(dataset), after=5, error=KeyboardInterrupt())
+
+    train(Stub(), dataset, sampler, num_epochs=3, val_epoch=1, verbose=False)
+
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
+        ({"num_epochs": 1.5}, "num_epochs must be an integer of at least 1, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"val_epoch": -1}, "val_epoch must be an integer of at least 0, got -1"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be an integer of at least 1, got 0"),
+        ({"learning_rate": 0.0}, r"learning_rate must be finite and positive, got 0\.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be finite and positive, got nan"),
+        ({"learning_rate": math.inf}, "learning_rate must be finite and positive, got inf"),
+    ],
+)
+def test_bad_options_are_errors_before_training(dataset, options, message):
+    model = Stub()
+
+    with pytest.raises(ValueError, match=message):
+        train(model, dataset, **options)
+
+    assert model.batches == []
+
+
+def test_a_dataset_larger_than_the_model_is_an_error(dataset):
+    dataset.itemnum = 31
+
+    with pytest.raises(ValueError, match=r"item 31, the model knows items 1\.\.30"):
+        train(Stub(), dataset)
