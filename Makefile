@@ -10,6 +10,10 @@ SOURCES := pyproject.toml CMakeLists.txt README.md \
 # Two GPU generations are enough for a development build; a plain `pip install .` takes CMakeLists.txt's default.
 export CUDAARCHS ?= 80-real;90-real
 
+# What the synthetic data set is made for: a window that shows little of the user. See ssept_ext/datasets.py.
+DEMO_OPTIONS ?= --seq-max-len 2 --window-sampling-prob 1 --num-blocks 1 --item-embedding-dim 32 \
+  --user-embedding-dim 16 --dropout-rate 0.1 --learning-rate 0.005 --epochs 100 --val-epoch 25
+
 .PHONY: help demo test lint format bench clean
 
 help:
@@ -20,7 +24,7 @@ help:
 	@echo "make bench   measure against eager PyTorch; results go to bench/results"
 
 demo: $(VENV)/installed
-	$(BIN)/ssept train
+	$(BIN)/ssept train $(DEMO_OPTIONS)
 
 test: $(VENV)/installed
 	$(BIN)/pytest $(PYTEST_OPTIONS)

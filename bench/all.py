@@ -17,7 +17,9 @@ SCRIPTS = (
     "evaluate.py",
     "sampler.py",
     "user_item_embedding.py",
+    "position_layer_norm.py",
     "causal_attention.py",
+    "bias_dropout.py",
     "sampled_logits.py",
 )
 

@@ -10,14 +10,12 @@ from measure import (
     OURS,
     Call,
     Options,
+    compare,
     heading,
     large_gemm_floor,
     options_from,
     parser,
-    peak_extra_memory,
-    print_comparison,
     print_title,
-    side_by_side,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -78,7 +76,7 @@ def sdpa(
     return run_dense if dense else run
 
 
-def compare(name: Name, p: float, backward: bool, dtype: torch.dtype, options: Options) -> None:
+def run_case(name: Name, p: float, backward: bool, dtype: torch.dtype, options: Options) -> None:
     workload = load(name, options.quick)
     batch = workload.batch(options.device)
     case = (batch, p, backward, dtype, options)
@@ -94,9 +92,7 @@ def compare(name: Name, p: float, backward: bool, dtype: torch.dtype, options: O
         f"{str(dtype).removeprefix('torch.')}",
         f"{workload.describe(batch)}; 1 head of {HEAD_SIZE}",
     )
-    times = side_by_side(alternatives, floor, options, budget=6)
-    memory = {name: peak_extra_memory(run, options) for name, run in alternatives.items()}
-    print_comparison(times, options, memory)
+    compare(alternatives, floor, options, budget=6)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     half = (torch.bfloat16,) if options.device.type == "cuda" else ()
     workloads = WORKLOADS[:1] if options.quick else WORKLOADS
     for case in product(workloads, (0.0, DROPOUT), (False, True), (torch.float32, *half)):
-        compare(*case, options)
+        run_case(*case, options)
 
 
 if __name__ == "__main__":

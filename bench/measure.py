@@ -273,6 +273,19 @@ def print_comparison(
         )
 
 
+def compare(
+    alternatives: Mapping[str, Call],
+    floors: Mapping[str, Floor],
+    options: Options,
+    budget: float = 5.0,
+) -> Times:
+    """Measure time and extra memory of all alternatives, and print them."""
+    times = side_by_side(alternatives, floors, options, budget)
+    memory = {name: peak_extra_memory(run, options) for name, run in alternatives.items()}
+    print_comparison(times, options, memory)
+    return times
+
+
 def _memory_ratio(value: int | None, ours: int | None) -> str:
     return "" if value is None or not ours else f"{value / ours:.2f}"
 

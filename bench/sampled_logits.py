@@ -9,15 +9,13 @@ from measure import (
     OURS,
     Call,
     Options,
+    compare,
     copy_floor,
     heading,
     large_gemm_floor,
     options_from,
     parser,
-    peak_extra_memory,
-    print_comparison,
     print_title,
-    side_by_side,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,7 +59,7 @@ def bytes_moved(workload: Workload, batch: Batch, items: Tensor) -> int:
     return 2 * read + 4 * (2 * items.numel() + hidden + tables)
 
 
-def compare(num_items: int, options: Options) -> None:
+def run_case(num_items: int, options: Options) -> None:
     workload = load("ML-1M", options.quick)
     batch = workload.batch(options.device)
     shape = (len(batch.packed.items), num_items)
@@ -78,16 +76,14 @@ def compare(num_items: int, options: Options) -> None:
         f"K={num_items}",
         f"{workload.describe(batch)}; {workload.dataset.itemnum} items",
     )
-    times = side_by_side(alternatives, floors, options, budget=10)
-    memory = {name: peak_extra_memory(run, options) for name, run in alternatives.items()}
-    print_comparison(times, options, memory)
+    compare(alternatives, floors, options, budget=10)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = options_from(parser(__doc__).parse_args(argv))
     print_title(__doc__, options)
     for num_items in QUICK_NUM_ITEMS if options.quick else NUM_ITEMS:
-        compare(num_items, options)
+        run_case(num_items, options)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ from measure import (
     OURS,
     Call,
     Options,
+    compare,
     copy_floor,
     heading,
     options_from,
     parser,
-    peak_extra_memory,
-    print_comparison,
     print_title,
-    side_by_side,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -100,7 +98,7 @@ def bytes_moved(workload: Workload, batch: Batch, backward: bool) -> int:
     return total
 
 
-def compare(name: Name, backward: bool, options: Options) -> None:
+def run_case(name: Name, backward: bool, options: Options) -> None:
     workload = load(name, options.quick)
     batch = workload.batch(options.device)
     alternatives = alternatives_of(workload, batch, backward, options)
@@ -113,9 +111,7 @@ def compare(name: Name, backward: bool, options: Options) -> None:
         f"{'Forward and backward' if backward else 'Forward'}, dropout {DROPOUT}",
         workload.describe(batch),
     )
-    times = side_by_side(alternatives, floor, options, budget=4)
-    memory = {name: peak_extra_memory(run, options) for name, run in alternatives.items()}
-    print_comparison(times, options, memory)
+    compare(alternatives, floor, options, budget=4)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_title(__doc__, options)
     for name in WORKLOADS[:1] if options.quick else WORKLOADS:
         for backward in (False, True):
-            compare(name, backward, options)
+            run_case(name, backward, options)
 
 
 if __name__ == "__main__":

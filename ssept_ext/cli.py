@@ -42,6 +42,7 @@ METRICS_FILE = "metrics.csv"
 USER_ERROR = 2
 INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 CANDIDATES_AT_A_TIME = 1 << 16
+USER_EMBEDDING_DIM = 16
 
 Metrics = dict[str, tuple[float, float]]
 """(NDCG@10, HR@10) for each of "valid" and "test"."""
@@ -82,6 +83,7 @@ def train(options: argparse.Namespace) -> int:
         maxlen=model.seq_max_len,
         n_workers=options.workers,
         seed=options.seed,
+        window_sampling_prob=options.window_sampling_prob,
     ) as sampler:
         run.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(options).items() if name != "command"}
@@ -258,7 +260,7 @@ def _make_model(options: argparse.Namespace, dataset: SASRecDataSet) -> SASREC:
     if options.model == "sasrec" and user_dim is not None:
         raise ValueError("--user-embedding-dim: SASREC has no user vectors")
     if user_dim is None:
-        user_dim = 0 if options.model == "sasrec" else options.item_embedding_dim
+        user_dim = 0 if options.model == "sasrec" else USER_EMBEDDING_DIM
     width = options.item_embedding_dim + user_dim
     arguments = {
         "item_num": dataset.itemnum,
@@ -360,7 +362,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--item-embedding-dim", **_integer(1, 50, "features of an item"))
     add(
         "--user-embedding-dim",
-        **_integer(1, None, "features of a user (default: --item-embedding-dim; ssept only)"),
+        **_integer(1, None, f"features of a user (default: {USER_EMBEDDING_DIM}; ssept only)"),
     )
     add(
         "--ffn-dim",
@@ -377,10 +379,17 @@ def make_parser() -> argparse.ArgumentParser:
     add("--num-neg-test", **_integer(1, 100, "negatives that each held-out item is ranked among"))
     group = sub.add_argument_group("training")
     add = group.add_argument
-    add("--epochs", **_integer(1, 20, "passes of (users / batch size) steps"))
+    add("--epochs", **_integer(1, 40, "passes of (users / batch size) steps"))
     add("--batch-size", **_integer(1, 128, "sequences in a batch"))
     add("--learning-rate", type=_positive, default=0.001, metavar="X", help="step size of Adam")
     add("--val-epoch", **_integer(0, 5, "validate after every so many epochs; 0 for never"))
+    add(
+        "--window-sampling-prob",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="probability of training on a window anywhere in a longer history (SSE-PT++)",
+    )
     add("--workers", **_integer(1, 1, "threads that draw batches"))
     add("--seed", **_integer(0, 0, "makes parameters, batches and negatives reproducible"))
     add("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")

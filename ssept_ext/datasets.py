@@ -12,10 +12,10 @@ def synthetic(
     num_clusters: int = 10,
     num_tastes: int = 6,
     items_per_taste: int = 8,
-    min_events: int = 30,
-    max_events: int = 60,
+    min_events: int = 80,
+    max_events: int = 160,
     regularity: float = 0.8,
-    loyalty: float = 0.7,
+    loyalty: float = 0.6,
     seed: int = 0,
 ) -> SASRecDataSet:
     """Make histories in which both the last items and the user tell what comes next.

@@ -26,6 +26,7 @@ from ssept_ext.packing import PackedBatch, pack
 
 if TYPE_CHECKING:
     from ssept_ext.data import SASRecDataSet
+    from ssept_ext.evaluation import Exclude
     from ssept_ext.training import Sampler
 
 Architecture = Literal["recommenders", "original"]
@@ -275,10 +276,11 @@ class SASREC(nn.Module):
 
         Returns
         -------
-        (B, C)
+        (B, C) float32 or wider, also of a model in half precision: rounded scores would tie
         """
         hidden = self._encode(batch, Dropout.none(), newest_only=True)
-        return self._score(hidden, candidates, batch)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return self._score(hidden.to(wide), candidates, batch)
 
     def forward(
         self, x: Mapping[str, Array], training: bool = True
@@ -365,24 +367,45 @@ class SASREC(nn.Module):
         return inputs, labels[:, None]
 
     def train_model(
-        self, dataset: SASRecDataSet, sampler: Sampler, **options: Any
+        self,
+        dataset: SASRecDataSet,
+        sampler: Sampler,
+        num_epochs: int = 10,
+        batch_size: int = 128,
+        learning_rate: float = 0.001,
+        val_epoch: int = 0,
+        eval_batch_size: int = 256,
+        verbose: bool = True,
     ) -> dict[str, list[float]]:
         """Train on the sampler's batches: see `ssept_ext.training.train_model`."""
         from ssept_ext.training import train_model  # it imports this module
 
-        return train_model(self, dataset, sampler, **options)
+        sizes = (num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size)
+        return train_model(self, dataset, sampler, *sizes, verbose)
 
-    def evaluate(self, dataset: SASRecDataSet, **options: Any) -> tuple[float, float]:
+    def evaluate(
+        self,
+        dataset: SASRecDataSet,
+        seed: int | None = None,
+        eval_batch_size: int = 256,
+        exclude: Exclude = "train",
+    ) -> tuple[float, float]:
         """Return NDCG@10 and HR@10 on the test items: see `ssept_ext.evaluation.evaluate`."""
         from ssept_ext.evaluation import evaluate
 
-        return evaluate(self, dataset, **options)
+        return evaluate(self, dataset, seed, eval_batch_size, exclude)
 
-    def evaluate_valid(self, dataset: SASRecDataSet, **options: Any) -> tuple[float, float]:
-        """Return NDCG@10 and HR@10 on the validation items: see `ssept_ext.evaluation.evaluate_valid`."""
+    def evaluate_valid(
+        self,
+        dataset: SASRecDataSet,
+        seed: int | None = None,
+        eval_batch_size: int = 256,
+        exclude: Exclude = "train",
+    ) -> tuple[float, float]:
+        """Return NDCG@10 and HR@10 on the validation items: see `ssept_ext.evaluation.evaluate`."""
         from ssept_ext.evaluation import evaluate_valid
 
-        return evaluate_valid(self, dataset, **options)
+        return evaluate_valid(self, dataset, seed, eval_batch_size, exclude)
 
     def _draw_dropout(self, training: bool) -> Dropout:
         """One seed for every dropout of a forward pass, from torch's global generator."""
@@ -417,8 +440,8 @@ class SASREC(nn.Module):
             cu_seqlens = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
         return ops.sampled_logits(
             hidden,
-            self.item_embedding_layer.weight,
-            None if users is None else users.weight,
+            self.item_embedding_layer.weight.to(hidden.dtype),
+            None if users is None else users.weight.to(hidden.dtype),
             items,
             None if users is None else batch.users,
             cu_seqlens,

@@ -54,7 +54,8 @@ def pack(
     users : (B,) or (B, 1) int64
     input_seq : (B, T) int64, 0 is padding. Zeros between events are dropped too; a token's position is
         its column, as in recommenders.
-    positive, negative : (B, T) int64, the next item and one sampled item for every column.
+    positive : (B, T) int64, the next item of every column.
+    negative : (B, T) or (B, T, K) int64, sampled items of every column.
     """
     real = input_seq != 0
     lengths = real.sum(1)
@@ -67,5 +68,9 @@ def pack(
         cu_seqlens=cu_seqlens,
         max_seqlen=int(lengths.max()) if lengths.numel() else 0,
         positives=None if positive is None else positive[real],
-        negatives=None if negative is None else negative[real].unsqueeze(1),
+        negatives=None
+        if negative is None
+        else negative[real].reshape(
+            int(lengths.sum()), 1 if negative.dim() == 2 else negative.shape[2]
+        ),
     )

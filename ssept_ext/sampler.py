@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,17 @@ class SamplingTable:
     weight_through: IntArray | None
     """(itemnum + 1,) weight of items 0 to i; None where every item weighs 1."""
     itemnum: int
+
+    @cached_property
+    def gaps(self) -> IntArray:
+        """(S,) `unseen_below` of all rows one after the other on a single line, for a single search."""
+        owner = np.repeat(np.arange(len(self.users)), np.diff(self.seen_starts))
+        return owner * self.stride + self.unseen_below
+
+    @property
+    def stride(self) -> int:
+        """What each row takes of that line: more than all weight."""
+        return 1 + (self.itemnum if self.weight_through is None else int(self.weight_through[-1]))
 
 
 # Sum of the weights of popularity sampling, which are integers so that the search above is exact.
@@ -165,11 +177,8 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
     row = np.repeat(rows, lengths)[:, None]
     uniform = rng.random((len(token), settings.num_negatives))
     point = (uniform * table.unseen_weight[row]).astype(np.int64)
-    # Rows one after the other on a single line, for a single search.
-    stride = 1 + (_TOTAL_WEIGHT * 2 if table.weight_through is not None else table.itemnum)
-    owner = np.repeat(np.arange(len(table.users)), np.diff(table.seen_starts))
-    gaps = owner * stride + table.unseen_below
-    seen = np.searchsorted(gaps, row * stride + point, side="right") - table.seen_starts[row]
+    seen = np.searchsorted(table.gaps, row * table.stride + point, side="right")
+    seen -= table.seen_starts[row]
     last_seen = np.maximum(table.seen_starts[row] + seen - 1, 0)
     moved = point + np.where(seen > 0, table.seen_through[last_seen], 0)
     if table.weight_through is None:
@@ -263,7 +272,7 @@ class WarpSampler:
             (`SASRecDataSet.user_train`). Users with fewer than 2 events are never drawn.
         usernum, itemnum : the largest ids; negatives are drawn from 1 to `itemnum`.
         maxlen : length of the padded sequences, in events: the model's `seq_max_len`.
-        n_workers : threads that draw ahead.
+        n_workers : threads of the extension that draw ahead; without it, batches are drawn when asked for.
         seed : any integer from 0; None for a fresh one.
         num_negatives : K, for each event.
         popularity_exponent : negatives are drawn in proportion to their number of events in `User`

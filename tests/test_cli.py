@@ -172,8 +172,8 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         return {"loss": [1.0] * 3, "val_ndcg": [], "val_hr": []}
 
     class Sampler(cli.WarpSampler):
-        def __init__(self, *args, n_workers, **options):
-            calls["workers"] = n_workers
+        def __init__(self, *args, n_workers, window_sampling_prob, **options):
+            calls.update(workers=n_workers, windows=window_sampling_prob)
             super().__init__(*args, n_workers=n_workers, **options)
 
     monkeypatch.setattr(cli, "train_model", train_model)
@@ -181,7 +181,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
     train(
         data,
         *("--batch-size", "7", "--learning-rate", "0.01", "--val-epoch", "3", "--workers", "2"),
-        *("--seed", "5"),
+        *("--seed", "5", "--window-sampling-prob", "0.5"),
         epochs="3",
     )
 
@@ -194,6 +194,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         "maxlen": 6,
         "samples": 7,
         "workers": 2,
+        "windows": 0.5,
         "seed": 5,
     }
 
@@ -388,8 +389,9 @@ def test_the_package_is_a_command():
         (["train", "--learning-rate", "0"], "--learning-rate: must be a positive number, got '0'"),
         (["train", "--learning-rate", "nan"], "must be a positive number, got 'nan'"),
         (["train", "--learning-rate", "fast"], "must be a positive number, got 'fast'"),
+        (["train", "--window-sampling-prob", "2"], "window_sampling_prob must be in [0, 1], got 2"),
         (["train", "--dropout-rate", "1"], "dropout_rate must be in [0, 1), got 1.0"),
-        (["train", "--attention-num-heads", "3"], "attention_num_heads must divide"),
+        (["train", "--attention-num-heads", "5"], "attention_num_heads must divide"),
         (["train", "--model", "bert4rec"], "--model: invalid choice: 'bert4rec'"),
         (["train", "--model", "sasrec", "--user-embedding-dim", "4"], "SASREC has no user vectors"),
         (["train", "--col-sep", ","], "--col-sep says how to read a file: give --data too"),

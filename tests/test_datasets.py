@@ -16,10 +16,10 @@ def test_the_seed_makes_it_reproducible():
 
 
 def test_sizes_are_as_asked():
-    data = synthetic(num_users=300, num_clusters=4, num_tastes=3, items_per_taste=5, max_events=40)
+    data = synthetic(num_users=300, num_clusters=4, num_tastes=3, items_per_taste=5, max_events=90)
     assert sorted(data.User) == list(range(1, 301))
     assert data.Items <= set(range(1, 61))
-    assert {len(history) for history in data.User.values()} == set(range(30, 41))
+    assert {len(history) for history in data.User.values()} == set(range(80, 91))
     assert len(data.user_test[1]) == 1
 
 
@@ -42,7 +42,7 @@ def test_clusters_follow_the_cycle_and_items_the_users_taste_as_often_as_asked()
         ("num_users", 0),
         ("num_clusters", 1),
         ("min_events", 2),
-        ("max_events", 29),
+        ("max_events", 79),
         ("regularity", 1.1),
         ("loyalty", float("nan")),
     ],
@@ -86,4 +86,4 @@ def test_knowing_the_user_beats_not_knowing_and_both_beat_popularity():
         SSEPT, data, user_num=data.usernum, user_embedding_dim=16, conv_dims=[48, 48]
     )
     assert sasrec > popularity + 0.25
-    assert ssept > sasrec + 0.02
+    assert ssept > sasrec + 0.04

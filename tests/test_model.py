@@ -307,6 +307,21 @@ def test_packing_drops_zeros_between_events_and_keeps_columns_as_positions():
     assert batch.max_seqlen == 2
 
 
+def test_packing_keeps_one_or_many_negatives():
+    seq = torch.tensor([[0, 5, 6], [0, 0, 0]])
+    many = torch.arange(12).view(2, 3, 2)
+    one = pack(torch.tensor([1, 2]), seq, seq, many[..., 0])
+    assert one.negatives.tolist() == [[2], [4]]
+    assert pack(torch.tensor([1, 2]), seq, seq, many).negatives.tolist() == [[2, 3], [4, 5]]
+    assert pack(torch.tensor([2]), seq[1:], seq[1:], seq[1:]).negatives.shape[0] == 0
+
+
+def test_a_model_in_half_precision_scores_in_float32():
+    model = tiny().bfloat16()
+    batch = pack(torch.tensor([1]), torch.tensor([[5, 6]]))
+    assert model.score(batch, torch.tensor([[1, 2]])).dtype == torch.float32
+
+
 def test_a_packed_batch_without_targets_cannot_be_trained_on():
     batch = pack(torch.tensor([1]), torch.tensor([[5, 6]]))
     assert isinstance(batch, PackedBatch)

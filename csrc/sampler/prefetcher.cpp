@@ -41,11 +41,17 @@ void Prefetcher::work() {
         pool_->free.pop_back();
       }
     }
-    if (!batch) batch = std::make_unique<Batch>();
-    draw(table_, settings_, index, *batch);
+    std::exception_ptr error;
+    try {
+      if (!batch) batch = std::make_unique<Batch>();
+      draw(table_, settings_, index, *batch);
+    } catch (...) {  // out of memory: told to whoever asks for a batch
+      error = std::current_exception();
+    }
     {
       const std::lock_guard lock(mutex_);
       ahead_[index % ahead_.size()] = std::move(batch);
+      if (error) error_ = error;
     }
     drawn_.notify_all();
   }
@@ -56,7 +62,8 @@ std::shared_ptr<const Batch> Prefetcher::next() {
   {
     std::unique_lock lock(mutex_);
     std::unique_ptr<Batch>& slot = ahead_[next_to_take_ % ahead_.size()];
-    drawn_.wait(lock, [&] { return closed_ || slot; });
+    drawn_.wait(lock, [&] { return closed_ || error_ || slot; });
+    if (error_) std::rethrow_exception(error_);
     if (closed_) throw std::runtime_error("the sampler is closed");
     batch = std::move(slot);
     ++next_to_take_;

@@ -2,6 +2,7 @@
 #pragma once
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -45,6 +46,7 @@ class Prefetcher {
   std::vector<std::unique_ptr<Batch>> ahead_;  // slot index % size holds batch `index`, when drawn
   uint64_t next_to_draw_ = 0, next_to_take_ = 0;
   bool closed_ = false;
+  std::exception_ptr error_;  // of a thread that could not draw
   std::vector<std::thread> threads_;
 };
 
