@@ -154,8 +154,8 @@ SSEPT_SIMD_CLONES void forward(const CausalAttention<T>& in, const Unit& unit,
         online_softmax_row<A>(scores, visible, tile.maximum.get()[r0 + r], tile.sum.get()[r0 + r],
                               tile.out + (r0 + r) * width, width);
         if (in.seed)
-          drop(scores, visible, in.dropout, *in.seed,
-               (x.query_start + query) * s.num_heads + unit.head, k0);
+          drop<kTile / 4>(scores, visible, in.dropout, *in.seed,
+                          (x.query_start + query) * s.num_heads + unit.head, k0);
       }
       multiply_add<A>(tile_rows, width, kTile, tile.scores.get(), kTile, 1, tile.v.get(), width,
                       tile.out + r0 * width, width);
@@ -270,7 +270,7 @@ SSEPT_SIMD_CLONES void backward(const CausalAttention<T>& in, const Gradients<T,
         }
         if (in.seed) {
           std::fill_n(tile.keep.get(), kTile, kept);
-          drop(tile.keep.get(), kTile, in.dropout, *in.seed, entry, k0);
+          drop<kTile / 4>(tile.keep.get(), kTile, in.dropout, *in.seed, entry, k0);
         }
         softmax_backward_row<A>(tile.weights + r * kTile, tile.grad_weights + r * kTile,
                                 tile.keep.get(), visible, g.lse[entry], g.delta[entry]);
