@@ -39,7 +39,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Dropout:
-    """What one forward pass drops: probability, seed, and the number of the next dropout site."""
+    """What one forward pass drops. Each dropout in it adds a site number of its own."""
 
     p: float
     seed: Tensor | None

@@ -264,7 +264,7 @@ class SASREC(nn.Module):
             raise ValueError("batch must have positives and negatives")
         hidden = self._encode(batch, self._draw_dropout(training), newest_only=False)
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
-        return self._score(hidden, items, batch)
+        return self._score(hidden, items, batch.users, batch.cu_seqlens)
 
     def score(self, batch: PackedBatch, candidates: Tensor) -> Tensor:
         """Score candidates as each sequence's next item, without dropout.
@@ -280,7 +280,9 @@ class SASREC(nn.Module):
         """
         hidden = self._encode(batch, Dropout.none(), newest_only=True)
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        return self._score(hidden.to(wide), candidates, batch)
+        # One row for each sequence, as if each had one token.
+        one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
+        return self._score(hidden.to(wide), candidates, batch.users, one_each)
 
     def forward(
         self, x: Mapping[str, Array], training: bool = True
@@ -432,18 +434,15 @@ class SASREC(nn.Module):
         tokens = self.encoder(tokens, drop, 1, newest_only)
         return cast("Tensor", self.layer_normalization(tokens))
 
-    def _score(self, hidden: Tensor, items: Tensor, batch: PackedBatch) -> Tensor:
-        """Logits of (rows, K) items; rows are tokens, or sequences where `hidden` has one row for each."""
-        users = self.user_embedding_layer
-        cu_seqlens = batch.cu_seqlens
-        if hidden.shape[0] != batch.items.shape[0]:
-            cu_seqlens = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
+    def _score(self, hidden: Tensor, items: Tensor, users: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Logits of (N, K) items for (N, D) hidden states."""
+        table = self.user_embedding_layer
         return ops.sampled_logits(
             hidden,
             self.item_embedding_layer.weight.to(hidden.dtype),
-            None if users is None else users.weight.to(hidden.dtype),
+            None if table is None else table.weight.to(hidden.dtype),
             items,
-            None if users is None else batch.users,
+            None if table is None else users,
             cu_seqlens,
             backend=self.backend,
         )

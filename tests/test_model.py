@@ -235,6 +235,17 @@ def test_a_row_of_padding_gives_finite_scores_and_gradients():
     assert torch.isfinite(scores).all()
 
 
+def test_each_row_is_scored_with_its_own_user_also_where_one_is_empty():
+    model = perturbed(tiny())
+    seqs, users = np.array([[0, 0, 0, 0, 3, 4], [0] * 6]), np.array([1, 2])  # two tokens, two rows
+    candidates = np.array([[7, 8], [7, 8]])
+    together = model.predict({"user": users, "input_seq": seqs, "candidate": candidates})
+    for row in (0, 1):
+        one = slice(row, row + 1)
+        alone = {"user": users[one], "input_seq": seqs[one], "candidate": candidates[one]}
+        assert relative_error(together[one], model.predict(alone)) < 1e-12
+
+
 def test_dropout_is_on_in_training_only():
     model = tiny(dropout_rate=0.5)
     inputs = padded_inputs()
