@@ -62,6 +62,20 @@ inline void check_cu_seqlens(const char* name, const Tensor& cu_seqlens) {
   check_type(name, cu_seqlens, ScalarType::Int);
 }
 
+// The users of an op, who come with their table, one for each sequence, or not at all.
+inline void check_users(const std::optional<Tensor>& user_weight,
+                        const std::optional<Tensor>& users, int64_t num_sequences,
+                        ScalarType type) {
+  check(user_weight.has_value() == users.has_value(),
+        "user_weight and users must be given together");
+  if (!users) return;
+  check_dims("user_weight", *user_weight, 2);
+  check_dims("users", *users, 1);
+  check_size("users", *users, 0, num_sequences);
+  check_type("users", *users, ScalarType::Long);
+  check_type("user_weight", *user_weight, type);
+}
+
 template <class T>
 const T* data(const Tensor& x) {
   return static_cast<const T*>(x.data_ptr());

@@ -26,19 +26,13 @@ class SampledLogitsArgs {
     check_dims("item_weight", item_weight, 2);
     check_dims("items", items, 2);
     check_cu_seqlens("cu_seqlens", cu_seqlens);
-    check(user_weight.has_value() == users.has_value(),
-          "user_weight and users must be given together");
     size.num_tokens = items.size(0);
     size.num_items = items.size(1);
     size.num_sequences = cu_seqlens.size(0) - 1;
     size.item_rows = item_weight.size(0);
     size.item_width = item_weight.size(1);
+    check_users(user_weight, users, size.num_sequences, type);
     if (user_weight) {
-      check_dims("user_weight", *user_weight, 2);
-      check_dims("users", *users, 1);
-      check_size("users", *users, 0, size.num_sequences);
-      check_type("users", *users, ScalarType::Long);
-      check_type("user_weight", *user_weight, type);
       size.user_rows = user_weight->size(0);
       size.user_width = user_weight->size(1);
       size.user_scale = std::sqrt(static_cast<double>(size.user_width));
