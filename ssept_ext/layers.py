@@ -75,6 +75,13 @@ class LayerNormalization(nn.Module):
         )
 
 
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)`, without the copy of the bias over all rows that PyTorch begins with on a CPU."""
+    if x.device.type != "cpu":
+        return layer(x)
+    return F.linear(x, layer.weight).add_(layer.bias)
+
+
 class MultiHeadAttention(nn.Module):
     """Causal self-attention without an output projection (Kang & McAuley 2018, section 3.2)."""
 
@@ -90,9 +97,9 @@ class MultiHeadAttention(nn.Module):
         """(Nq, D): what each query token takes from the tokens of its sequence up to itself."""
         head_size = queries.x.shape[1] // self.num_heads
         out, _ = ops.causal_attention(
-            self.Q(queries.x).view(-1, self.num_heads, head_size),
-            self.K(keys.x).view(-1, self.num_heads, head_size),
-            self.V(keys.x).view(-1, self.num_heads, head_size),
+            _linear(self.Q, queries.x).view(-1, self.num_heads, head_size),
+            _linear(self.K, keys.x).view(-1, self.num_heads, head_size),
+            _linear(self.V, keys.x).view(-1, self.num_heads, head_size),
             queries.cu_seqlens,
             keys.cu_seqlens,
             queries.max_seqlen,

@@ -4,6 +4,7 @@
 
 #include "common/bias_dropout_args.h"
 #include "common/library.h"
+#include "cpu/philox.h"
 #include "cpu/vector_ops.h"
 
 namespace ssept::cpu {
@@ -19,13 +20,14 @@ SSEPT_SIMD_CLONES void forward(const BiasDropout<T>& in, T* out, int64_t begin, 
   const A floor = in.relu ? A(0) : -std::numeric_limits<A>::infinity();
   std::vector<A> row(in.width);
   A* y = row.data();
+  RowDropout dropout(in.seed, in.dropout, in.width, end);
   for (int64_t n = begin; n < end; ++n) {
     const T* x = in.x + n * in.width;
     for (int64_t i = 0; i < in.width; ++i) {
       const A value = scale * (static_cast<A>(x[i]) + static_cast<A>(in.bias[i]));
       y[i] = value < floor ? floor : value;  // keeps NaN
     }
-    if (in.seed) drop(y, in.width, in.dropout, *in.seed, n, 0);
+    dropout.apply(y, in.width, n);
     if (in.residual)
       for (int64_t i = 0; i < in.width; ++i) y[i] += static_cast<A>(in.residual[n * in.width + i]);
     for (int64_t i = 0; i < in.width; ++i) out[n * in.width + i] = static_cast<T>(y[i]);
@@ -47,15 +49,15 @@ SSEPT_SIMD_CLONES void backward(const BackwardSettings& s, const T* grad, const 
   const A scale = s.seed ? static_cast<A>(s.dropout.scale) : A(1);
   std::vector<A> row(s.width);
   A* g = row.data();
+  // What a ReLU's dropout has dropped is zero in `out`.
+  RowDropout dropout(s.relu ? nullptr : s.seed, s.dropout, s.width, end);
   std::fill_n(sum, s.width, A(0));
   for (int64_t n = begin; n < end; ++n) {
     for (int64_t i = 0; i < s.width; ++i) g[i] = scale * static_cast<A>(grad[n * s.width + i]);
-    if (s.relu) {
+    if (s.relu)
       for (int64_t i = 0; i < s.width; ++i)
         g[i] = static_cast<A>(out[n * s.width + i]) > 0 ? g[i] : A(0);
-    } else if (s.seed) {
-      drop(g, s.width, s.dropout, *s.seed, n, 0);
-    }
+    dropout.apply(g, s.width, n);
     for (int64_t i = 0; i < s.width; ++i) {
       sum[i] += g[i];
       grad_x[n * s.width + i] = static_cast<T>(g[i]);

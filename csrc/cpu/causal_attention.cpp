@@ -8,6 +8,7 @@
 
 #include "common/causal_attention_args.h"
 #include "common/library.h"
+#include "cpu/philox.h"
 #include "cpu/tiles.h"
 #include "cpu/vector_ops.h"
 
@@ -22,8 +23,6 @@ constexpr int64_t kQueryChunk = 8 * kTile;
 // memory of their queries' gradient and so that all threads have work, at the price of computing
 // the scores twice.
 constexpr int64_t kWholeBackward = 16 * kTile;
-
-int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 
 // Part of the work of one sequence and head.
 struct Unit {
@@ -82,83 +81,131 @@ SSEPT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
 
-template <class A>
-struct ForwardTiles {
-  Buffer<A> q, k, k_transposed, v, scores, out, maximum, sum;
+// The words that decide which weights of a tile are dropped, (rows, stride).
+struct TileDropout {
+  const uint32_t* words;  // null where nothing is dropped
+  int64_t stride;
+  DropoutSite site;
 
-  explicit ForwardTiles(int64_t head_size)
-      : q(kQueryChunk * padded<A>(head_size)),
-        k(kTile * padded<A>(head_size)),
-        k_transposed(kTile * head_size),
-        v(kTile * padded<A>(head_size)),
-        scores(kTile * kTile),
-        out(kQueryChunk * padded<A>(head_size)),
-        maximum(kQueryChunk),
-        sum(kQueryChunk) {}
+  // For the first `keys` keys from `first_key` on, of rows of queries from `first_token` on.
+  template <class T>
+  SSEPT_INLINE TileDropout(const CausalAttention<T>& in, int64_t first_token, int64_t rows,
+                           int64_t head, int64_t first_key, int64_t keys, uint32_t* buffer)
+      : words(in.seed ? buffer : nullptr), stride((keys + 3) / 4 * 4), site(in.dropout) {
+    const int64_t heads = in.size.num_heads;
+    if (words)
+      philox_words(buffer, {first_token * heads + head, heads, rows, first_key / 4, (keys + 3) / 4},
+                   site.site, *in.seed);
+  }
 };
 
-// Turns a row of scores into e^(score - maximum so far) and rescales what was summed with an older
-// maximum.
 template <class A>
-SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, A& maximum, A& sum, A* out,
-                                     int64_t width) {
-  for (int64_t j = visible; j < kTile; ++j) scores[j] = -std::numeric_limits<A>::infinity();
-  Vec<A> largest = vec(scores);
-  for (int64_t j = kLanes<A>; j < kTile; j += kLanes<A>)
-    largest = largest > vec(scores + j) ? largest : vec(scores + j);
-  const A new_maximum = std::max(maximum, horizontal_max<A>(largest));
-  Vec<A> total{};
-  for (int64_t j = 0; j < kTile; j += kLanes<A>) {
-    vec(scores + j) = exponential<A>(vec(scores + j) - new_maximum);
-    total += vec(scores + j);
-  }
-  const A correction = std::exp(maximum - new_maximum);
-  sum = sum * correction + horizontal_sum<A>(total);
-  if (correction != 1)
-    for (int64_t i = 0; i < width; i += kLanes<A>) vec(out + i) *= correction;
-  maximum = new_maximum;
+int64_t tile_width(int64_t head_size) {
+  return (head_size + kMaxLanes<A> - 1) / kMaxLanes<A> * kMaxLanes<A>;
 }
 
-template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void forward(const CausalAttention<T>& in, const Unit& unit,
-                               ForwardTiles<A>& tile, T* out, A* lse) {
+template <class A>
+struct ForwardTiles {
+  Buffer<A> q, k_transposed, v, scores, out, maximum, sum;
+  Buffer<uint32_t> words;
+
+  explicit ForwardTiles(int64_t head_size)
+      : q(kQueryChunk * tile_width<A>(head_size)),
+        k_transposed(kTile * tile_width<A>(head_size)),
+        v(kTile * tile_width<A>(head_size)),
+        scores(kTile * kTile),
+        out(kQueryChunk * tile_width<A>(head_size)),
+        maximum(kQueryChunk),
+        sum(kQueryChunk),
+        words(kTile * kTile + kPhiloxSlack) {}
+};
+
+// Turns a row of scores, of which `columns` are looked at, into e^(score - maximum so far) and
+// rescales what was summed with an older maximum.
+template <class S, class A>
+SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns, A& maximum,
+                                     A& sum, A* out, int64_t width) {
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  using Vec = typename S::template Vec<A>;
+  for (int64_t j = visible; j < columns; ++j) scores[j] = -std::numeric_limits<A>::infinity();
+  Vec largest = S::at(scores);
+  for (int64_t j = kLanes; j < columns; j += kLanes)
+    largest = largest > S::at(scores + j) ? largest : S::at(scores + j);
+  const A new_maximum = std::max(maximum, horizontal_max<S, A>(largest));
+  Vec total{};
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    S::at(scores + j) = exponential<S, A>(S::at(scores + j) - new_maximum);
+    total += S::at(scores + j);
+  }
+  if (maximum != new_maximum) {
+    const A correction = std::exp(maximum - new_maximum);
+    sum *= correction;
+    for (int64_t i = 0; i < width; i += kLanes) S::at(out + i) *= correction;
+    maximum = new_maximum;
+  }
+  sum += horizontal_sum<S, A>(total);
+}
+
+// Keys that the last of a group of rows sees in a tile, where the tile's first row sees `visible`
+// (maybe below 0): what is computed for all rows of the group.
+template <class S>
+SSEPT_INLINE int64_t seen_by_group(int64_t visible, int64_t first_row, int64_t keys) {
+  return clamp(visible + first_row + S::kRows - 1, 0, keys);
+}
+
+// Columns of a tile of scores that have to be filled for a group of rows that sees `seen` keys: all
+// that products of whole vectors or of groups of keys look at.
+template <class S, class A>
+SSEPT_INLINE int64_t columns_for(int64_t seen) {
+  return S::whole_rows(S::template whole_vectors<A>(seen));
+}
+
+template <class S, class T, class A = Accumulator<T>>
+SSEPT_INLINE void forward(const CausalAttention<T>& in, const Unit& unit, ForwardTiles<A>& tile,
+                          T* out, A* lse) {
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
-  const int64_t width = padded<A>(s.head_size);
+  const int64_t width = S::template whole_vectors<A>(s.head_size);
   const int64_t rows = unit.last_query - unit.first_query;
-  pack_rows(x.q + unit.first_query * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
-            tiles(rows) * kTile, tile.q.get());
-  std::fill_n(tile.out.get(), tiles(rows) * kTile * width, A(0));
+  const int64_t whole_rows = S::whole_rows(rows);
+  pack_rows<S>(x.q + unit.first_query * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
+               whole_rows, tile.q.get());
+  std::fill_n(tile.out.get(), whole_rows * width, A(0));
   std::fill_n(tile.maximum.get(), rows, -std::numeric_limits<A>::infinity());
   std::fill_n(tile.sum.get(), rows, A(0));
 
   for (int64_t k0 = 0; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
-    pack_rows(x.k + k0 * x.row, x.row, keys, s.head_size, A(1), kTile, tile.k.get());
-    transpose(tile.k.get(), s.head_size, kTile, tile.k_transposed.get());
-    pack_rows(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), kTile, tile.v.get());
+    pack_transposed<S>(x.k + k0 * x.row, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
+    pack_rows<S>(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), keys, tile.v.get());
     const int64_t first = clamp(x.first_query_seeing(k0) - unit.first_query, 0, rows);
     for (int64_t r0 = first / kTile * kTile; r0 < rows; r0 += kTile) {
       const int64_t tile_rows = std::min(kTile, rows - r0);
-      std::fill_n(tile.scores.get(), kTile * kTile, A(0));
-      multiply_add<A>(tile_rows, kTile, s.head_size, tile.q + r0 * width, width, 1,
-                      tile.k_transposed.get(), kTile, tile.scores.get(), kTile);
-      for (int64_t r = 0; r < tile_rows; ++r) {
-        const int64_t query = unit.first_query + r0 + r;
-        const int64_t visible = clamp(x.visible(query, k0), 0, keys);
-        A* scores = tile.scores + r * kTile;
-        if (visible == 0) {
-          std::fill_n(scores, kTile, A(0));
-          continue;
+      const int64_t visible = x.visible(unit.first_query + r0, k0);
+      const TileDropout dropout(in, x.query_start + unit.first_query + r0, tile_rows, unit.head, k0,
+                                clamp(visible + tile_rows - 1, 0, keys), tile.words.get());
+      for (int64_t g = 0; g < tile_rows; g += S::kRows) {
+        const int64_t seen = seen_by_group<S>(visible, g, keys);
+        if (seen == 0) continue;
+        A* group = tile.scores + g * kTile;
+        multiply_rows<S, false>(seen, s.head_size, tile.q + (r0 + g) * width, width, 1,
+                                tile.k_transposed.get(), kTile, group, kTile);
+        for (int64_t r = g; r < std::min(g + S::kRows, tile_rows); ++r) {
+          A* scores = tile.scores + r * kTile;
+          const int64_t row_visible = clamp(visible + r, 0, keys);
+          if (row_visible == 0) {
+            std::fill_n(scores, columns_for<S, A>(seen), A(0));
+            continue;
+          }
+          online_softmax_row<S, A>(scores, row_visible, columns_for<S, A>(seen),
+                                   tile.maximum.get()[r0 + r], tile.sum.get()[r0 + r],
+                                   tile.out + (r0 + r) * width, width);
+          if (dropout.words)
+            drop(scores, row_visible, dropout.words + r * dropout.stride, dropout.site);
         }
-        online_softmax_row<A>(scores, visible, tile.maximum.get()[r0 + r], tile.sum.get()[r0 + r],
-                              tile.out + (r0 + r) * width, width);
-        if (in.seed)
-          drop<kTile / 4>(scores, visible, in.dropout, *in.seed,
-                          (x.query_start + query) * s.num_heads + unit.head, k0);
+        multiply_rows<S, true>(width, seen, group, kTile, 1, tile.v.get(), width,
+                               tile.out + (r0 + g) * width, width);
       }
-      multiply_add<A>(tile_rows, width, kTile, tile.scores.get(), kTile, 1, tile.v.get(), width,
-                      tile.out + r0 * width, width);
     }
   }
 
@@ -184,117 +231,129 @@ struct Gradients {
 
 template <class A>
 struct BackwardTiles {
-  Buffer<A> q, grad_out, k, k_transposed, v, v_transposed;
-  Buffer<A> weights, grad_weights, keep;
+  Buffer<A> q, grad_out, k, k_transposed, v_transposed;
+  Buffer<A> weights, grad_weights;
   Buffer<A> grad_q, grad_k, grad_v;
+  Buffer<uint32_t> words;
 
   explicit BackwardTiles(int64_t head_size)
-      : q(kTile * padded<A>(head_size)),
-        grad_out(kTile * padded<A>(head_size)),
-        k(kTile * padded<A>(head_size)),
-        k_transposed(kTile * head_size),
-        v(kTile * padded<A>(head_size)),
-        v_transposed(kTile * head_size),
+      : q(kTile * tile_width<A>(head_size)),
+        grad_out(kTile * tile_width<A>(head_size)),
+        k(kTile * tile_width<A>(head_size)),
+        k_transposed(kTile * tile_width<A>(head_size)),
+        v_transposed(kTile * tile_width<A>(head_size)),
         weights(kTile * kTile),
         grad_weights(kTile * kTile),
-        keep(kTile),
-        grad_q(kWholeBackward * padded<A>(head_size)),
-        grad_k(kTile * padded<A>(head_size)),
-        grad_v(kTile * padded<A>(head_size)) {}
+        grad_q(kWholeBackward * tile_width<A>(head_size)),
+        grad_k(kTile * tile_width<A>(head_size)),
+        grad_v(kTile * tile_width<A>(head_size)),
+        words(kTile * kTile + kPhiloxSlack) {}
 };
 
-template <class T, class A>
+template <class S, class T, class A>
 SSEPT_INLINE void unpack_rows(const A* tile, int64_t rows, int64_t width, A scale, T* x,
                               int64_t x_row) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < width; ++i)
-      x[r * x_row + i] = static_cast<T>(scale * tile[r * padded<A>(width) + i]);
+      x[r * x_row + i] = static_cast<T>(scale * tile[r * S::template whole_vectors<A>(width) + i]);
 }
 
 // From a row of scores and of the gradient of its weights after dropout, to the weights after
-// dropout and the gradient of the scores.
-template <class A>
+// dropout and the gradient of the scores. `keep` is what dropout multiplies each weight by.
+template <class S, class A>
 SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_weights, const A* keep, int64_t visible,
-                                       A lse, A delta) {
-  for (int64_t j = visible; j < kTile; ++j) weights[j] = -std::numeric_limits<A>::infinity();
-  for (int64_t j = 0; j < kTile; j += kLanes<A>) {
-    const Vec<A> weight = exponential<A>(vec(weights + j) - lse);
-    vec(grad_weights + j) = weight * (vec(grad_weights + j) * vec(keep + j) - delta);
-    vec(weights + j) = weight * vec(keep + j);
+                                       int64_t columns, A lse, A delta) {
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  for (int64_t j = visible; j < columns; ++j) weights[j] = -std::numeric_limits<A>::infinity();
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    const auto weight = exponential<S, A>(S::at(weights + j) - lse);
+    S::at(grad_weights + j) = weight * (S::at(grad_weights + j) * S::at(keep + j) - delta);
+    S::at(weights + j) = weight * S::at(keep + j);
   }
 }
 
-template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward(const CausalAttention<T>& in, const Gradients<T, A>& g,
-                                const Unit& unit, BackwardTiles<A>& tile) {
+template <class S, class T, class A = Accumulator<T>>
+SSEPT_INLINE void backward(const CausalAttention<T>& in, const Gradients<T, A>& g, const Unit& unit,
+                           BackwardTiles<A>& tile) {
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
-  const int64_t width = padded<A>(s.head_size);
+  const int64_t width = S::template whole_vectors<A>(s.head_size);
   const int64_t head_offset = unit.head * s.head_size;
+  const int64_t num_queries = unit.last_query - unit.first_query;
   const A kept = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
+  A keep[kTile];
+  std::fill_n(keep, kTile, A(1));
   if (unit.wants_query_gradient)
-    std::fill_n(tile.grad_q.get(), tiles(unit.last_query - unit.first_query) * kTile * width, A(0));
-  std::fill_n(tile.keep.get(), kTile, A(1));
+    std::fill_n(tile.grad_q.get(), S::whole_rows(num_queries) * width, A(0));
 
   for (int64_t k0 = unit.first_key; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
-    pack_rows(x.k + k0 * x.row, x.row, keys, s.head_size, A(1), kTile, tile.k.get());
-    transpose(tile.k.get(), s.head_size, kTile, tile.k_transposed.get());
-    pack_rows(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), kTile, tile.v.get());
-    transpose(tile.v.get(), s.head_size, kTile, tile.v_transposed.get());
-    std::fill_n(tile.grad_k.get(), kTile * width, A(0));
-    std::fill_n(tile.grad_v.get(), kTile * width, A(0));
+    const T* k = x.k + k0 * x.row;
+    pack_rows<S>(k, x.row, keys, s.head_size, A(1), keys, tile.k.get());
+    pack_transposed<S>(k, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
+    pack_transposed<S>(x.v + k0 * x.row, x.row, keys, s.head_size, kTile, tile.v_transposed.get());
+    std::fill_n(tile.grad_k.get(), S::whole_rows(keys) * width, A(0));
+    std::fill_n(tile.grad_v.get(), S::whole_rows(keys) * width, A(0));
 
     const int64_t first = std::max(unit.first_query, x.first_query_seeing(k0)) - unit.first_query;
-    for (int64_t r0 = first / kTile * kTile; r0 < unit.last_query - unit.first_query; r0 += kTile) {
+    for (int64_t r0 = first / kTile * kTile; r0 < num_queries; r0 += kTile) {
       const int64_t q0 = unit.first_query + r0;
       const int64_t rows = std::min(kTile, unit.last_query - q0);
       const int64_t token = x.query_start + q0;
-      pack_rows(x.q + q0 * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale), kTile,
-                tile.q.get());
-      pack_rows(g.grad_out + token * x.row + head_offset, x.row, rows, s.head_size, A(1), kTile,
-                tile.grad_out.get());
-      std::fill_n(tile.weights.get(), kTile * kTile, A(0));
-      std::fill_n(tile.grad_weights.get(), kTile * kTile, A(0));
-      multiply_add<A>(rows, kTile, s.head_size, tile.q.get(), width, 1, tile.k_transposed.get(),
-                      kTile, tile.weights.get(), kTile);
-      multiply_add<A>(rows, kTile, s.head_size, tile.grad_out.get(), width, 1,
-                      tile.v_transposed.get(), kTile, tile.grad_weights.get(), kTile);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t entry = (token + r) * s.num_heads + unit.head;
-        const int64_t visible = clamp(x.visible(q0 + r, k0), 0, keys);
-        if (visible == 0) {
-          std::fill_n(tile.weights + r * kTile, kTile, A(0));
-          std::fill_n(tile.grad_weights + r * kTile, kTile, A(0));
-          continue;
+      const int64_t visible = x.visible(q0, k0);
+      const TileDropout dropout(in, token, rows, unit.head, k0, clamp(visible + rows - 1, 0, keys),
+                                tile.words.get());
+      pack_rows<S>(x.q + q0 * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
+                   S::whole_rows(rows), tile.q.get());
+      pack_rows<S>(g.grad_out + token * x.row + head_offset, x.row, rows, s.head_size, A(1),
+                   S::whole_rows(rows), tile.grad_out.get());
+      for (int64_t r1 = 0; r1 < rows; r1 += S::kRows) {
+        const int64_t seen = seen_by_group<S>(visible, r1, keys);
+        if (seen == 0) continue;
+        const int64_t columns = columns_for<S, A>(seen);
+        multiply_rows<S, false>(seen, s.head_size, tile.q + r1 * width, width, 1,
+                                tile.k_transposed.get(), kTile, tile.weights + r1 * kTile, kTile);
+        multiply_rows<S, false>(seen, s.head_size, tile.grad_out + r1 * width, width, 1,
+                                tile.v_transposed.get(), kTile, tile.grad_weights + r1 * kTile,
+                                kTile);
+        for (int64_t r = r1; r < std::min(r1 + S::kRows, rows); ++r) {
+          const int64_t row_visible = clamp(visible + r, 0, keys);
+          if (row_visible == 0) {
+            std::fill_n(tile.weights + r * kTile, columns, A(0));
+            std::fill_n(tile.grad_weights + r * kTile, columns, A(0));
+            continue;
+          }
+          if (dropout.words) {
+            std::fill_n(keep, kTile, kept);
+            drop(keep, row_visible, dropout.words + r * dropout.stride, dropout.site);
+          }
+          const int64_t entry = (token + r) * s.num_heads + unit.head;
+          softmax_backward_row<S, A>(tile.weights + r * kTile, tile.grad_weights + r * kTile, keep,
+                                     row_visible, columns, g.lse[entry], g.delta[entry]);
         }
-        if (in.seed) {
-          std::fill_n(tile.keep.get(), kTile, kept);
-          drop<kTile / 4>(tile.keep.get(), kTile, in.dropout, *in.seed, entry, k0);
-        }
-        softmax_backward_row<A>(tile.weights + r * kTile, tile.grad_weights + r * kTile,
-                                tile.keep.get(), visible, g.lse[entry], g.delta[entry]);
+        if (unit.wants_query_gradient)
+          multiply_rows<S, true>(width, seen, tile.grad_weights + r1 * kTile, kTile, 1,
+                                 tile.k.get(), width, tile.grad_q + (r0 + r1) * width, width);
       }
-      if (unit.wants_key_gradient) {
-        multiply_add<A>(kTile, width, rows, tile.weights.get(), 1, kTile, tile.grad_out.get(),
-                        width, tile.grad_v.get(), width);
-        multiply_add<A>(kTile, width, rows, tile.grad_weights.get(), 1, kTile, tile.q.get(), width,
-                        tile.grad_k.get(), width);
+      if (!unit.wants_key_gradient) continue;
+      for (int64_t j = 0; j < keys; j += S::kRows) {
+        // Rows before this one see none of these keys.
+        const int64_t r = clamp(j + 1 - visible, 0, rows);
+        multiply_rows<S, true>(width, rows - r, tile.weights + r * kTile + j, 1, kTile,
+                               tile.grad_out + r * width, width, tile.grad_v + j * width, width);
+        multiply_rows<S, true>(width, rows - r, tile.grad_weights + r * kTile + j, 1, kTile,
+                               tile.q + r * width, width, tile.grad_k + j * width, width);
       }
-      if (unit.wants_query_gradient)
-        multiply_add<A>(rows, width, kTile, tile.grad_weights.get(), kTile, 1, tile.k.get(), width,
-                        tile.grad_q + r0 * width, width);
     }
     if (unit.wants_key_gradient) {
       const int64_t offset = (x.key_start + k0) * x.row + head_offset;
-      unpack_rows(tile.grad_k.get(), keys, s.head_size, A(1), g.grad_k + offset, x.row);
-      unpack_rows(tile.grad_v.get(), keys, s.head_size, A(1), g.grad_v + offset, x.row);
+      unpack_rows<S>(tile.grad_k.get(), keys, s.head_size, A(1), g.grad_k + offset, x.row);
+      unpack_rows<S>(tile.grad_v.get(), keys, s.head_size, A(1), g.grad_v + offset, x.row);
     }
   }
   if (unit.wants_query_gradient)
-    unpack_rows(tile.grad_q.get(), unit.last_query - unit.first_query, s.head_size,
-                static_cast<A>(s.scale),
-                g.grad_q + (x.query_start + unit.first_query) * x.row + head_offset, x.row);
+    unpack_rows<S>(tile.grad_q.get(), num_queries, s.head_size, static_cast<A>(s.scale),
+                   g.grad_q + (x.query_start + unit.first_query) * x.row + head_offset, x.row);
 }
 
 // delta of each query and head: what every weight's gradient has in common.
@@ -367,7 +426,9 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
     for_each_unit(units, [&](auto&& next) {
       ForwardTiles<A> tile(s.head_size);
       while (const Unit* unit = next())
-        forward<T>(in, *unit, tile, mutable_data<T>(out), mutable_data<A>(lse));
+        with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+          forward<S, T>(in, *unit, tile, mutable_data<T>(out), mutable_data<A>(lse));
+        });
     });
   });
   return {out, lse};
@@ -425,7 +486,9 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
     });
     for_each_unit(units, [&](auto&& next) {
       BackwardTiles<A> tile(s.head_size);
-      while (const Unit* unit = next()) backward<T>(in, gradients, *unit, tile);
+      while (const Unit* unit = next())
+        with_simd([&]<class S>(S)
+                      SSEPT_INLINE_LAMBDA { backward<S, T>(in, gradients, *unit, tile); });
     });
   });
   return {grad_q, grad_k, grad_v};

@@ -25,6 +25,7 @@
 #define SSEPT_SIMD_CLONES
 #endif
 #define SSEPT_INLINE [[gnu::always_inline]] inline
+#define SSEPT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace ssept::cpu {
 

@@ -1,39 +1,81 @@
-// Dense products on small tiles, written with vectors of 64 bytes: one AVX-512 register, two of
-// AVX2.
+// Dense products on small tiles, on vectors as wide as the machine's registers.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "cpu/parallel.h"
 
 namespace ssept::cpu {
 
-template <class A>
-inline constexpr int64_t kLanes = 64 / sizeof(A);
+// What a kernel is compiled for: vectors of BYTES bytes, and how many rows of a product are kept in
+// registers at once, with two vectors each.
+template <int BYTES, int ROWS>
+struct Simd {
+  static constexpr int64_t kRows = ROWS;
 
-template <class A>
-struct VecOf {
-  typedef A type __attribute__((vector_size(64), aligned(sizeof(A)), may_alias));
+  template <class A>
+  static constexpr int64_t kLanes = BYTES / sizeof(A);
+
+  template <class A>
+  struct VecOf {
+    typedef A type __attribute__((vector_size(BYTES), aligned(sizeof(A)), may_alias));
+  };
+  template <class A>
+  using Vec = typename VecOf<A>::type;
+
+  template <class A>
+  SSEPT_INLINE static Vec<A>& at(A* x) {
+    return *reinterpret_cast<Vec<A>*>(x);
+  }
+  template <class A>
+  SSEPT_INLINE static const Vec<A>& at(const A* x) {
+    return *reinterpret_cast<const Vec<A>*>(x);
+  }
+
+  SSEPT_INLINE static int64_t whole_rows(int64_t n) { return (n + ROWS - 1) / ROWS * ROWS; }
+  template <class A>
+  SSEPT_INLINE static int64_t whole_vectors(int64_t n) {
+    return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+  }
 };
-template <class A>
-using Vec = typename VecOf<A>::type;
 
-template <class A>
-SSEPT_INLINE Vec<A>& vec(A* x) {
-  return *reinterpret_cast<Vec<A>*>(x);
+// Runs f(Simd) compiled for the widest registers of this machine. Unlike SSEPT_SIMD_CLONES, f knows
+// how wide they are: vectors wider than that would be computed in memory, dozens of times slower. f
+// and all it calls must be SSEPT_INLINE.
+#if defined(__x86_64__) && defined(__GNUC__)
+template <class F>
+[[gnu::target("arch=x86-64-v4")]] void run_with_avx512(F& f) {
+  f(Simd<64, 8>());
 }
-template <class A>
-SSEPT_INLINE const Vec<A>& vec(const A* x) {
-  return *reinterpret_cast<const Vec<A>*>(x);
+template <class F>
+[[gnu::target("arch=x86-64-v3")]] void run_with_avx2(F& f) {
+  f(Simd<32, 4>());
 }
+template <class F>
+void with_simd(F&& f) {
+  static const bool avx512 = __builtin_cpu_supports("x86-64-v4");
+  static const bool avx2 = __builtin_cpu_supports("x86-64-v3");
+  if (avx512)
+    run_with_avx512(f);
+  else if (avx2)
+    run_with_avx2(f);
+  else
+    f(Simd<16, 4>());
+}
+#else
+template <class F>
+void with_simd(F&& f) {
+  f(Simd<16, 4>());
+}
+#endif
 
+// Elements that rows of tiles are rounded up to, at most.
 template <class A>
-SSEPT_INLINE int64_t padded(int64_t n) {
-  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-}
+constexpr int64_t kMaxLanes = 64 / sizeof(A);
 
 // Uninitialised memory for tiles, aligned to a cache line.
 template <class A>
@@ -51,55 +93,54 @@ class Buffer {
   std::unique_ptr<A, Delete> memory_;
 };
 
-constexpr int64_t kRowsAtOnce = 4;
-
-// kRowsAtOnce rows and VECS vectors of C += A · B, all of them in registers.
-template <int VECS, class A>
+// VECS vectors of kRows rows of C = A · B, or of C += A · B, all of them in registers.
+template <class S, bool ADD, int VECS, class A>
 SSEPT_INLINE void multiply_block(int64_t depth, const A* a, int64_t a_row, int64_t a_column,
                                  const A* b, int64_t b_row, A* c, int64_t c_row) {
-  Vec<A> sum[kRowsAtOnce][VECS];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRowsAtOnce; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECS; ++v) sum[r][v] = vec(c + r * c_row + v * kLanes<A>);
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  typename S::template Vec<A> sum[S::kRows][VECS];
+#pragma GCC unroll 8
+  for (int r = 0; r < S::kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; ++v) {
+      if constexpr (ADD)
+        sum[r][v] = S::at(c + r * c_row + v * kLanes);
+      else
+        sum[r][v] = typename S::template Vec<A>{};
+    }
   for (int64_t d = 0; d < depth; ++d) {
-    Vec<A> row[VECS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECS; ++v) row[v] = vec(b + d * b_row + v * kLanes<A>);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRowsAtOnce; ++r)
-#pragma GCC unroll 4
+    typename S::template Vec<A> row[VECS];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; ++v) row[v] = S::at(b + d * b_row + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < S::kRows; ++r)
+#pragma GCC unroll 2
       for (int v = 0; v < VECS; ++v) sum[r][v] += a[r * a_row + d * a_column] * row[v];
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRowsAtOnce; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECS; ++v) vec(c + r * c_row + v * kLanes<A>) = sum[r][v];
+#pragma GCC unroll 8
+  for (int r = 0; r < S::kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECS; ++v) S::at(c + r * c_row + v * kLanes) = sum[r][v];
 }
 
-// C (rows, columns) += A (rows, depth) · B (depth, columns). `columns` must be a multiple of
-// kLanes; rows are rounded up to kRowsAtOnce, which A and C must have room for. Transposed A is a
-// matter of its strides.
-template <class A>
-SSEPT_INLINE void multiply_add(int64_t rows, int64_t columns, int64_t depth, const A* a,
-                               int64_t a_row, int64_t a_column, const A* b, int64_t b_row, A* c,
-                               int64_t c_row) {
-  for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
-    int64_t i = 0;
-    for (; i + 2 * kLanes<A> <= columns; i += 2 * kLanes<A>)
-      multiply_block<2>(depth, a + r * a_row, a_row, a_column, b + i, b_row, c + r * c_row + i,
-                        c_row);
-    if (i < columns)
-      multiply_block<1>(depth, a + r * a_row, a_row, a_column, b + i, b_row, c + r * c_row + i,
-                        c_row);
-  }
+// kRows rows of C = A · B, or of C += A · B: (kRows, columns) of (kRows, depth) and (depth,
+// columns). `columns` are rounded up to vectors, which B and C must have room for. Transposed A is
+// a matter of its strides.
+template <class S, bool ADD, class A>
+SSEPT_INLINE void multiply_rows(int64_t columns, int64_t depth, const A* a, int64_t a_row,
+                                int64_t a_column, const A* b, int64_t b_row, A* c, int64_t c_row) {
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  int64_t i = 0;
+  for (; i + kLanes < columns; i += 2 * kLanes)
+    multiply_block<S, ADD, 2>(depth, a, a_row, a_column, b + i, b_row, c + i, c_row);
+  if (i < columns) multiply_block<S, ADD, 1>(depth, a, a_row, a_column, b + i, b_row, c + i, c_row);
 }
 
-// Rows of x as (tile_rows, padded width), zeros where there is nothing.
-template <class T, class A>
+// Rows of x as (tile_rows, width in whole vectors), zeros where there is nothing.
+template <class S, class T, class A>
 SSEPT_INLINE void pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, A scale,
                             int64_t tile_rows, A* tile) {
-  const int64_t tile_width = padded<A>(width);
+  const int64_t tile_width = S::template whole_vectors<A>(width);
   for (int64_t r = 0; r < tile_rows; ++r) {
     A* out = tile + r * tile_width;
     const int64_t filled = r < rows ? width : 0;
@@ -108,52 +149,116 @@ SSEPT_INLINE void pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t wid
   }
 }
 
-// A packed tile, transposed to (width, tile_rows).
-template <class A>
-SSEPT_INLINE void transpose(const A* tile, int64_t width, int64_t tile_rows, A* transposed) {
-  const int64_t tile_width = padded<A>(width);
-  for (int64_t i = 0; i < width; ++i)
-    for (int64_t r = 0; r < tile_rows; ++r)
-      transposed[i * tile_rows + r] = tile[r * tile_width + i];
+// The lanes INDEX of x and, counted on from there, of y.
+template <class S, class A, size_t... INDEX>
+SSEPT_INLINE typename S::template Vec<A> shuffle(typename S::template Vec<A> x,
+                                                 typename S::template Vec<A> y) {
+#ifdef __clang__
+  return __builtin_shufflevector(x, y, INDEX...);
+#else
+  using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  typedef Index Indices __attribute__((vector_size(sizeof(x))));
+  return __builtin_shuffle(x, y, Indices{static_cast<Index>(INDEX)...});
+#endif
+}
+
+// The first halves of x and y, lane by lane in turn, or the second halves.
+template <class S, class A, bool SECOND, size_t... I>
+SSEPT_INLINE typename S::template Vec<A> interleave(typename S::template Vec<A> x,
+                                                    typename S::template Vec<A> y,
+                                                    std::index_sequence<I...>) {
+  constexpr size_t kLanes = sizeof...(I), kFirst = SECOND ? kLanes / 2 : 0;
+  return shuffle<S, A, (kFirst + I / 2 + I % 2 * kLanes)...>(x, y);
+}
+
+// Rows of x as (width in whole vectors, tile_columns): column r of the tile is row r of x, zeros
+// where there is none, up to `rows` in whole vectors.
+template <class S, class T, class A>
+SSEPT_INLINE void pack_transposed(const T* x, int64_t x_row, int64_t rows, int64_t width,
+                                  int64_t tile_columns, A* tile) {
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  using Vec = typename S::template Vec<A>;
+  constexpr auto kIndices = std::make_index_sequence<static_cast<size_t>(kLanes)>();
+  for (int64_t r0 = 0; r0 < rows; r0 += kLanes)
+    for (int64_t i0 = 0; i0 < width; i0 += kLanes) {
+      Vec block[kLanes], shuffled[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) {
+        const T* from = x + (r0 + r) * x_row + i0;
+        if (r0 + r >= rows) {
+          block[r] = Vec{};
+        } else if (std::is_same_v<T, A> && i0 + kLanes <= width) {
+          std::memcpy(&block[r], from, sizeof(Vec));
+        } else {
+          A row[kLanes];
+          for (int64_t i = 0; i < kLanes; ++i)
+            row[i] = i0 + i < width ? static_cast<A>(from[i]) : A(0);
+          std::memcpy(&block[r], row, sizeof(Vec));
+        }
+      }
+      // Each perfect shuffle of the rows takes one bit of the element's number to that of the row.
+      for (int64_t step = 1; step < kLanes; step *= 2) {
+        for (int64_t r = 0; r < kLanes / 2; ++r) {
+          shuffled[2 * r] = interleave<S, A, false>(block[r], block[r + kLanes / 2], kIndices);
+          shuffled[2 * r + 1] = interleave<S, A, true>(block[r], block[r + kLanes / 2], kIndices);
+        }
+        std::memcpy(block, shuffled, sizeof block);
+      }
+      for (int64_t i = 0; i < kLanes; ++i) S::at(tile + (i0 + i) * tile_columns + r0) = block[i];
+    }
 }
 
 // e^x within 2 units of the last place, and 0 below the smallest normal number.
-template <class A>
-SSEPT_INLINE Vec<A> exponential(Vec<A> x) {
+template <class S, class A>
+SSEPT_INLINE typename S::template Vec<A> exponential(typename S::template Vec<A> x) {
+  using Vec = typename S::template Vec<A>;
   if constexpr (sizeof(A) == 4) {
     // Cephes' expf: x = n ln 2 + r, a polynomial in r, and n added to the exponent. Adding 1.5 *
     // 2^23 rounds to an integer, which then stands in the low bits.
-    const Vec<A> shifted = x * 1.44269504088896341f + 12582912.0f;
-    const Vec<A> n = shifted - 12582912.0f;
-    const Vec<A> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vec<A> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    const Vec shifted = x * 1.44269504088896341f + 12582912.0f;
+    const Vec n = shifted - 12582912.0f;
+    const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    typedef int32_t Bits __attribute__((vector_size(64)));
+    typedef int32_t Bits __attribute__((vector_size(sizeof(Vec))));
     const Bits bits = reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23);
-    return x < -87.0f ? Vec<A>{} : reinterpret_cast<Vec<A>>(bits);
+    return x < -87.0f ? Vec{} : reinterpret_cast<Vec>(bits);
   } else {
-    Vec<A> y;
-    for (int64_t i = 0; i < kLanes<A>; ++i) y[i] = std::exp(x[i]);
+    Vec y;
+    for (int64_t i = 0; i < S::template kLanes<A>; ++i) y[i] = std::exp(x[i]);
     return y;
   }
 }
 
-template <class A>
-SSEPT_INLINE A horizontal_sum(Vec<A> x) {
-  A sum = 0;
-  for (int64_t i = 0; i < kLanes<A>; ++i) sum += x[i];
-  return sum;
+// Lanes COUNT and up of x moved to the bottom.
+template <class S, class A, size_t COUNT, size_t... I>
+SSEPT_INLINE typename S::template Vec<A> lanes_from(typename S::template Vec<A> x,
+                                                    std::index_sequence<I...>) {
+  return shuffle<S, A, (COUNT + I) % sizeof...(I)...>(x, x);
 }
 
-template <class A>
-SSEPT_INLINE A horizontal_max(Vec<A> x) {
-  A largest = x[0];
-  for (int64_t i = 1; i < kLanes<A>; ++i) largest = x[i] > largest ? x[i] : largest;
-  return largest;
+// x[0] ∘ x[1] ∘ ..., by halves.
+template <class S, class A, size_t HALF = static_cast<size_t>(S::template kLanes<A>) / 2, class F>
+SSEPT_INLINE A fold(typename S::template Vec<A> x, F combine) {
+  constexpr auto kIndices = std::make_index_sequence<static_cast<size_t>(S::template kLanes<A>)>();
+  x = combine(x, lanes_from<S, A, HALF>(x, kIndices));
+  if constexpr (HALF > 1)
+    return fold<S, A, HALF / 2>(x, combine);
+  else
+    return x[0];
+}
+
+template <class S, class A>
+SSEPT_INLINE A horizontal_sum(typename S::template Vec<A> x) {
+  return fold<S, A>(x, [](auto a, auto b) SSEPT_INLINE_LAMBDA { return a + b; });
+}
+
+template <class S, class A>
+SSEPT_INLINE A horizontal_max(typename S::template Vec<A> x) {
+  return fold<S, A>(x, [](auto a, auto b) SSEPT_INLINE_LAMBDA { return a > b ? a : b; });
 }
 
 }  // namespace ssept::cpu

@@ -5,6 +5,7 @@
 #include "common/library.h"
 #include "common/user_item_embedding_args.h"
 #include "cpu/occurrences.h"
+#include "cpu/philox.h"
 #include "cpu/vector_ops.h"
 
 namespace ssept::cpu {
@@ -25,6 +26,8 @@ SSEPT_SIMD_CLONES void forward(const UserItemEmbedding<T>& in, T* out, int64_t b
                                BadIds& bad) {
   const auto& s = in.size;
   std::vector<A> x(s.width);
+  RowDropout dropout(in.seed, in.dropout, s.width, end);
+  const A scale = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
   SequenceCursor sequence(in.cu_seqlens, s.num_sequences, begin);
   for (int64_t n = begin; n < std::min<int64_t>(end, in.cu_seqlens[s.num_sequences]); ++n) {
     const int64_t position = in.positions[n];
@@ -40,11 +43,7 @@ SSEPT_SIMD_CLONES void forward(const UserItemEmbedding<T>& in, T* out, int64_t b
         add_scaled(x.data() + s.item_width, static_cast<A>(s.user_scale),
                    in.user_weight + user * s.user_width, s.user_width);
     }
-    A scale = 1;
-    if (in.seed) {
-      drop(x.data(), s.width, in.dropout, *in.seed, n, 0);
-      scale = static_cast<A>(in.dropout.scale);
-    }
+    dropout.apply(x.data(), s.width, n);
     for (int64_t i = 0; i < s.width; ++i) out[n * s.width + i] = static_cast<T>(scale * x[i]);
   }
 }
@@ -54,11 +53,12 @@ template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void backward_dropout(const UserItemEmbedding<T>& in, const T* grad, A* undropped,
                                         int64_t begin, int64_t end) {
   const auto& s = in.size;
+  RowDropout dropout(in.seed, in.dropout, s.width, end);
   const A scale = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
   for (int64_t n = begin; n < end; ++n) {
     A* row = undropped + n * s.width;
     for (int64_t i = 0; i < s.width; ++i) row[i] = scale * static_cast<A>(grad[n * s.width + i]);
-    if (in.seed) drop(row, s.width, in.dropout, *in.seed, n, 0);
+    dropout.apply(row, s.width, n);
   }
 }
 

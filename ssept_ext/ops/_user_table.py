@@ -14,4 +14,4 @@ def gradient_of_user_table(
         return None
     rows = users.where((users > 0) & (users < user_weight.shape[0]), 0)
     table = grad_by_sequence.new_zeros(user_weight.shape)
-    return table.index_add(0, rows, grad_by_sequence).to(user_weight.dtype)
+    return table.index_add_(0, rows, grad_by_sequence).to(user_weight.dtype)
