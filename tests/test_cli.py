@@ -155,6 +155,11 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         "dropout_rate": 0.3,
         "l2_reg": 0.01,
         "num_neg_test": 9,
+        "embedding_init": "uniform",
+        "sse_user_prob": 0.0,
+        "sse_item_prob": 0.0,
+        "sse_target_prob": 0.0,
+        "sse_joint": False,
     }
 
 

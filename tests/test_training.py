@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ssept_ext import SSEPT
 from ssept_ext.evaluation import evaluate_valid
+from ssept_ext.losses import bce
 from ssept_ext.packing import pack
 from ssept_ext.sampler import WarpSampler
 from ssept_ext.training import VALIDATION_SEED, train_model
@@ -34,6 +35,9 @@ class Stub(nn.Module):
 
     def embedding_tables(self):
         return [self.table]
+
+    def training_loss(self, batch, loss, gbce_t, negative_log_probs):
+        return bce(self.sampled_logits(batch), batch.positives)
 
     def sampled_logits(self, batch):
         assert self.training
