@@ -174,6 +174,11 @@ def _positive_integer(name: str, value: object) -> int:
     return number
 
 
+def _check_has_targets(batch: PackedBatch, need_negatives: bool) -> None:
+    if batch.positives is None or (need_negatives and batch.negatives is None):
+        raise ValueError(f"batch must have positives{' and negatives' if need_negatives else ''}")
+
+
 def _config_from_arguments(
     kind: type[SASRECConfig], model: str, arguments: dict[str, Any]
 ) -> SASRECConfig:
@@ -289,6 +294,7 @@ class SASREC(nn.Module):
         -------
         (N, 1 + K), the positives in column 0; 0 where the scored id is 0
         """
+        _check_has_targets(batch, need_negatives=True)
         return self._sampled_logits(*self._encode_targets(batch, training))[0]
 
     def training_loss(
@@ -311,6 +317,7 @@ class SASREC(nn.Module):
         negative_log_probs : (item_num + 1,) of "sampled_softmax": how often each item is drawn as a negative; None for
             uniform negatives
         """
+        _check_has_targets(batch, need_negatives=loss != "softmax")
         batch, hidden = self._encode_targets(batch, training=True)
         assert batch.positives is not None
         if loss == "softmax":
@@ -483,8 +490,6 @@ class SASREC(nn.Module):
 
     def _encode_targets(self, batch: PackedBatch, training: bool) -> tuple[PackedBatch, Tensor]:
         """A batch with targets as it is trained on, ids replaced by SSE, and its hidden states, (N, D)."""
-        if batch.positives is None:
-            raise ValueError("batch must have positives")
         sse, drop = self.config.sse, Dropout.none()
         if training and self.training and (sse.is_active or self.dropout_rate > 0):
             seed = self._draw_seed()
@@ -501,8 +506,8 @@ class SASREC(nn.Module):
 
     def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, 1 + K) and the items that they are of, the positives in column 0."""
-        if batch.positives is None or batch.negatives is None:
-            raise ValueError("batch must have positives and negatives")
+        assert batch.positives is not None
+        assert batch.negatives is not None
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
         return self._score(hidden, items, batch.users, batch.cu_seqlens), items
 
