@@ -31,7 +31,13 @@ from ssept_ext.checkpoint import replace_file, save_checkpoint
 from ssept_ext.datasets import synthetic
 from ssept_ext.losses import LossName
 from ssept_ext.model import Architecture, EmbeddingInit
-from ssept_ext.training import History, Schedule, TrainingOptions, train_model
+from ssept_ext.training import (
+    History,
+    Schedule,
+    TrainingOptions,
+    is_out_of_patience,
+    train_model,
+)
 
 RUN_FILE, METRICS_FILE, RESULT_FILE = "run.json", "metrics.csv", "result.json"
 CURVES_FILE, TABLE_FILE = "curves.png", "table.md"
@@ -135,7 +141,7 @@ class Settings:
 
 
 _SASREC = Settings(model="sasrec", sse_user_prob=0.0, sse_item_prob=0.0, sse_joint=False)
-# gSASRec's own: Petrov & Macdonald 2023, section 6.
+# As in gSASRec's published row: Petrov & Macdonald, RecSys 2023.
 _MANY_NEGATIVES: dict[str, Any] = {"loss": "gbce", "gbce_t": 0.75, "num_negatives": 256}
 
 PRESETS: dict[str, Settings] = {
@@ -157,7 +163,7 @@ DATASETS: dict[str, Callable[[Settings], Settings]] = {
 }
 
 _SAMPLED, _FULL = ("HR@10", "NDCG@10"), ("full HR@10", "full NDCG@10")
-# Wu et al., RecSys 2020, tables 2 and 3; gSASRec's table 4 for the full ranking.
+# Sampled: Wu et al., RecSys 2020. Full ranking: Petrov & Macdonald, RecSys 2023.
 PUBLISHED: dict[tuple[str, str], Metrics] = {
     ("ml-1m", "sse-pt"): dict(zip(_SAMPLED, (0.8341, 0.6281), strict=True)),
     ("ml-1m", "sse-pt++"): dict(zip(_SAMPLED, (0.8389, 0.6292), strict=True)),
@@ -233,14 +239,17 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
     """Train, or go on training, until the run is over; then measure its best model on the test items, once."""
     if (run.folder / RESULT_FILE).exists():
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
     settings = run.settings
-    _write_json(run.folder / RUN_FILE, {"command": command, "settings": asdict(settings)})
     torch.manual_seed(run.seed)
     model = settings.make_model(data).to(device)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _write_json(run.folder / RUN_FILE, {"command": command, "settings": asdict(settings)})
     num_steps = max(1, len(data.user_train) // settings.batch_size)
 
     def write_metrics(epoch: int, history: History) -> None:
+        if epoch % settings.val_epoch == 0:
+            seconds, ndcg = history["seconds"][-1], history["val_ndcg"][-1]
+            print(f"epoch {epoch}, {seconds:.0f} s: validation NDCG@10 {ndcg:.4f}", flush=True)
         replace_file(
             run.folder / METRICS_FILE,
             lambda path: write_csv(path, history, num_steps, settings.val_epoch),
@@ -255,15 +264,15 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
             settings.batch_size,
             settings.learning_rate,
             settings.val_epoch,
+            verbose=sys.stderr.isatty(),
             options=settings.training_options(),
             checkpoint=run.folder,
             on_epoch_end=write_metrics,
         )
     num_epochs = len(history["loss"])
-    best_epoch = settings.val_epoch * (1 + int(np.argmax(history["val_ndcg"] or [0])))
-    out_of_patience = 0 < settings.patience * settings.val_epoch <= num_epochs - best_epoch
-    if num_epochs < settings.epochs and not out_of_patience:
+    if num_epochs < settings.epochs and not is_out_of_patience(history, settings.patience):
         sys.exit(f"interrupted after {num_epochs} epochs; call again to go on")
+    best_epoch = settings.val_epoch * (1 + int(np.argmax(history["val_ndcg"])))
     save_checkpoint(model, run.folder)
     result = {
         "test": measure_test(model, data),

@@ -101,15 +101,13 @@ class TrainingState:
     next_batch: int
     """The sampler's."""
     history: dict[str, list[float]]
-    best_epoch: int
-    """After which the best validation was; 0 for none."""
     rng: Tensor
     """State of torch's generator on the CPU, which all seeds come from."""
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     """By number of the parameter and name, such as "3.exp_avg"."""
     best: dict[str, Tensor]
-    """The model after `best_epoch`; empty for none."""
+    """The model at the best validation so far; empty where it is not kept."""
 
 
 _GROUPS = ("model", "optimizer", "best")

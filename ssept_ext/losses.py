@@ -33,7 +33,7 @@ def bce(logits: Tensor, positives: Tensor) -> Tensor:
 
 
 def gbce(logits: Tensor, positives: Tensor, item_num: int, t: float) -> Tensor:
-    """Generalised binary cross-entropy (gSASRec: Petrov & Macdonald, RecSys 2023, section 5).
+    """Generalised binary cross-entropy (gSASRec: Petrov & Macdonald, RecSys 2023).
 
     `bce` with the positive's term times `β = α(t(1 - 1/α) + 1/α)`, where `α = K / (item_num - 1)` is the rate at
     which negatives are sampled: fewer negatives push less, so the positive pulls less. t = 0 is `bce`; t = 1

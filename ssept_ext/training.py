@@ -209,7 +209,7 @@ def train_model(
     was_training = model.training
     model.train()
     try:
-        while training.epoch < num_epochs and not training.is_out_of_patience(val_epoch):
+        while training.epoch < num_epochs and not is_out_of_patience(history, options.patience):
             epoch = training.epoch + 1
             with tqdm(
                 total=num_steps,
@@ -241,6 +241,12 @@ def train_model(
     return history
 
 
+def is_out_of_patience(history: History, patience: int) -> bool:
+    """Whether the last `patience` validations were no better than the best before them; never for 0."""
+    ndcgs = history["val_ndcg"]
+    return 0 < patience < len(ndcgs) and max(ndcgs[-patience:]) <= max(ndcgs[:-patience])
+
+
 class _Training:
     """A model and its optimizer on their way, and all that a checkpoint of them holds."""
 
@@ -256,7 +262,6 @@ class _Training:
         self.optimizer = _adam(model, learning_rate, options.adam_betas)
         self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
         self.epoch = 0
-        self.best_epoch = 0
         self.best: dict[str, Tensor] = {}
         self._learning_rate, self._schedule, self._num_steps = learning_rate, schedule, 0
         self._loss = _loss(model, sampler, options)
@@ -282,15 +287,8 @@ class _Training:
         is_best = ndcg > max(self.history["val_ndcg"], default=-math.inf)
         self.history["val_ndcg"].append(ndcg)
         self.history["val_hr"].append(hr)
-        if is_best:
-            self.best_epoch = self.epoch
-            if self.options.restore_best:
-                self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
-
-    def is_out_of_patience(self, val_epoch: int) -> bool:
-        """Whether as many validations as `patience` allows were no better than the best."""
-        patience = self.options.patience
-        return patience > 0 and self.epoch - self.best_epoch >= patience * val_epoch
+        if is_best and self.options.restore_best:
+            self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
 
     def state(self, settings: dict[str, Any]) -> TrainingState:
         """Everything, between two epochs."""
@@ -301,7 +299,6 @@ class _Training:
             epoch=self.epoch,
             next_batch=self.sampler.tell(),
             history=self.history,
-            best_epoch=self.best_epoch,
             rng=torch.get_rng_state(),
             model=self.model.state_dict(),
             optimizer={f"{i}.{name}": x for i, xs in moments.items() for name, x in xs.items()},
@@ -335,7 +332,7 @@ class _Training:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.sampler.seek(state.next_batch)
         torch.set_rng_state(state.rng)
-        self.history, self.best_epoch, self.best = state.history, state.best_epoch, state.best
+        self.history, self.best = state.history, state.best
         self.epoch, self._num_steps = state.epoch, state.epoch * num_steps
 
 

@@ -176,7 +176,7 @@ def test_the_state_is_one_file(tmp_path):
 
     assert [p.name for p in tmp_path.iterdir()] == [TRAINING_FILE]
     state = load_training(tmp_path)
-    assert (state.epoch, state.next_batch, state.best_epoch) == (2, 2 * STEPS_IN_AN_EPOCH, 2)
+    assert (state.epoch, state.next_batch) == (2, 2 * STEPS_IN_AN_EPOCH)
 
 
 def test_a_failed_save_leaves_the_old_state_whole(tmp_path, monkeypatch):
