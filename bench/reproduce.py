@@ -359,7 +359,12 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dataset", default="ml-1m", metavar="|".join((*DATASETS, "FILE")), help="which events")
+    add(
+        "--dataset",
+        default="ml-1m",
+        metavar="|".join((*DATASETS, "FILE")),
+        help="which events; a FILE is trained on with the settings of ml-1m",
+    )
     add("--preset", choices=PRESETS, default="sse-pt")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
     add("--epochs", type=int, metavar="N", help="short for --set epochs=N")

@@ -251,6 +251,8 @@ class WarpSampler:
     Attributes
     ----------
     batch_size, maxlen, seed : as given; with seed=None, the seed that was drawn.
+    settings : dict[str, int | float], these three and whatever else batches are a function of, but
+        for the histories.
     """
 
     def __init__(
@@ -307,7 +309,15 @@ class WarpSampler:
         self.maxlen = maxlen
         self.seed = secrets.randbits(63) if seed is None else seed
         key = np.random.SeedSequence(self.seed).generate_state(2, np.uint64).tolist()
-        self._settings = DrawSettings(
+        self.settings: dict[str, int | float] = {
+            "batch_size": batch_size,
+            "maxlen": maxlen,
+            "seed": self.seed,
+            "num_negatives": num_negatives,
+            "popularity_exponent": popularity_exponent,
+            "window_sampling_prob": window_sampling_prob,
+        }
+        self._draw_settings = DrawSettings(
             (key[0], key[1]), batch_size, maxlen, num_negatives, window_sampling_prob
         )
         self._table = sampling_table(User, usernum, itemnum, popularity_exponent)
@@ -392,5 +402,5 @@ class WarpSampler:
 
     def _open(self, first_batch: int) -> _NumPySource | _NativeSource:
         if _extension.native is None:
-            return _NumPySource(self._table, self._settings, first_batch)
-        return _NativeSource(self._table, self._settings, first_batch, self._num_threads)
+            return _NumPySource(self._table, self._draw_settings, first_batch)
+        return _NativeSource(self._table, self._draw_settings, first_batch, self._num_threads)

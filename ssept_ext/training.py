@@ -58,6 +58,9 @@ class PackingSampler(Protocol):
 class SeekableSampler(Protocol):
     """What lets a training be taken up again; `WarpSampler` has it."""
 
+    settings: dict[str, int | float]
+    """What batches are a function of, but for the histories."""
+
     def tell(self) -> int:
         """Number of the next batch."""
 
@@ -201,6 +204,11 @@ def train_model(
     training = _Training(model, sampler, learning_rate, options, schedule)
     settings: dict[str, Any] = {}
     if checkpoint is not None:
+        if not isinstance(sampler, SeekableSampler):
+            raise ValueError(
+                f"checkpoint needs a sampler with seek and tell, such as WarpSampler, "
+                f"got {type(sampler).__name__}"
+            )
         settings = _settings(model, sampler, learning_rate, val_epoch, options, num_steps)
         if options.schedule != "constant":
             settings["num_epochs"] = num_epochs
@@ -309,11 +317,7 @@ class _Training:
         self, folder: str | os.PathLike[str], settings: dict[str, Any], num_steps: int
     ) -> None:
         """Take up the training whose state is in `folder`, if there is one, if it has these settings."""
-        if not isinstance(self.sampler, SeekableSampler):
-            raise ValueError(
-                f"checkpoint needs a sampler with seek and tell, such as WarpSampler, "
-                f"got {type(self.sampler).__name__}"
-            )
+        assert isinstance(self.sampler, SeekableSampler)
         state = load_training(folder)
         if state is None:
             return
@@ -338,7 +342,7 @@ class _Training:
 
 def _settings(
     model: SASREC,
-    sampler: Sampler,
+    sampler: SeekableSampler,
     learning_rate: float,
     val_epoch: int,
     options: TrainingOptions,
@@ -352,7 +356,7 @@ def _settings(
         "learning_rate": learning_rate,
         "val_epoch": val_epoch,
         "steps of an epoch": num_steps,
-        "seed of the sampler": getattr(sampler, "seed", None),
+        **{f"{name} of the sampler": value for name, value in sampler.settings.items()},
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain

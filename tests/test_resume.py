@@ -64,7 +64,7 @@ def train(folder, last=-1, epochs=EPOCHS, **changes):
         maxlen=6,
         n_workers=2,
         seed=changes.pop("seed", 3),
-        window_sampling_prob=0.5,
+        window_sampling_prob=changes.pop("window_sampling_prob", 0.5),
     ) as sampler:
         sampler.last = last
         history = train_model(
@@ -145,6 +145,7 @@ def test_a_run_that_ran_out_of_patience_stays_ended(tmp_path, monkeypatch):
     [
         ({"learning_rate": 0.02}, "learning_rate = 0.01, got 0.02"),
         ({"seed": 4}, "seed of the sampler = 3, got 4"),
+        ({"window_sampling_prob": 0.6}, "window_sampling_prob of the sampler = 0.5, got 0.6"),
         ({"loss": "bpr"}, "loss = 'bce', got 'bpr'"),
         ({"schedule": "cosine"}, "schedule = 'constant', got 'cosine'"),
     ],
