@@ -25,13 +25,14 @@ class PrefetchingSampler {
                      const IntArray& seen_through, const IntArray& unseen_weight,
                      const std::optional<IntArray>& weight_through, int64_t item_num,
                      std::array<uint64_t, 2> key, int64_t batch_size, int64_t max_len,
-                     int64_t num_negatives, double window_prob, int64_t num_threads)
+                     int64_t num_negatives, double window_prob, uint64_t first_batch,
+                     int64_t num_threads)
       : arrays_{users,        offsets,      items,         seen_starts,
                 unseen_below, seen_through, unseen_weight, weight_through.value_or(IntArray())},
         prefetcher_({users.size(), users.data(), offsets.data(), items.data(), seen_starts.data(),
                      unseen_below.data(), seen_through.data(), unseen_weight.data(),
                      weight_through ? weight_through->data() : nullptr, item_num},
-                    {key, batch_size, max_len, num_negatives, window_prob}, num_threads),
+                    {key, batch_size, max_len, num_negatives, window_prob}, first_batch, num_threads),
         num_negatives_(num_negatives) {}
 
   // (users, offsets, columns, items, positives, negatives, longest); the arrays share the batch's
@@ -80,12 +81,12 @@ PYBIND11_MODULE(_C, m) {
   py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
       .def(py::init<IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray,
                     std::optional<IntArray>, int64_t, std::array<uint64_t, 2>, int64_t, int64_t,
-                    int64_t, double, int64_t>(),
+                    int64_t, double, uint64_t, int64_t>(),
            py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"),
            py::arg("seen_starts"), py::arg("unseen_below"), py::arg("seen_through"),
            py::arg("unseen_weight"), py::arg("weight_through"), py::arg("item_num"), py::arg("key"),
            py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
-           py::arg("window_prob"), py::arg("num_threads"))
+           py::arg("window_prob"), py::arg("first_batch"), py::arg("num_threads"))
       .def("next", &PrefetchingSampler::next)
       .def("close", &PrefetchingSampler::close);
 }

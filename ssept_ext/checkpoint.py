@@ -1,16 +1,20 @@
-"""Checkpoints: a folder with `config.json` and `model.safetensors`. No pickle, so none can run code."""
+"""Checkpoints of models, a folder with `config.json` and `model.safetensors`, and of interrupted trainings.
+
+No pickle, so none can run code.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ssept_ext._extension import Backend, build_info
 from ssept_ext.model import SASREC, SSEPT
@@ -18,6 +22,7 @@ from ssept_ext.model import SASREC, SSEPT
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+TRAINING_FILE = "training.safetensors"
 
 _CLASSES = {"SASREC": SASREC, "SSEPT": SSEPT}
 
@@ -83,6 +88,81 @@ def load_checkpoint(folder: str | os.PathLike[str], backend: Backend = "auto") -
     except RuntimeError as error:
         raise ValueError(f"{weights_path} does not belong to {config_path}: {error}") from error
     return model
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that the rest of a training depends on, between two epochs."""
+
+    settings: dict[str, Any]
+    """JSON; what a training that goes on from here must have been called with."""
+    epoch: int
+    """Epochs that are done."""
+    next_batch: int
+    """The sampler's."""
+    history: dict[str, list[float]]
+    rng: Tensor
+    """State of torch's generator on the CPU, which all seeds come from."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """By number of the parameter and name, such as "3.exp_avg"."""
+    best: dict[str, Tensor]
+    """The model at the best validation so far; empty where it is not kept."""
+
+
+_GROUPS = ("model", "optimizer", "best")
+
+
+def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:
+    """Write a state to `training.safetensors` in `folder`, made where missing.
+
+    One file, whose header holds what is no tensor, replaced in one step: a crash leaves the old
+    state or the new one whole.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+    """
+    tensors = {"rng": state.rng}
+    for group in _GROUPS:
+        named = getattr(state, group).items()
+        tensors |= {f"{group}.{name}": tensor.contiguous() for name, tensor in named}
+    plain = {name: value for name, value in vars(state).items() if name not in ("rng", *_GROUPS)}
+    header = {"format": str(FORMAT), "state": json.dumps(plain)}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    replace_file(Path(folder) / TRAINING_FILE, lambda path: save_file(tensors, path, header))
+
+
+def load_training(folder: str | os.PathLike[str]) -> TrainingState | None:
+    """Read what `save_training` wrote, on the CPU; None if there is no such file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, was not written by `save_training`, or has a format that this version
+        does not know; names it.
+    """
+    path = Path(folder) / TRAINING_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            # Clones, because tensors may be pages of the file, at any alignment.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    if header.get("format") != str(FORMAT) or "state" not in header:
+        raise ValueError(f"{path} has format {header.get('format')}, this version reads {FORMAT}")
+    fields: dict[str, Any] = {group: {} for group in _GROUPS} | json.loads(header["state"])
+    for key, tensor in tensors.items():
+        group, _, name = key.partition(".")
+        if name:
+            fields[group][name] = tensor
+        else:
+            fields[group] = tensor
+    return TrainingState(**fields)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

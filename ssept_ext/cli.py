@@ -1,7 +1,8 @@
-"""The command `ssept`: train, evaluate, predict, info.
+"""The command `ssept`: train, resume, evaluate, predict, info.
 
 A run folder holds all that the later commands need: the checkpoint (`config.json` and
-`model.safetensors`), `run.json` with the source of the data and every option, and `metrics.csv`.
+`model.safetensors`), `run.json` with the source of the data and every option, and `metrics.csv`;
+and, until the training is over, `training.safetensors`, from which it can go on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import inspect
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -21,7 +21,7 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from ssept_ext._extension import Backend, build_info
-from ssept_ext.checkpoint import load_checkpoint, replace_file, save_checkpoint
+from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, replace_file, save_checkpoint
 from ssept_ext.data import SASRecDataSet, to_csr
 from ssept_ext.datasets import synthetic
 from ssept_ext.evaluation import (
@@ -32,10 +32,17 @@ from ssept_ext.evaluation import (
     evaluate_valid,
     last_events,
 )
-from ssept_ext.model import SASREC, SSEPT, Architecture
+from ssept_ext.losses import LossName
+from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
 from ssept_ext.packing import PackedBatch
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import History, train_model
+from ssept_ext.training import (
+    History,
+    Schedule,
+    TrainingOptions,
+    is_out_of_patience,
+    train_model,
+)
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
@@ -68,8 +75,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train a model, write its run folder, and print how good it is."""
     run = _new_run_folder(options.out)
-    device = _choose_device(options)
     source = _given_source(options) or {"synthetic": _defaults(synthetic)}
+    return _train(options, run, source)
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Go on with a training that was interrupted, as if it had not been."""
+    run = Path(options.run)
+    source, trained_with = _read_run_file(run)
+    if not (run / TRAINING_FILE).is_file():
+        raise ValueError(
+            f"{run} has no {TRAINING_FILE}: its training is over, or ended before its first epoch did"
+        )
+    device = {"device": options.device, "backend": options.backend}
+    return _train(argparse.Namespace(**(trained_with | device)), run, source)
+
+
+def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> int:
+    device = _choose_device(options)
+    training_options = _training_options(options)
     dataset = _load_data(source)
     torch.manual_seed(options.seed)
     model = _make_model(options, dataset).to(device)
@@ -83,6 +107,8 @@ def train(options: argparse.Namespace) -> int:
         maxlen=model.seq_max_len,
         n_workers=options.workers,
         seed=options.seed,
+        num_negatives=options.num_negatives,
+        popularity_exponent=options.popularity_exponent,
         window_sampling_prob=options.window_sampling_prob,
     ) as sampler:
         run.mkdir(parents=True, exist_ok=True)
@@ -98,17 +124,20 @@ def train(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             val_epoch=options.val_epoch,
+            options=training_options,
+            checkpoint=run,
             on_epoch_end=_epoch_recorder(model, run, options.val_epoch),
         )
     save_checkpoint(model, run)
     num_finished = len(history["loss"])
-    if num_finished < options.epochs:
+    if num_finished < options.epochs and not is_out_of_patience(history, options.patience):
         print(
             f"ssept: interrupted after {num_finished} of {options.epochs} epochs; the model as it is "
-            f"was saved in {run}",
+            f"was saved in {run}, and ssept resume {run} goes on",
             file=sys.stderr,
         )
         return INTERRUPTED
+    (run / TRAINING_FILE).unlink()
     _print_results(popularity, model, _measure(model, dataset, options.seed))
     return 0
 
@@ -188,16 +217,18 @@ def _new_run_folder(out: str | None) -> Path:
 
 def _epoch_recorder(model: SASREC, run: Path, val_epoch: int) -> Callable[[int, History], None]:
     """What `train` does after every epoch, so that a run that is killed leaves a usable folder."""
-    metrics = run / METRICS_FILE
-    metrics.write_text("epoch,seconds,loss,val_ndcg,val_hr\n")
-    start = time.monotonic()
 
     def record(epoch: int, history: History) -> None:
-        validated = val_epoch and epoch % val_epoch == 0
-        ndcg, hr = (history["val_ndcg"][-1], history["val_hr"][-1]) if validated else ("", "")
-        with metrics.open("a") as file:
-            seconds = time.monotonic() - start
-            file.write(f"{epoch},{seconds:.3f},{history['loss'][-1]},{ndcg},{hr}\n")
+        lines = ["epoch,seconds,loss,val_ndcg,val_hr"]
+        for i, (seconds, loss) in enumerate(
+            zip(history["seconds"], history["loss"], strict=True), 1
+        ):
+            which, rest = divmod(i, val_epoch) if val_epoch else (0, 1)
+            validated = (history["val_ndcg"], history["val_hr"]) if rest == 0 else ()
+            figures = [str(values[which - 1]) for values in validated] or ["", ""]
+            lines.append(",".join((str(i), f"{seconds:.3f}", str(loss), *figures)))
+        text = "\n".join(lines) + "\n"
+        replace_file(run / METRICS_FILE, lambda path: path.write_text(text))
         save_checkpoint(model, run)
 
     return record
@@ -206,18 +237,39 @@ def _epoch_recorder(model: SASREC, run: Path, val_epoch: int) -> Callable[[int, 
 def _open_run(options: argparse.Namespace) -> tuple[SASREC, SASRecDataSet, dict[str, Any]]:
     """The model of a run folder, its data (or those given instead), and the options it was made with."""
     device = _choose_device(options)
-    path = Path(options.run) / RUN_FILE
-    if not path.is_file():
-        raise ValueError(f"{options.run} is no run folder: {path} is missing")
-    try:
-        record = json.loads(path.read_text())
-        source, trained_with = record["data"], record["options"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+    source, trained_with = _read_run_file(Path(options.run))
     model = load_checkpoint(options.run, options.backend).to(device).eval()
     dataset = _load_data(_given_source(options) or source)
     check_dataset_fits(model, dataset)
     return model, dataset, trained_with
+
+
+def _read_run_file(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The source of the data, and the options of `train`."""
+    path = run / RUN_FILE
+    if not path.is_file():
+        raise ValueError(f"{run} is no run folder: {path} is missing")
+    try:
+        record = json.loads(path.read_text())
+        return record["data"], record["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+
+
+def _training_options(options: argparse.Namespace) -> TrainingOptions:
+    if (options.patience or options.restore_best) and not options.val_epoch:
+        raise ValueError("--patience and --restore-best need a --val-epoch of at least 1")
+    return TrainingOptions(
+        loss=options.loss,
+        gbce_t=options.gbce_t,
+        adam_betas=tuple(options.adam_betas),
+        schedule=options.schedule,
+        warmup_steps=options.warmup_steps,
+        max_grad_norm=options.max_grad_norm,
+        bf16=options.bf16,
+        patience=options.patience,
+        restore_best=options.restore_best,
+    )
 
 
 def _given_source(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -257,8 +309,9 @@ def _choose_device(options: argparse.Namespace) -> torch.device:
 
 def _make_model(options: argparse.Namespace, dataset: SASRecDataSet) -> SASREC:
     user_dim = options.user_embedding_dim
-    if options.model == "sasrec" and user_dim is not None:
-        raise ValueError("--user-embedding-dim: SASREC has no user vectors")
+    if options.model == "sasrec" and (user_dim is not None or options.sse_user_prob):
+        given = "--user-embedding-dim" if user_dim is not None else "--sse-user-prob"
+        raise ValueError(f"{given}: SASREC has no user vectors")
     if user_dim is None:
         user_dim = 0 if options.model == "sasrec" else USER_EMBEDDING_DIM
     width = options.item_embedding_dim + user_dim
@@ -273,11 +326,20 @@ def _make_model(options: argparse.Namespace, dataset: SASRecDataSet) -> SASREC:
         "l2_reg": options.l2_reg,
         "num_neg_test": options.num_neg_test,
         "architecture": options.architecture,
+        "embedding_init": options.embedding_init,
+        "sse_item_prob": options.sse_item_prob,
+        "sse_target_prob": options.sse_target_prob,
+        "sse_joint": options.sse_joint,
         "backend": options.backend,
     }
     if options.model == "sasrec":
         return SASREC(**arguments)
-    return SSEPT(user_num=dataset.usernum, user_embedding_dim=user_dim, **arguments)
+    return SSEPT(
+        user_num=dataset.usernum,
+        user_embedding_dim=user_dim,
+        sse_user_prob=options.sse_user_prob,
+        **arguments,
+    )
 
 
 def _measure(
@@ -377,6 +439,36 @@ def make_parser() -> argparse.ArgumentParser:
         help="weight of half the squared norm of the embedding tables",
     )
     add("--num-neg-test", **_integer(1, 100, "negatives that each held-out item is ranked among"))
+    add(
+        "--embedding-init",
+        choices=get_args(EmbeddingInit),
+        default="uniform",
+        help="how tables start: in ±0.05, as recommenders', or Xavier-uniform, as the authors' code",
+    )
+    group = sub.add_argument_group(
+        "stochastic shared embeddings",
+        "Probabilities of replacing an id in training by one drawn at random. The authors' flags are "
+        "probabilities of keeping: --threshold_user 0.08 --threshold_item 0.9 is --sse-user-prob 0.92 "
+        "--sse-item-prob 0.1 --sse-joint.",
+    )
+    add = group.add_argument
+    for what, which in (
+        ("user", "a sequence's user"),
+        ("item", "an input item"),
+        ("target", "the item to predict"),
+    ):
+        add(
+            f"--sse-{what}-prob",
+            type=float,
+            default=0.0,
+            metavar="P",
+            help=f"probability of replacing {which}",
+        )
+    add(
+        "--sse-joint",
+        action="store_true",
+        help="replace an input and its target together, with the probability of items",
+    )
     group = sub.add_argument_group("training")
     add = group.add_argument
     add("--epochs", **_integer(1, 40, "passes of (users / batch size) steps"))
@@ -390,10 +482,55 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="P",
         help="probability of training on a window anywhere in a longer history (SSE-PT++)",
     )
+    add("--num-negatives", **_integer(1, 1, "negatives drawn for each event"))
+    add(
+        "--popularity-exponent",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="draw negatives by their number of events to this power",
+    )
+    add("--loss", choices=get_args(LossName), default="bce", help="what is minimised")
+    add("--gbce-t", type=float, default=0.75, metavar="T", help="calibration of gbce, 0 to 1")
+    add(
+        "--adam-betas",
+        type=float,
+        nargs=2,
+        default=[0.9, 0.999],
+        metavar=("B1", "B2"),
+        help="decay of Adam's moments",
+    )
+    add(
+        "--schedule",
+        choices=get_args(Schedule),
+        default="constant",
+        help="of the learning rate; cosine falls to 0",
+    )
+    add("--warmup-steps", **_integer(0, 0, "steps over which the learning rate first rises"))
+    add(
+        "--max-grad-norm",
+        type=_positive,
+        metavar="X",
+        help="scale gradients down to this norm (default: never)",
+    )
+    add("--bf16", action="store_true", help="compute linear layers and attention in bfloat16")
+    add(
+        "--patience",
+        **_integer(0, 0, "end after so many validations without a better; 0 for never"),
+    )
+    add(
+        "--restore-best",
+        action="store_true",
+        help="keep the best model by validation, not the last",
+    )
     add("--workers", **_integer(1, 1, "threads that draw batches"))
     add("--seed", **_integer(0, 0, "makes parameters, batches and negatives reproducible"))
     add("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
     _add_device_options(group)
+
+    sub = add_command("resume", resume)
+    _add_run(sub)
+    _add_device_options(sub)
 
     sub = add_command("evaluate", evaluate_run)
     _add_run(sub)

@@ -126,7 +126,7 @@ class PointWiseFeedForward(nn.Module):
         """(N, D) -> (N, D), with x added; uses the sites `site` and `site + 1`."""
         first, second = self.conv_layer1, self.conv_layer2
         inner = ops.bias_dropout(
-            F.linear(x, first.weight),
+            F.linear(x, first.weight).to(x.dtype),  # wide again after an autocast
             first.bias,
             relu=True,
             dropout_p=drop.p,
@@ -135,7 +135,7 @@ class PointWiseFeedForward(nn.Module):
             backend=self.backend,
         )
         return ops.bias_dropout(
-            F.linear(inner, second.weight),
+            F.linear(inner, second.weight).to(x.dtype),
             second.bias,
             residual=x,
             dropout_p=drop.p,

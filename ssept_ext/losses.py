@@ -1,10 +1,17 @@
-"""Training losses on sampled logits."""
+"""Training losses: on sampled logits, and on those of the whole catalogue."""
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LossName = Literal["bce", "gbce", "bpr", "sampled_softmax", "softmax"]
+
+# Rows (tokens) and columns (items) of the logits that `softmax` holds at a time: 16 MiB in float32.
+TILE = (2048, 2048)
 
 
 def bce(logits: Tensor, positives: Tensor) -> Tensor:
@@ -19,9 +26,121 @@ def bce(logits: Tensor, positives: Tensor) -> Tensor:
 
     Returns
     -------
-    Scalar; 0 where no token has a target.
+    Scalar, float32 or wider; 0 where no token has a target.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = F.softplus(-wide[:, 0]) + F.softplus(wide[:, 1:]).sum(1)
+    wide = _wide(logits)
+    return _mean(F.softplus(-wide[:, 0]) + F.softplus(wide[:, 1:]).sum(1), positives)
+
+
+def gbce(logits: Tensor, positives: Tensor, item_num: int, t: float) -> Tensor:
+    """Generalised binary cross-entropy (gSASRec: Petrov & Macdonald, RecSys 2023).
+
+    `bce` with the positive's term times `β = α(t(1 - 1/α) + 1/α)`, where `α = K / (item_num - 1)` is the rate at
+    which negatives are sampled: fewer negatives push less, so the positive pulls less. t = 0 is `bce`; t = 1
+    calibrates fully. The paper divides by K + 1, which Adam does not notice.
+
+    Parameters
+    ----------
+    logits, positives : as for `bce`
+    item_num : size of the catalogue
+    t : calibration, in [0, 1]
+    """
+    alpha = (logits.shape[1] - 1) / (item_num - 1)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    wide = _wide(logits)
+    return _mean(beta * F.softplus(-wide[:, 0]) + F.softplus(wide[:, 1:]).sum(1), positives)
+
+
+def bpr(logits: Tensor, positives: Tensor) -> Tensor:
+    """Bayesian personalised ranking: `-log sigmoid(positive - negative)` (Rendle et al., UAI 2009).
+
+    Averaged over the negatives and over the tokens that have a target. Arguments as for `bce`.
+    """
+    wide = _wide(logits)
+    return _mean(F.softplus(wide[:, 1:] - wide[:, :1]).mean(1), positives)
+
+
+def sampled_softmax(logits: Tensor, positives: Tensor, log_q: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the softmax over the positive and its negatives.
+
+    Averaged over the tokens that have a target. Arguments as for `bce`, and
+
+    Parameters
+    ----------
+    log_q : (N, 1 + K) log of the probability at which each item is drawn as a negative, subtracted from its logit
+        (Bengio & Senécal 2008; Yi et al., RecSys 2019), so that popular items are not punished for being drawn
+        often. None for uniform negatives: a constant cancels.
+    """
+    wide = _wide(logits)
+    if log_q is not None:
+        wide = wide - log_q
+    return _mean(wide.logsumexp(1) - wide[:, 0], positives)
+
+
+def softmax(hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
+    """Cross-entropy of the softmax over the whole catalogue, averaged over the tokens that have a target.
+
+    A tile of the (N, I) logits exists at a time; the backward computes it again. Under autocast the
+    matrix products have its type, and sums are float32.
+
+    Parameters
+    ----------
+    hidden : (N, Di) floating, what the item vectors are multiplied with
+    item_weight : (I + 1, Di), same type; row 0 is padding and no item
+    positives : (N,) int64 in 0..I, 0 where a token has no target
+
+    Returns
+    -------
+    Scalar, float32 or wider; 0 where no token has a target.
+    """
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        hidden, item_weight = hidden.to(dtype), item_weight.to(dtype)
+    loss: Tensor = _TiledSoftmax.apply(hidden, item_weight, positives)  # type: ignore[no-untyped-call]
+    return _mean(loss, positives)
+
+
+class _TiledSoftmax(torch.autograd.Function):
+    """(N, Di), (I + 1, Di), (N,) -> (N,) cross-entropies, whatever where the target is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        lse = torch.full(hidden.shape[:1], -torch.inf, dtype=wide, device=hidden.device)
+        for x, lse_rows in zip(*(torch.split(x, TILE[0]) for x in (hidden, lse)), strict=True):
+            for items in torch.split(item_weight[1:], TILE[1]):
+                tile = (x @ items.T).to(wide)
+                torch.logaddexp(lse_rows, tile.logsumexp(1), out=lse_rows)
+        ctx.save_for_backward(hidden, item_weight, positives, lse)
+        target = (hidden.to(wide) * F.embedding(positives, item_weight).to(wide)).sum(1)
+        return lse - target
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, item_weight, positives, lse = ctx.saved_tensors
+        grad = grads[0]
+        grad_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
+        grad_weight = torch.zeros_like(item_weight, dtype=lse.dtype)
+        rows = [torch.split(x, TILE[0]) for x in (hidden, lse, grad, positives, grad_hidden)]
+        for x, lse_rows, grad_rows, targets, grad_x in zip(*rows, strict=True):
+            for first in range(1, len(item_weight), TILE[1]):
+                items = item_weight[first : first + TILE[1]]
+                tile = ((x @ items.T).to(lse.dtype) - lse_rows[:, None]).exp_()
+                inside = (targets >= first) & (targets < first + len(items))
+                column = torch.where(inside, targets - first, 0)[:, None]
+                tile.scatter_add_(1, column, -inside[:, None].to(tile.dtype))
+                tile = (tile * grad_rows[:, None]).to(x.dtype)
+                grad_x += tile @ items
+                grad_weight[first : first + len(items)] += tile.T @ x
+        return grad_hidden.to(hidden.dtype), grad_weight.to(item_weight.dtype), None
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _mean(loss: Tensor, positives: Tensor) -> Tensor:
+    """Average over the tokens that have a target."""
     has_target = positives != 0
     return torch.where(has_target, loss, 0).sum() / has_target.sum().clamp(min=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
@@ -23,6 +24,7 @@ from ssept_ext.layers import (
     Tokens,
 )
 from ssept_ext.packing import PackedBatch, pack
+from ssept_ext.sse import SSE, replace_ids
 
 if TYPE_CHECKING:
     from ssept_ext.data import SASRecDataSet
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ssept_ext.training import Sampler
 
 Architecture = Literal["recommenders", "original"]
+EmbeddingInit = Literal["uniform", "xavier"]
 Array = Tensor | npt.NDArray[Any]
 
 
@@ -56,6 +59,15 @@ class SASRECConfig:
     architecture: Architecture = "recommenders"
     """"recommenders": layer norms per position, one a block. "original": the authors' TensorFlow code, layer
     norms per feature and a second one before the feed-forward layers."""
+    embedding_init: EmbeddingInit = "uniform"
+    """"uniform": tables start uniform in ±0.05, as in recommenders; "xavier": Xavier-uniform by the shape of the
+    whole table, as in the authors' code."""
+    sse_item_prob: float = 0.0
+    """Probability of *replacing* an input item while training: see `ssept_ext.sse.SSE`, for all four."""
+    sse_target_prob: float = 0.0
+    """Probability of replacing a positive target."""
+    sse_joint: bool = False
+    """Replace an input and its target together, with sse_item_prob, as the authors' code does."""
 
     def __post_init__(self) -> None:
         for name in self._integers():
@@ -80,13 +92,20 @@ class SASRECConfig:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
         if not (math.isfinite(self.l2_reg) and self.l2_reg >= 0):
             raise ValueError(f"l2_reg must be finite and at least 0, got {self.l2_reg}")
-        if self.architecture not in get_args(Architecture):
-            raise ValueError(
-                f'architecture must be one of {get_args(Architecture)}, got "{self.architecture}"'
-            )
+        for name, known in (("architecture", Architecture), ("embedding_init", EmbeddingInit)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f'{name} must be one of {get_args(known)}, got "{getattr(self, name)}"'
+                )
+        _ = self.sse  # checks itself
 
     def _integers(self) -> list[str]:
         return [f.name for f in fields(self) if f.type == "int"]
+
+    @property
+    def sse(self) -> SSE:
+        """What is replaced while training."""
+        return SSE(0.0, self.sse_item_prob, self.sse_target_prob, self.sse_joint)
 
     @property
     def item_width(self) -> int:
@@ -110,6 +129,8 @@ class SSEPTConfig(SASRECConfig):
     """Du; embedding_dim where not given."""
     item_embedding_dim: int | None = None
     """Di; embedding_dim where not given."""
+    sse_user_prob: float = 0.0
+    """Probability of replacing the user of a sequence while training, as input and in scoring."""
 
     def __post_init__(self) -> None:
         for name in ("user_embedding_dim", "item_embedding_dim"):
@@ -117,6 +138,11 @@ class SSEPTConfig(SASRECConfig):
             default = self.embedding_dim
             _set(self, name, default if given is None else _positive_integer(name, given))
         super().__post_init__()
+
+    @property
+    def sse(self) -> SSE:
+        """What is replaced while training."""
+        return replace(super().sse, user_prob=self.sse_user_prob)
 
     @property
     def user_width(self) -> int:
@@ -146,6 +172,11 @@ def _positive_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or number < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     return number
+
+
+def _check_has_targets(batch: PackedBatch, need_negatives: bool) -> None:
+    if batch.positives is None or (need_negatives and batch.negatives is None):
+        raise ValueError(f"batch must have positives{' and negatives' if need_negatives else ''}")
 
 
 def _config_from_arguments(
@@ -200,10 +231,13 @@ class SASREC(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new parameters: tables uniform in ±0.05 with row 0 zero, weights Xavier-uniform, biases zero."""
+        """Draw new parameters: tables by `embedding_init` with row 0 zero, weights Xavier-uniform, biases zero."""
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.uniform_(module.weight, -0.05, 0.05)
+                if self.config.embedding_init == "xavier":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.uniform_(module.weight, -0.05, 0.05)
                 if module.padding_idx is not None:
                     with torch.no_grad():
                         module.weight[module.padding_idx] = 0
@@ -254,17 +288,53 @@ class SASREC(nn.Module):
         Parameters
         ----------
         batch : with positives and negatives; ids must be inside the tables
-        training : False switches dropout off even where the module is in training mode
+        training : False switches dropout and SSE off even where the module is in training mode
 
         Returns
         -------
         (N, 1 + K), the positives in column 0; 0 where the scored id is 0
         """
-        if batch.positives is None or batch.negatives is None:
-            raise ValueError("batch must have positives and negatives")
-        hidden = self._encode(batch, self._draw_dropout(training), newest_only=False)
-        items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
-        return self._score(hidden, items, batch.users, batch.cu_seqlens)
+        _check_has_targets(batch, need_negatives=True)
+        return self._sampled_logits(*self._encode_targets(batch, training))[0]
+
+    def training_loss(
+        self,
+        batch: PackedBatch,
+        loss: losses.LossName = "bce",
+        *,
+        gbce_t: float = 0.75,
+        negative_log_probs: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch: see `ssept_ext.losses`, by name.
+
+        Apart from one seed, drawn on the host from torch's global generator, a pure function of its arguments and
+        the parameters that never waits for the device.
+
+        Parameters
+        ----------
+        batch : with positives and negatives; ids must be inside the tables. "softmax" needs no negatives.
+        gbce_t : calibration of "gbce"
+        negative_log_probs : (item_num + 1,) of "sampled_softmax": how often each item is drawn as a negative; None for
+            uniform negatives
+        """
+        _check_has_targets(batch, need_negatives=loss != "softmax")
+        batch, hidden = self._encode_targets(batch, training=True)
+        assert batch.positives is not None
+        if loss == "softmax":
+            weight = self.item_embedding_layer.weight
+            item_part = hidden[:, : weight.shape[1]]  # the user's part is the same for every item
+            return losses.softmax(item_part, weight, batch.positives)
+        logits, items = self._sampled_logits(batch, hidden)
+        if loss == "gbce":
+            return losses.gbce(logits, batch.positives, self.item_num, gbce_t)
+        if loss == "bpr":
+            return losses.bpr(logits, batch.positives)
+        if loss == "sampled_softmax":
+            log_q = None if negative_log_probs is None else negative_log_probs[items]
+            return losses.sampled_softmax(logits, batch.positives, log_q)
+        if loss == "bce":
+            return losses.bce(logits, batch.positives)
+        raise ValueError(f'loss must be one of {get_args(losses.LossName)}, got "{loss}"')
 
     def score(self, batch: PackedBatch, candidates: Tensor) -> Tensor:
         """Score candidates as each sequence's next item, without dropout.
@@ -293,7 +363,7 @@ class SASREC(nn.Module):
         ----------
         x : "users" (B, 1), "input_seq", "positive" and "negative" (B, T) integers, NumPy or tensors, left-padded
             with 0. SASREC needs no "users".
-        training : False switches dropout off even where the module is in training mode
+        training : False switches dropout and SSE off even where the module is in training mode
 
         Returns
         -------
@@ -378,12 +448,21 @@ class SASREC(nn.Module):
         val_epoch: int = 0,
         eval_batch_size: int = 256,
         verbose: bool = True,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> dict[str, list[float]]:
-        """Train on the sampler's batches: see `ssept_ext.training.train_model`."""
-        from ssept_ext.training import train_model  # it imports this module
+        """Train on the sampler's batches: see `ssept_ext.training.train_model`.
+
+        More keywords, such as `loss="gbce"`: those of `ssept_ext.training.TrainingOptions`.
+        """
+        from ssept_ext.training import TrainingOptions, train_model  # it imports this module
 
         sizes = (num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size)
-        return train_model(self, dataset, sampler, *sizes, verbose)
+        chosen = TrainingOptions(**options)
+        return train_model(
+            self, dataset, sampler, *sizes, verbose, options=chosen, checkpoint=checkpoint
+        )
 
     def evaluate(
         self,
@@ -409,11 +488,28 @@ class SASREC(nn.Module):
 
         return evaluate_valid(self, dataset, seed, eval_batch_size, exclude)
 
-    def _draw_dropout(self, training: bool) -> Dropout:
-        """One seed for every dropout of a forward pass, from torch's global generator."""
-        if not (training and self.training and self.dropout_rate > 0):
-            return Dropout.none()
-        return Dropout(self.dropout_rate, torch.randint(2**63 - 1, (1,)).to(self.device))
+    def _encode_targets(self, batch: PackedBatch, training: bool) -> tuple[PackedBatch, Tensor]:
+        """A batch with targets as it is trained on, ids replaced by SSE, and its hidden states, (N, D)."""
+        sse, drop = self.config.sse, Dropout.none()
+        if training and self.training and (sse.is_active or self.dropout_rate > 0):
+            seed = self._draw_seed()
+            if sse.is_active:
+                users = self.config.user_num if isinstance(self.config, SSEPTConfig) else 0
+                batch = replace_ids(batch, sse, users, self.item_num, seed)
+            if self.dropout_rate > 0:
+                drop = Dropout(self.dropout_rate, seed)
+        return batch, self._encode(batch, drop, newest_only=False)
+
+    def _draw_seed(self) -> Tensor:
+        """One seed for all that a pass draws, dropout and SSE, from torch's global generator."""
+        return torch.randint(2**63 - 1, (1,)).to(self.device)
+
+    def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, 1 + K) and the items that they are of, the positives in column 0."""
+        assert batch.positives is not None
+        assert batch.negatives is not None
+        items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
+        return self._score(hidden, items, batch.users, batch.cu_seqlens), items
 
     def _encode(self, batch: PackedBatch, drop: Dropout, newest_only: bool) -> Tensor:
         """Hidden states, (N, D), or with `newest_only` (B, D)."""

@@ -199,9 +199,9 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
 class _NumPySource:
     """Draws batches when they are asked for, where the extension is missing."""
 
-    def __init__(self, table: SamplingTable, settings: DrawSettings) -> None:
+    def __init__(self, table: SamplingTable, settings: DrawSettings, first_batch: int) -> None:
         self._table, self._settings = table, settings
-        self._index = 0
+        self._index = first_batch
 
     def next(self) -> Draw:
         draw = draw_batch(self._table, self._settings, self._index)
@@ -215,13 +215,16 @@ class _NumPySource:
 class _NativeSource:
     """Draws batches ahead, on threads of the extension."""
 
-    def __init__(self, table: SamplingTable, settings: DrawSettings, num_threads: int) -> None:
+    def __init__(
+        self, table: SamplingTable, settings: DrawSettings, first_batch: int, num_threads: int
+    ) -> None:
         assert _extension.native is not None
         arguments = {f.name: getattr(table, f.name) for f in fields(table) if f.name != "itemnum"}
         self._sampler = _extension.native.PrefetchingSampler(
             **arguments,
             item_num=table.itemnum,
             **{f.name: getattr(settings, f.name) for f in fields(settings)},
+            first_batch=first_batch,
             num_threads=num_threads,
         )
 
@@ -248,6 +251,8 @@ class WarpSampler:
     Attributes
     ----------
     batch_size, maxlen, seed : as given; with seed=None, the seed that was drawn.
+    settings : dict[str, int | float], these three and whatever else batches are a function of, but
+        for the histories.
     """
 
     def __init__(
@@ -304,15 +309,21 @@ class WarpSampler:
         self.maxlen = maxlen
         self.seed = secrets.randbits(63) if seed is None else seed
         key = np.random.SeedSequence(self.seed).generate_state(2, np.uint64).tolist()
-        settings = DrawSettings(
+        self.settings: dict[str, int | float] = {
+            "batch_size": batch_size,
+            "maxlen": maxlen,
+            "seed": self.seed,
+            "num_negatives": num_negatives,
+            "popularity_exponent": popularity_exponent,
+            "window_sampling_prob": window_sampling_prob,
+        }
+        self._draw_settings = DrawSettings(
             (key[0], key[1]), batch_size, maxlen, num_negatives, window_sampling_prob
         )
-        table = sampling_table(User, usernum, itemnum, popularity_exponent)
-        self._source = (
-            _NumPySource(table, settings)
-            if _extension.native is None
-            else _NativeSource(table, settings, n_workers)
-        )
+        self._table = sampling_table(User, usernum, itemnum, popularity_exponent)
+        self._num_threads = n_workers
+        self._index = 0
+        self._source = self._open(0)
         self._closed = False
 
     def next_batch(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
@@ -343,6 +354,34 @@ class WarpSampler:
             negatives=torch.from_numpy(draw.negatives),
         )
 
+    @property
+    def negative_log_probs(self) -> NDArray[np.float64] | None:
+        """(itemnum + 1,) log of the share of negatives that each item has, before a user's own are left out.
+
+        None where negatives are uniform. An item that is never drawn has the smallest share there is,
+        and so has the padding.
+        """
+        if self._table.weight_through is None:
+            return None
+        weights = np.diff(self._table.weight_through, prepend=0).astype(np.float64)
+        smallest = weights[weights > 0].min()
+        log_probs: NDArray[np.float64] = np.log(np.maximum(weights, smallest) / weights.sum())
+        return log_probs
+
+    def tell(self) -> int:
+        """Number of the next batch, from 0."""
+        return self._index
+
+    def seek(self, index: int) -> None:
+        """Go on with batch `index`, in no time wherever that is. Raises RuntimeError after `close`."""
+        if index < 0:
+            raise ValueError(f"index must be at least 0, got {index}")
+        if self._closed:
+            raise RuntimeError("this WarpSampler is closed")
+        if index != self._index:
+            self._source.close()
+            self._source, self._index = self._open(index), index
+
     def close(self) -> None:
         """End the worker threads; the sampler cannot draw any more. Closing twice is fine."""
         self._closed = True
@@ -357,4 +396,11 @@ class WarpSampler:
     def _next(self) -> Draw:
         if self._closed:
             raise RuntimeError("this WarpSampler is closed")
-        return self._source.next()
+        draw = self._source.next()
+        self._index += 1
+        return draw
+
+    def _open(self, first_batch: int) -> _NumPySource | _NativeSource:
+        if _extension.native is None:
+            return _NumPySource(self._table, self._draw_settings, first_batch)
+        return _NativeSource(self._table, self._draw_settings, first_batch, self._num_threads)

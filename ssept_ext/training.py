@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,8 +20,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ssept_ext import ops
+from ssept_ext.checkpoint import TrainingState, load_training, save_training
 from ssept_ext.evaluation import check_at_least, check_dataset_fits, draw_trials, measure
-from ssept_ext.losses import bce
+from ssept_ext.losses import LossName
 from ssept_ext.packing import PackedBatch, pack
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ VALIDATION_SEED = 0
 _REFRESH_SECONDS = 0.5
 
 History = dict[str, list[float]]
+Schedule = Literal["constant", "cosine"]
 
 
 class Sampler(Protocol):
@@ -48,6 +54,71 @@ class PackingSampler(Protocol):
         """A batch on the CPU, with positives and negatives."""
 
 
+@runtime_checkable
+class SeekableSampler(Protocol):
+    """What lets a training be taken up again; `WarpSampler` has it."""
+
+    settings: dict[str, int | float]
+    """What batches are a function of, but for the histories."""
+
+    def tell(self) -> int:
+        """Number of the next batch."""
+
+    def seek(self, index: int) -> None:
+        """Go on with that batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to train, beyond recommenders' arguments: more keywords of `SSEPT.train_model`.
+
+    Raises ValueError naming an option that is out of range.
+    """
+
+    loss: LossName = "bce"
+    """See `ssept_ext.losses`. "sampled_softmax" corrects for popularity where the sampler draws by it."""
+    gbce_t: float = 0.75
+    """Calibration of "gbce", in [0, 1]."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two moments, in [0, 1)."""
+    schedule: Schedule = "constant"
+    """Of the learning rate: "cosine" falls to 0 over all epochs."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate first rises linearly."""
+    max_grad_norm: float | None = None
+    """Gradients are scaled down to this norm, that of all parameters together; None for never."""
+    bf16: bool = False
+    """Compute linear layers and attention in bfloat16 (autocast); parameters and sums stay as they are."""
+    patience: int = 0
+    """End after this many validations in a row without a better NDCG@10; 0 for never."""
+    restore_best: bool = False
+    """Leave the model as it was when a validation had the best NDCG@10."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("loss", LossName), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f'{name} must be one of {get_args(known)}, got "{getattr(self, name)}"'
+                )
+        if not 0 <= self.gbce_t <= 1:
+            raise ValueError(f"gbce_t must be in [0, 1], got {self.gbce_t}")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}")
+        for name in ("warmup_steps", "patience"):
+            check_at_least(name, getattr(self, name), 0)
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+
+    def learning_rate_factor(self, step: int, num_steps: int) -> float:
+        """What step `step` of `num_steps`, from 0, multiplies the learning rate with."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def train_model(
     model: SASREC,
     dataset: SASRecDataSet,
@@ -59,6 +130,8 @@ def train_model(
     eval_batch_size: int = 256,
     verbose: bool = True,
     *,
+    options: TrainingOptions | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     on_epoch_end: Callable[[int, History], None] | None = None,
 ) -> History:
     """Train by Adam on the sampler's batches.
@@ -82,18 +155,26 @@ def train_model(
     val_epoch : validate after every so many epochs, on the same candidates each time; 0 for never
     eval_batch_size : users per batch of the validation, at least 1
     verbose : show a progress bar with loss and samples (sequences) per second on stderr
+    options : loss, schedule and more; the defaults where None
+    checkpoint : folder that keeps the state of the training, saved after each epoch. Where it holds one,
+        the training goes on from there, the sampler and torch's generator included: killed at any time
+        and called again with the same arguments, it ends as if it had never been interrupted, on a
+        CPU bit for bit. A finished one returns at once or, where the schedule is constant and
+        `num_epochs` larger than before, goes on. Needs a sampler with `seek` and `tell`.
     on_epoch_end : called with the number of the epoch, from 1, and the history so far
 
     Returns
     -------
     dict
-        "loss", the mean of each epoch, and "val_ndcg" and "val_hr", one entry per validation.
+        "loss", the mean of each epoch; "seconds" of training, validation not counted, up to the end of
+        each epoch; and "val_ndcg" and "val_hr", one entry per validation.
 
     Raises
     ------
     ValueError
-        If an argument is out of range (named), the dataset has ids that the model does not know, or
-        there is nobody to validate on.
+        If an argument is out of range (named), the dataset has ids that the model does not know,
+        there is nobody to validate on, or `checkpoint` is damaged or of a training with other
+        arguments.
     FloatingPointError
         If the loss of a step is not finite; names the first such step. The parameters are then of
         no use.
@@ -107,6 +188,9 @@ def train_model(
         check_at_least(name, value, limit)
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be finite and positive, got {learning_rate!r}")
+    options = options or TrainingOptions()
+    if (options.patience or options.restore_best) and not val_epoch:
+        raise ValueError("patience and restore_best need a val_epoch of at least 1, got 0")
     check_dataset_fits(model, dataset)
     trials = None
     if val_epoch:
@@ -116,39 +200,187 @@ def train_model(
 
     num_steps = max(1, len(dataset.user_train) // batch_size)
     next_batch = _batch_source(sampler, model.seq_max_len)
-    optimizer = _adam(model, learning_rate)
-    history: History = {"loss": [], "val_ndcg": [], "val_hr": []}
+    schedule = partial(options.learning_rate_factor, num_steps=num_steps * num_epochs)
+    training = _Training(model, sampler, learning_rate, options, schedule)
+    settings: dict[str, Any] = {}
+    if checkpoint is not None:
+        if not isinstance(sampler, SeekableSampler):
+            raise ValueError(
+                f"checkpoint needs a sampler with seek and tell, such as WarpSampler, "
+                f"got {type(sampler).__name__}"
+            )
+        settings = _settings(model, sampler, learning_rate, val_epoch, options, num_steps)
+        if options.schedule != "constant":
+            settings["num_epochs"] = num_epochs
+        training.resume(checkpoint, settings, num_steps)
+    history = training.history
     was_training = model.training
     model.train()
-    epoch = 1
     try:
-        for epoch in range(1, num_epochs + 1):
+        while training.epoch < num_epochs and not is_out_of_patience(history, options.patience):
+            epoch = training.epoch + 1
             with tqdm(
                 total=num_steps,
                 desc=f"epoch {epoch}/{num_epochs}",
                 unit="step",
                 disable=not verbose,
             ) as bar:
-                loss = _train_epoch(model, optimizer, next_batch, num_steps, epoch, bar)
+                start = time.monotonic()
+                loss = _train_epoch(training, next_batch, num_steps, epoch, bar)
+                seconds = time.monotonic() - start
                 history["loss"].append(loss)
+                history["seconds"].append(sum(history["seconds"][-1:]) + seconds)
+                training.epoch = epoch
                 if trials is not None and epoch % val_epoch == 0:
                     ndcg, hr = measure(model, trials, eval_batch_size)
-                    history["val_ndcg"].append(ndcg)
-                    history["val_hr"].append(hr)
+                    training.note_validation(ndcg, hr)
                     bar.set_postfix_str(f"{bar.postfix}, valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}")
             if on_epoch_end is not None:
                 on_epoch_end(epoch, history)
+            if checkpoint is not None:
+                save_training(training.state(settings), checkpoint)
     except KeyboardInterrupt:
         if verbose:
-            print(f"interrupted in epoch {epoch} of {num_epochs}", file=sys.stderr)
+            print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
     finally:
         model.train(was_training)
+    if training.best:
+        model.load_state_dict(training.best)
     return history
 
 
-def _train_epoch(
+def is_out_of_patience(history: History, patience: int) -> bool:
+    """Whether the last `patience` validations were no better than the best before them; never for 0."""
+    ndcgs = history["val_ndcg"]
+    return 0 < patience < len(ndcgs) and max(ndcgs[-patience:]) <= max(ndcgs[:-patience])
+
+
+class _Training:
+    """A model and its optimizer on their way, and all that a checkpoint of them holds."""
+
+    def __init__(
+        self,
+        model: SASREC,
+        sampler: Sampler,
+        learning_rate: float,
+        options: TrainingOptions,
+        schedule: Callable[[int], float],
+    ) -> None:
+        self.model, self.sampler, self.options = model, sampler, options
+        self.optimizer = _adam(model, learning_rate, options.adam_betas)
+        self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
+        self.epoch = 0
+        self.best: dict[str, Tensor] = {}
+        self._learning_rate, self._schedule, self._num_steps = learning_rate, schedule, 0
+        self._loss = _loss(model, sampler, options)
+
+    def take_step(self, batch: PackedBatch) -> Tensor:
+        """Loss, gradients, update, on a batch on the model's device; never waits for the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate * self._schedule(self._num_steps)
+        self._num_steps += 1
+        self.optimizer.zero_grad()
+        with torch.autocast(
+            self.model.device.type, dtype=torch.bfloat16, enabled=self.options.bf16
+        ):
+            loss = self._loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.options.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def note_validation(self, ndcg: float, hr: float) -> None:
+        """Enter what was measured after this epoch, and keep the model if it is the best so far."""
+        is_best = ndcg > max(self.history["val_ndcg"], default=-math.inf)
+        self.history["val_ndcg"].append(ndcg)
+        self.history["val_hr"].append(hr)
+        if is_best and self.options.restore_best:
+            self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
+
+    def state(self, settings: dict[str, Any]) -> TrainingState:
+        """Everything, between two epochs."""
+        assert isinstance(self.sampler, SeekableSampler)
+        moments = self.optimizer.state_dict()["state"]
+        return TrainingState(
+            settings=settings,
+            epoch=self.epoch,
+            next_batch=self.sampler.tell(),
+            history=self.history,
+            rng=torch.get_rng_state(),
+            model=self.model.state_dict(),
+            optimizer={f"{i}.{name}": x for i, xs in moments.items() for name, x in xs.items()},
+            best=self.best,
+        )
+
+    def resume(
+        self, folder: str | os.PathLike[str], settings: dict[str, Any], num_steps: int
+    ) -> None:
+        """Take up the training whose state is in `folder`, if there is one, if it has these settings."""
+        assert isinstance(self.sampler, SeekableSampler)
+        state = load_training(folder)
+        if state is None:
+            return
+        for name, value in settings.items():
+            if state.settings.get(name) != value:
+                raise ValueError(
+                    f"checkpoint {folder} is of a training with {name} = "
+                    f"{state.settings.get(name)!r}, got {value!r}"
+                )
+        self.model.load_state_dict(state.model)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.optimizer.items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.sampler.seek(state.next_batch)
+        torch.set_rng_state(state.rng)
+        self.history, self.best = state.history, state.best
+        self.epoch, self._num_steps = state.epoch, state.epoch * num_steps
+
+
+def _settings(
     model: SASREC,
-    optimizer: torch.optim.Optimizer,
+    sampler: SeekableSampler,
+    learning_rate: float,
+    val_epoch: int,
+    options: TrainingOptions,
+    num_steps: int,
+) -> dict[str, Any]:
+    """What a training must have in common with the one that it goes on with, as JSON has it."""
+    settings = {
+        "model": type(model).__name__,
+        **asdict(model.config),
+        **asdict(options),
+        "learning_rate": learning_rate,
+        "val_epoch": val_epoch,
+        "steps of an epoch": num_steps,
+        **{f"{name} of the sampler": value for name, value in sampler.settings.items()},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def _loss(
+    model: SASREC, sampler: Sampler, options: TrainingOptions
+) -> Callable[[PackedBatch], Tensor]:
+    """The loss of a batch, by what the options and the sampler say."""
+    log_probs = None
+    if options.loss == "sampled_softmax":
+        drawn = getattr(sampler, "negative_log_probs", None)
+        if drawn is not None:
+            log_probs = torch.from_numpy(drawn).float().to(model.device)
+    return partial(
+        model.training_loss,
+        loss=options.loss,
+        gbce_t=options.gbce_t,
+        negative_log_probs=log_probs,
+    )
+
+
+def _train_epoch(
+    training: _Training,
     next_batch: Callable[[], PackedBatch],
     num_steps: int,
     epoch: int,
@@ -159,17 +391,13 @@ def _train_epoch(
     The losses stay on the device and are looked at only when the bar is due, because every look
     makes the host wait for the device.
     """
-    losses = torch.zeros(num_steps, dtype=torch.float64, device=model.device)
+    device = training.model.device
+    losses = torch.zeros(num_steps, dtype=torch.float64, device=device)
     num_samples = 0
     start = due = time.monotonic()
     for step in range(num_steps):
-        batch = next_batch().to(model.device)
-        assert batch.positives is not None
-        optimizer.zero_grad()
-        loss = bce(model.sampled_logits(batch), batch.positives)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses[step] = loss.detach()
+        batch = next_batch().to(device)
+        losses[step] = training.take_step(batch)
         num_samples += len(batch.users)
         now = time.monotonic()
         if now >= due or step == num_steps - 1:
@@ -194,7 +422,7 @@ def _finite_mean(losses: Tensor, epoch: int) -> float:
     return values.mean().item()
 
 
-def _adam(model: SASREC, learning_rate: float) -> torch.optim.Adam:
+def _adam(model: SASREC, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
     """Adam with Keras' epsilon; its (coupled) weight decay is the gradient of the L2 term."""
     tables = model.embedding_tables()
     ids = {id(table) for table in tables}
@@ -206,6 +434,7 @@ def _adam(model: SASREC, learning_rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(
         groups,
         lr=learning_rate,
+        betas=betas,
         eps=1e-7,
         fused=tables[0].device.type in ("cpu", "cuda"),
     )

@@ -15,6 +15,7 @@ import torch
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, build_info, cli
 from ssept_ext.checkpoint import load_checkpoint
 from ssept_ext.evaluation import evaluate, evaluate_popularity, evaluate_valid
+from ssept_ext.training import TrainingOptions
 
 TINY = [
     *("--seq-max-len", "6", "--num-blocks", "1", "--item-embedding-dim", "4"),
@@ -136,7 +137,8 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         *("--architecture", "original", "--seq-max-len", "7", "--num-blocks", "3"),
         *("--attention-num-heads", "2", "--item-embedding-dim", "6", "--user-embedding-dim", "4"),
         *("--ffn-dim", "12", "--dropout-rate", "0.3", "--l2-reg", "0.01", "--num-neg-test", "9"),
-        *("--backend", "reference"),
+        *("--backend", "reference", "--embedding-init", "xavier"),
+        *("--sse-user-prob", "0.9", "--sse-item-prob", "0.1", "--sse-joint"),
     )
 
     assert code == 0
@@ -155,6 +157,11 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         "dropout_rate": 0.3,
         "l2_reg": 0.01,
         "num_neg_test": 9,
+        "embedding_init": "xavier",
+        "sse_user_prob": 0.9,
+        "sse_item_prob": 0.1,
+        "sse_target_prob": 0.0,
+        "sse_joint": True,
     }
 
 
@@ -166,22 +173,32 @@ def test_both_models_train(data, tmp_path, model, kind):
 
 def test_every_training_option_reaches_the_training(data, monkeypatch):
     calls = {}
+    sampler_options = {
+        "n_workers": 2,
+        "window_sampling_prob": 0.5,
+        "num_negatives": 3,
+        "popularity_exponent": 0.75,
+    }
 
-    def train_model(model, dataset, sampler, **options):
+    def train_model(model, dataset, sampler, *, checkpoint, **options):
         calls.update(options, maxlen=sampler.maxlen, samples=sampler.batch_size, seed=sampler.seed)
+        (checkpoint / "training.safetensors").touch()
         return {"loss": [1.0] * 3, "val_ndcg": [], "val_hr": []}
 
     class Sampler(cli.WarpSampler):
-        def __init__(self, *args, n_workers, window_sampling_prob, **options):
-            calls.update(workers=n_workers, windows=window_sampling_prob)
-            super().__init__(*args, n_workers=n_workers, **options)
+        def __init__(self, *args, **options):
+            calls.update({name: options[name] for name in sampler_options})
+            super().__init__(*args, **options)
 
     monkeypatch.setattr(cli, "train_model", train_model)
     monkeypatch.setattr(cli, "WarpSampler", Sampler)
     train(
         data,
         *("--batch-size", "7", "--learning-rate", "0.01", "--val-epoch", "3", "--workers", "2"),
-        *("--seed", "5", "--window-sampling-prob", "0.5"),
+        *("--seed", "5", "--window-sampling-prob", "0.5", "--num-negatives", "3"),
+        *("--popularity-exponent", "0.75", "--loss", "gbce", "--gbce-t", "0.5"),
+        *("--adam-betas", "0.8", "0.98", "--schedule", "cosine", "--warmup-steps", "7"),
+        *("--max-grad-norm", "2", "--bf16", "--patience", "4", "--restore-best"),
         epochs="3",
     )
 
@@ -193,9 +210,19 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         "val_epoch": 3,
         "maxlen": 6,
         "samples": 7,
-        "workers": 2,
-        "windows": 0.5,
         "seed": 5,
+        **sampler_options,
+        "options": TrainingOptions(
+            loss="gbce",
+            gbce_t=0.5,
+            adam_betas=(0.8, 0.98),
+            schedule="cosine",
+            warmup_steps=7,
+            max_grad_norm=2.0,
+            bf16=True,
+            patience=4,
+            restore_best=True,
+        ),
     }
 
 
@@ -249,6 +276,43 @@ def test_ctrl_c_saves_what_there_is_and_says_so(data, tmp_path, capsys, monkeypa
     )
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
     assert cli.main(["evaluate", "run"]) == 0
+
+
+def test_resume_ends_like_a_run_that_was_not_interrupted(data, tmp_path, capsys, monkeypatch):
+    options = ("--val-epoch", "1", "--restore-best", "--sse-item-prob", "0.2")
+    train(data, *options, out="whole", epochs="4")
+    table = rows_of(capsys.readouterr().out)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, batches=5, error=KeyboardInterrupt())  # 2 in an epoch
+        assert train(data, *options, epochs="4") == 130
+    assert "ssept resume run goes on" in capsys.readouterr().err
+
+    code = cli.main(["resume", "run", "--device", "cpu"])
+
+    assert code == 0
+    assert rows_of(capsys.readouterr().out) == table
+    whole, resumed = (tmp_path / out for out in ("whole", "run"))
+    assert sorted(p.name for p in resumed.iterdir()) == sorted(p.name for p in whole.iterdir())
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, resumed)]
+    assert weights[0] == weights[1]
+    rows = [list(csv.DictReader((f / "metrics.csv").open())) for f in (whole, resumed)]
+    assert len(rows[1]) == 4
+    for name in ("epoch", "loss", "val_ndcg", "val_hr"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+
+
+def test_a_run_that_runs_out_of_patience_is_finished(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (0.5, 0.5))
+
+    assert train(data, "--val-epoch", "1", "--patience", "2", epochs="9") == 0
+
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
+    assert not (tmp_path / "run" / "training.safetensors").exists()
+
+
+def test_a_finished_run_cannot_be_resumed(run, capsys):
+    assert cli.main(["resume", run]) == 2
+    assert "run has no training.safetensors: its training is over" in capsys.readouterr().err
 
 
 def test_ctrl_c_elsewhere_is_one_line(data, capsys, monkeypatch):
@@ -398,6 +462,11 @@ def test_the_package_is_a_command():
         (["train", "--data", "missing.txt"], "No such file or directory"),
         (["train", "--data", "bad.txt"], "bad.txt, line 2"),
         (["train", "--data", "short.txt"], "no user with a training event and a valid item"),
+        (["train", "--model", "sasrec", "--sse-user-prob", "1"], "SASREC has no user vectors"),
+        (["train", "--sse-item-prob", "2"], "sse_item_prob must be in [0, 1], got 2"),
+        (["train", "--gbce-t", "2"], "gbce_t must be in [0, 1], got 2"),
+        (["train", "--patience", "1", "--val-epoch", "0"], "--restore-best need a --val-epoch"),
+        (["resume", "nowhere"], "nowhere is no run folder"),
         (["evaluate", "nowhere"], "nowhere is no run folder"),
         (["predict", "nowhere", "--users", "1"], "nowhere is no run folder"),
         (["predict", "nowhere"], "the following arguments are required: --users"),
@@ -476,7 +545,7 @@ def test_a_native_backend_that_is_not_there_is_an_error(data, capsys, monkeypatc
 def test_every_option_has_help_with_its_default():
     parser = cli.make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    assert sorted(commands.choices) == ["evaluate", "info", "predict", "train"]
+    assert sorted(commands.choices) == ["evaluate", "info", "predict", "resume", "train"]
     for sub in commands.choices.values():
         text = " ".join(sub.format_help().split())
         for action in sub._actions:

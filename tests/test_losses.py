@@ -1,5 +1,8 @@
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ssept_ext import losses
 
@@ -31,3 +34,145 @@ def test_bce_of_half_precision_logits_is_summed_in_float32():
     logits = torch.zeros(70000, 2, dtype=torch.float16)  # more targets than float16 can count
     loss = losses.bce(logits, torch.ones(70000, dtype=torch.int64))
     assert loss.item() == pytest.approx(2 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
+
+
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+POSITIVES = torch.tensor([3, 0, 1, 2, 0, 9])
+
+
+def mean_of_rows(logits, row_loss):
+    rows = [row_loss(row) for row, i in zip(logits, POSITIVES, strict=True) if i != 0]
+    return torch.stack(rows).mean()
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 0.75, 1.0])
+def test_gbce_is_the_papers_formula(t):
+    logits, item_num = double(6, 4), 20
+    alpha = 3 / 19
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+
+    def row_loss(row):
+        positive = torch.sigmoid(row[0]) ** beta
+        return -(torch.log(positive) + torch.log(1 - torch.sigmoid(row[1:])).sum())
+
+    torch.testing.assert_close(
+        losses.gbce(logits, POSITIVES, item_num, t),
+        mean_of_rows(logits, row_loss),
+        rtol=1e-12,
+        atol=0,
+    )
+
+
+def test_gbce_without_calibration_is_bce():
+    logits = double(6, 4)
+    torch.testing.assert_close(
+        losses.gbce(logits, POSITIVES, 20, 0.0), losses.bce(logits, POSITIVES), rtol=1e-12, atol=0
+    )
+
+
+def test_bpr_is_the_papers_formula():
+    logits = double(6, 4)
+    expected = mean_of_rows(logits, lambda row: -torch.log(torch.sigmoid(row[0] - row[1:])).mean())
+    torch.testing.assert_close(losses.bpr(logits, POSITIVES), expected, rtol=1e-12, atol=0)
+
+
+def test_sampled_softmax_is_the_cross_entropy_of_the_positive():
+    logits = double(6, 4)
+    expected = mean_of_rows(logits, lambda row: -torch.log(row.exp()[0] / row.exp().sum()))
+    torch.testing.assert_close(
+        losses.sampled_softmax(logits, POSITIVES), expected, rtol=1e-12, atol=0
+    )
+
+
+def test_sampled_softmax_divides_by_how_often_an_item_is_drawn():
+    logits, q = double(6, 4), torch.rand(6, 4, dtype=torch.float64) + 0.1
+    weights = logits.exp() / q
+    rows = -torch.log(weights[:, 0] / weights.sum(1))
+    expected = rows[POSITIVES != 0].mean()
+    torch.testing.assert_close(
+        losses.sampled_softmax(logits, POSITIVES, q.log()), expected, rtol=1e-12, atol=0
+    )
+
+
+def catalogue(num_tokens=11, num_items=23, width=5, dtype=torch.float64):
+    """Hidden states, a table and targets, some of them none."""
+    hidden = torch.randn(num_tokens, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(num_items + 1, width, dtype=dtype, requires_grad=True)
+    return (
+        hidden,
+        weight,
+        torch.randint(num_items + 1, (num_tokens,)) * (torch.arange(num_tokens) % 4 > 0),
+    )
+
+
+def naive_softmax(hidden, weight, positives):
+    rows = positives != 0
+    logits = hidden.double() @ weight[1:].double().T
+    return F.cross_entropy(logits[rows], positives[rows] - 1)
+
+
+@pytest.mark.parametrize("tile", [(2048, 2048), (4, 7), (11, 23), (1, 1)])
+def test_softmax_over_the_catalogue_and_its_gradients(tile, monkeypatch):
+    monkeypatch.setattr(losses, "TILE", tile)
+    hidden, weight, positives = catalogue()
+
+    loss = losses.softmax(hidden, weight, positives)
+    expected = naive_softmax(hidden, weight, positives)
+
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    for got, exact in zip(gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-14)
+    assert not gradients[1][0].any()
+
+
+def test_softmax_gradients_by_finite_differences(monkeypatch):
+    monkeypatch.setattr(losses, "TILE", (4, 7))
+    hidden, weight, positives = catalogue()
+    assert torch.autograd.gradcheck(lambda h, w: losses.softmax(h, w, positives), (hidden, weight))
+
+
+def test_softmax_is_finite_for_logits_that_overflow_exp():
+    hidden, weight = torch.tensor([[1e4]]), torch.tensor([[0.0], [1.0], [-1.0]])
+    assert losses.softmax(hidden, weight, torch.tensor([2])).item() == pytest.approx(2e4)
+
+
+def test_softmax_without_any_target_is_zero_with_zero_gradient():
+    hidden, weight, positives = catalogue()
+    loss = losses.softmax(hidden, weight, positives * 0)
+    assert loss.item() == 0
+    assert not any(x.any() for x in torch.autograd.grad(loss, (hidden, weight)))
+
+
+def test_softmax_under_autocast_has_bfloat16_products_and_float32_sums():
+    hidden, weight, positives = catalogue(300, 200, 16, torch.float32)
+    exact = naive_softmax(hidden, weight, positives)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = losses.softmax(hidden, weight, positives)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.01)
+    for got, want in zip(gradients, torch.autograd.grad(exact, (hidden, weight)), strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() < 0.02 * want.norm()
+
+
+def test_softmax_never_holds_all_logits(monkeypatch):
+    """Tokens times items would be 64 MiB; a tile is 64 KiB."""
+    monkeypatch.setattr(losses, "TILE", (128, 128))
+    hidden, weight, positives = catalogue(4096, 4096, 4, torch.float32)
+    largest = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            largest.extend(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+            return out
+
+    with Watch():
+        losses.softmax(hidden, weight, positives).backward()
+
+    assert max(largest) <= 4 * 4097

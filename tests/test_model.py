@@ -1,6 +1,7 @@
 """SASREC and SSEPT: recommenders' numbers, the packed encoder, and what bad input meets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from tolerances import relative_error
 
-from ssept_ext import SASREC, SSEPT, PackedBatch, pack, reference
+from ssept_ext import SASREC, SSEPT, PackedBatch, losses, pack, reference
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 BACKENDS = ["reference", "auto"]
@@ -429,3 +430,74 @@ def test_wrong_candidates_are_named(candidate, error, match):
         tiny().predict(
             {"user": inputs["users"], "input_seq": inputs["input_seq"], "candidate": candidate}
         )
+
+
+def one_batch(model, num_negatives=3):
+    lengths = [4, 1, 7]
+    num_tokens = sum(lengths)
+    return PackedBatch(
+        users=torch.tensor([1, 3, 2]),
+        items=torch.randint(1, model.item_num + 1, (num_tokens,)),
+        positions=torch.cat([torch.arange(7 - length, 7) for length in lengths]),
+        cu_seqlens=torch.tensor([0, 4, 5, 12], dtype=torch.int32),
+        max_seqlen=7,
+        positives=torch.randint(1, model.item_num + 1, (num_tokens,)),
+        negatives=torch.randint(1, model.item_num + 1, (num_tokens, num_negatives)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "formula"),
+    [
+        ("bce", {}, lambda x, y: losses.bce(x, y.positives)),
+        ("gbce", {"gbce_t": 0.4}, lambda x, y: losses.gbce(x, y.positives, 20, 0.4)),
+        ("bpr", {}, lambda x, y: losses.bpr(x, y.positives)),
+        ("sampled_softmax", {}, lambda x, y: losses.sampled_softmax(x, y.positives)),
+        (
+            "sampled_softmax",
+            {"negative_log_probs": torch.arange(21.0).log1p()},
+            lambda x, y: losses.sampled_softmax(
+                x, y.positives, torch.cat([y.positives[:, None], y.negatives], 1).log1p()
+            ),
+        ),
+    ],
+)
+def test_training_loss_is_the_loss_of_the_sampled_logits(name, options, formula):
+    model = SSEPT(
+        item_num=20, user_num=3, seq_max_len=7, embedding_dim=4, conv_dims=[8, 8], dropout_rate=0.0
+    )
+    batch = one_batch(model)
+
+    loss = model.training_loss(batch, name, **options)
+
+    assert loss.item() == pytest.approx(formula(model.sampled_logits(batch), batch).item())
+
+
+def test_training_loss_over_the_catalogue_scores_every_item():
+    model = SSEPT(
+        item_num=20, user_num=3, seq_max_len=7, embedding_dim=4, conv_dims=[8, 8], dropout_rate=0.0
+    )
+    batch = one_batch(model)
+    everything = replace(batch, negatives=torch.arange(1, 21).expand(12, 20))
+    logits = model.sampled_logits(everything)
+
+    loss = model.training_loss(replace(batch, negatives=None), "softmax")
+
+    expected = (logits[:, 1:].logsumexp(1) - logits[:, 0]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_an_unknown_loss_is_named():
+    model = SSEPT(item_num=20, user_num=3, seq_max_len=7, embedding_dim=4, conv_dims=[8, 8])
+    with pytest.raises(ValueError, match='loss must be one of .*, got "hinge"'):
+        model.training_loss(one_batch(model), "hinge")
+
+
+def test_xavier_tables_have_the_bound_of_their_shape():
+    model = SASREC(
+        item_num=500, seq_max_len=9, embedding_dim=16, conv_dims=[16, 16], embedding_init="xavier"
+    )
+    for table in (model.item_embedding_layer.weight, model.positional_embedding_layer.weight):
+        bound = (6 / sum(table.shape)) ** 0.5
+        assert 0.9 * bound < table.abs().max() <= bound
+    assert not model.item_embedding_layer.weight[0].any()

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch
 from ssept_ext import WarpSampler, _extension, pack
 from ssept_ext.sampler import DrawSettings, _NativeSource, draw_batch, sampling_table
 
-ROOT = Path(__file__).parents[1]
 NUM_ITEMS = 30
 HISTORIES = {
     1: [4, 9, 2, 7, 30, 1, 4],  # meets item 4 twice
@@ -193,6 +191,44 @@ def test_padded_and_packed_batches_are_of_one_stream(source):
     assert_equal_batches([second], batches(2)[1:])
 
 
+@pytest.mark.parametrize("index", [0, 3, 7, 2**40])
+def test_seek_goes_on_with_any_batch(source, index):
+    with make(n_workers=2) as sampler, make(n_workers=2) as other:
+        expected = [sampler.next_batch() for _ in range(9)][index:] if index < 9 else []
+        other.next_batch()
+        other.seek(index)
+        got = [other.next_batch() for _ in range(2)]
+
+        assert other.tell() == index + 2
+        assert_equal_batches(got[: len(expected)], expected[:2])
+        other.seek(index)
+        assert_equal_batches([other.next_batch()], got[:1])
+
+
+def test_seek_refuses_negative_numbers_and_closed_samplers(source):
+    sampler = make()
+    with pytest.raises(ValueError, match="index must be at least 0, got -1"):
+        sampler.seek(-1)
+    sampler.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        sampler.seek(1)
+
+
+def test_negative_log_probs_are_the_shares_of_the_draws():
+    histories = {1: [9, 9], 2: [1], 3: [2, 2, *[3] * 8], 4: [2, 2, *[3] * 8]}
+    with make(histories, 10, popularity_exponent=0.5) as sampler:
+        shares = np.exp(sampler.negative_log_probs)
+
+    weights = np.array([1, 2, 4, 2**0.5])  # items 1, 2, 3 and 9
+    np.testing.assert_allclose(shares[[1, 2, 3, 9]], weights / weights.sum(), rtol=1e-6)
+    np.testing.assert_allclose(shares[[0, 4, 10]], shares[1])  # never drawn: the smallest share
+
+
+def test_uniform_negatives_have_no_log_probs():
+    with make() as sampler:
+        assert sampler.negative_log_probs is None
+
+
 @needs_native
 @pytest.mark.parametrize(
     ("exponent", "window", "negatives", "max_len"),
@@ -203,7 +239,7 @@ def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len):
     histories = {u: rng.integers(1, 81, rng.integers(1, 40)).tolist() for u in range(1, 61)}
     table = sampling_table(histories, 60, 80, exponent)
     settings = DrawSettings((12345, 2**64 - 1), 33, max_len, negatives, window)
-    native = _NativeSource(table, settings, 2)
+    native = _NativeSource(table, settings, 0, 2)
 
     for index in range(5):
         drawn, expected = native.next(), draw_batch(table, settings, index)
@@ -247,7 +283,7 @@ def test_leaving_the_context_ends_the_threads(source):
     assert num_threads() == before
 
 
-def test_a_program_that_never_closes_it_ends(source):
+def test_a_program_that_never_closes_it_ends(source, tmp_path):
     program = (
         "from ssept_ext import WarpSampler, _extension\n"
         + ("_extension.native = None\n" if source == "numpy" else "")
@@ -255,7 +291,12 @@ def test_a_program_that_never_closes_it_ends(source):
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+        # Not in the checkout, whose package has no extension.
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr

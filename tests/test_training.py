@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from ssept_ext import SSEPT
 from ssept_ext.evaluation import evaluate_valid
+from ssept_ext.losses import bce
 from ssept_ext.packing import pack
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import VALIDATION_SEED, train_model
+from ssept_ext.training import VALIDATION_SEED, TrainingOptions, train_model
 
 NUM_ITEMS, NUM_USERS, LENGTH = 30, 12, 6
 
@@ -34,6 +35,10 @@ class Stub(nn.Module):
 
     def embedding_tables(self):
         return [self.table]
+
+    def training_loss(self, batch, **options):
+        self.loss_options = options
+        return bce(self.sampled_logits(batch), batch.positives)
 
     def sampled_logits(self, batch):
         assert self.training
@@ -156,20 +161,48 @@ def test_an_epoch_is_users_over_batch_size_steps_and_at_least_one(dataset, batch
     assert {len(batch.users) for batch in model.batches} == {4}  # the sampler's batch size
 
 
-@pytest.mark.parametrize("l2_reg", [0.0, 0.1])
-def test_adam_with_the_l2_term_of_the_tables_only(dataset, l2_reg):
+@pytest.mark.parametrize(
+    ("l2_reg", "options"),
+    [
+        (0.0, {}),
+        (0.1, {}),
+        (0.0, {"adam_betas": (0.5, 0.6)}),
+        (0.1, {"max_grad_norm": 0.01}),
+        (0.0, {"warmup_steps": 2}),
+        (0.0, {"schedule": "cosine", "warmup_steps": 2}),
+    ],
+    ids=str,
+)
+def test_a_step_is_that_of_adam_with_the_l2_term_of_the_tables_only(dataset, l2_reg, options):
     model, expected = Stub(l2_reg=l2_reg), Stub()
-    history = train(model, dataset, num_epochs=1, batch_size=2)
+    history = train(model, dataset, num_epochs=1, batch_size=2, options=TrainingOptions(**options))
 
-    optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, eps=1e-7)
+    betas = options.get("adam_betas", (0.9, 0.999))
+    optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, betas=betas, eps=1e-7)
+    factors = [1.0] * 6
+    if "warmup_steps" in options:
+        factors[0] = 0.5
+    if "schedule" in options:
+        factors[2:] = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
     losses = []
-    for batch in model.batches:
+    for batch, factor in zip(model.batches, factors, strict=True):
+        optimizer.param_groups[0]["lr"] = 0.01 * factor
         logits = expected.sampled_logits(batch)
         target = batch.positives != 0
         loss = (F.softplus(-logits[target, 0]) + F.softplus(logits[target, 1])).mean()
         losses.append(loss.item())
         optimizer.zero_grad()
-        (loss + 0.5 * l2_reg * expected.table.square().sum()).backward()
+        limit = options.get("max_grad_norm")
+        if limit is None:
+            (loss + 0.5 * l2_reg * expected.table.square().sum()).backward()
+        else:  # clips the gradient of the data; Adam adds that of the L2 term
+            loss.backward()
+            gradients = [expected.table.grad, expected.stretch.grad]
+            norm = sum(g.square().sum() for g in gradients) ** 0.5
+            assert norm > limit
+            for gradient in gradients:
+                gradient *= limit / norm
+            expected.table.grad += l2_reg * expected.table.detach()
         optimizer.step()
 
     assert len(losses) == 6
@@ -317,6 +350,145 @@ def test_verbose_false_is_silent(dataset, capfd):
     train(Stub(), dataset, sampler, num_epochs=3, val_epoch=1, verbose=False)
 
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("popularity_exponent", [0.0, 0.5])
+def test_sampled_softmax_corrects_for_how_the_sampler_draws(dataset, popularity_exponent):
+    model = Stub()
+    sampler = WarpSampler(
+        dataset.user_train,
+        NUM_USERS,
+        NUM_ITEMS,
+        batch_size=4,
+        maxlen=3,
+        seed=1,
+        popularity_exponent=popularity_exponent,
+    )
+
+    train(model, dataset, sampler, num_epochs=1, options=TrainingOptions(loss="sampled_softmax"))
+
+    assert model.loss_options["loss"] == "sampled_softmax"
+    log_probs = model.loss_options["negative_log_probs"]
+    if popularity_exponent:
+        assert torch.equal(log_probs, torch.from_numpy(sampler.negative_log_probs).float())
+    else:
+        assert log_probs is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "gbce", "gbce_t": 0.5},
+        {"loss": "bpr"},
+        {"loss": "sampled_softmax"},
+        {"loss": "softmax"},
+        {"bf16": True},
+        {"loss": "softmax", "bf16": True, "max_grad_norm": 1.0},
+    ],
+    ids=str,
+)
+def test_every_loss_and_bfloat16_learn_the_ring_by_keywords_of_train_model(dataset, options):
+    model = make_ssept()
+
+    with make_sampler(dataset, batch_size=12) as sampler:
+        history = model.train_model(
+            dataset, sampler, 60, 12, 0.02, val_epoch=60, verbose=False, **options
+        )
+
+    assert history["val_ndcg"][0] > 0.75  # 0.6 before training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bfloat16_reaches_the_linear_layers_and_not_the_residual_stream(dataset):
+    model = make_ssept()
+    dtypes = {}
+    layer = model.encoder.enc_layers[0]
+    for name, module in (("Q", layer.mha.Q), ("ffn", layer.ffn)):
+        module.register_forward_hook(lambda m, i, out, name=name: dtypes.update({name: out.dtype}))
+
+    train(model, dataset, num_epochs=1, options=TrainingOptions(bf16=True))
+
+    assert dtypes == {"Q": torch.bfloat16, "ffn": torch.float32}
+
+
+def test_an_unknown_keyword_is_an_error(dataset):
+    with pytest.raises(TypeError, match="colour"):
+        make_ssept().train_model(dataset, make_sampler(dataset), colour="red")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let validations give these NDCGs, one after another."""
+    ndcgs = [0.1, 0.3, 0.2, 0.3, 0.4, 0.1, 0.1]
+    left = iter(ndcgs)
+    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (next(left), 0.5))
+    return ndcgs
+
+
+@pytest.mark.parametrize(("patience", "validations"), [(0, 7), (1, 3), (2, 4), (3, 7)])
+def test_training_ends_when_patience_does(dataset, measured, patience, validations):
+    history = train(
+        Stub(), dataset, num_epochs=14, val_epoch=2, options=TrainingOptions(patience=patience)
+    )
+
+    assert history["val_ndcg"] == measured[:validations]
+    assert len(history["loss"]) == 2 * validations
+
+
+@pytest.mark.parametrize("restore_best", [False, True])
+def test_the_best_model_by_validation_is_restored_where_asked_for(dataset, measured, restore_best):
+    model = Stub()
+    tables = {}
+
+    train(
+        model,
+        dataset,
+        num_epochs=7,
+        val_epoch=1,
+        options=TrainingOptions(restore_best=restore_best),
+        on_epoch_end=lambda epoch, _: tables.update({epoch: model.table.detach().clone()}),
+    )
+
+    assert torch.equal(model.table, tables[5 if restore_best else 7])
+
+
+def test_seconds_of_training_rise_and_leave_validation_out(dataset, monkeypatch):
+    clock = [0]
+
+    def look(by):
+        clock[0] += by
+        return clock[0]
+
+    monkeypatch.setattr("ssept_ext.training.time.monotonic", lambda: look(1))
+    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (look(1000), 0.5))
+
+    history = train(Stub(), dataset, num_epochs=3, val_epoch=1)
+
+    assert 0 < history["seconds"][0] < history["seconds"][1] < history["seconds"][2] < 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, r'loss must be one of \(.*\), got "hinge"'),
+        ({"schedule": "step"}, r'schedule must be one of \(.*\), got "step"'),
+        ({"gbce_t": 1.5}, r"gbce_t must be in \[0, 1\], got 1.5"),
+        ({"adam_betas": (0.9, 1.0)}, r"adam_betas must be two numbers in \[0, 1\), got"),
+        ({"adam_betas": (0.9,)}, "adam_betas must be two numbers"),
+        ({"warmup_steps": -1}, "warmup_steps must be an integer of at least 0, got -1"),
+        ({"patience": 1.5}, "patience must be an integer of at least 0, got 1.5"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
+    ],
+)
+def test_wrong_training_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**options)
+
+
+@pytest.mark.parametrize("options", [{"patience": 1}, {"restore_best": True}])
+def test_the_best_model_needs_validations(dataset, options):
+    with pytest.raises(ValueError, match="patience and restore_best need a val_epoch"):
+        train(Stub(), dataset, options=TrainingOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,13 @@
 
 namespace ssept::sampler {
 
-Prefetcher::Prefetcher(const SamplingTable& table, const DrawSettings& settings,
+Prefetcher::Prefetcher(const SamplingTable& table, const DrawSettings& settings, uint64_t first,
                        int64_t num_threads)
-    : table_(table), settings_(settings), ahead_(2 * num_threads) {
+    : table_(table),
+      settings_(settings),
+      ahead_(2 * num_threads),
+      next_to_draw_(first),
+      next_to_take_(first) {
   for (int64_t i = 0; i < num_threads; ++i) threads_.emplace_back([this] { work(); });
 }
 

@@ -12,12 +12,13 @@
 
 namespace ssept::sampler {
 
-// Hands out batches 0, 1, 2, ... in order, whatever the number of threads that draw them. Batches
+// Hands out batches first, first + 1, ... in order, whatever the number of threads that draw them. Batches
 // in use and batches drawn ahead come from one pool, whose memory is reused.
 class Prefetcher {
  public:
   // `table` must stay valid until this is closed or destroyed.
-  Prefetcher(const SamplingTable& table, const DrawSettings& settings, int64_t num_threads);
+  Prefetcher(const SamplingTable& table, const DrawSettings& settings, uint64_t first,
+             int64_t num_threads);
   ~Prefetcher();
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;
@@ -44,7 +45,7 @@ class Prefetcher {
   std::mutex mutex_;
   std::condition_variable drawn_, taken_;
   std::vector<std::unique_ptr<Batch>> ahead_;  // slot index % size holds batch `index`, when drawn
-  uint64_t next_to_draw_ = 0, next_to_take_ = 0;
+  uint64_t next_to_draw_, next_to_take_;
   bool closed_ = false;
   std::exception_ptr error_;  // of a thread that could not draw
   std::vector<std::thread> threads_;

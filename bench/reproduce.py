@@ -1,0 +1,395 @@
+"""Train as the papers say, keep the best model by validation, and set its test figures beside the published ones.
+
+    python bench/reproduce.py --dataset ml-1m --preset sse-pt
+    python bench/reproduce.py --dataset ml-1m --preset sasrec --seed 1 --set dropout_rate=0.3
+
+A run has a folder DIR/DATASET/PRESET-seed-N with `run.json` (settings), `metrics.csv` (over steps and seconds), the
+best model's checkpoint and, in the end, `result.json`. An interrupted run goes on where it was when called again. The
+folder above has `curves.png` and `table.md` of all its runs. The test set is looked at once, when a run is over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from measure import Options, machine_kind
+from workload import SHARED
+
+from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
+from ssept_ext.checkpoint import replace_file, save_checkpoint
+from ssept_ext.datasets import synthetic
+from ssept_ext.losses import LossName
+from ssept_ext.model import Architecture, EmbeddingInit
+from ssept_ext.training import (
+    History,
+    Schedule,
+    TrainingOptions,
+    is_out_of_patience,
+    train_model,
+)
+
+RUN_FILE, METRICS_FILE, RESULT_FILE = "run.json", "metrics.csv", "result.json"
+CURVES_FILE, TABLE_FILE = "curves.png", "table.md"
+TEST_SEED = 42
+"""Draws the negatives of the test, for every run the same."""
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that a run depends on but data and seed. The defaults are those of SSE-PT on ML-1M in the authors' code."""
+
+    model: Literal["ssept", "sasrec"] = "ssept"
+    item_dim: int = 100
+    user_dim: int = 50
+    seq_max_len: int = 200
+    num_blocks: int = 2
+    num_heads: int = 1
+    dropout_rate: float = 0.2
+    l2_reg: float = 0.0
+    architecture: Architecture = "original"
+    embedding_init: EmbeddingInit = "xavier"
+    sse_user_prob: float = 0.92
+    """Of replacing: the authors' --threshold_user 0.08."""
+    sse_item_prob: float = 0.1
+    """Of replacing: the authors' --threshold_item 0.9."""
+    sse_target_prob: float = 0.0
+    sse_joint: bool = True
+    window_sampling_prob: float = 0.0
+    num_negatives: int = 1
+    popularity_exponent: float = 0.0
+    loss: LossName = "bce"
+    gbce_t: float = 0.75
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    adam_beta2: float = 0.98
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float = 0.0
+    """0 for no clipping."""
+    bf16: bool = False
+    epochs: int = 200
+    val_epoch: int = 5
+    patience: int = 0
+    num_neg_test: int = 100
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.val_epoch <= self.epochs:
+            raise ValueError(
+                f"val_epoch must be in 1..{self.epochs} (epochs), got {self.val_epoch}"
+            )
+
+    def make_model(self, data: SASRecDataSet) -> SASREC:
+        width = self.item_dim + (self.user_dim if self.model == "ssept" else 0)
+        arguments: dict[str, Any] = {
+            "item_num": data.itemnum,
+            "embedding_dim": self.item_dim,
+            "conv_dims": [width, width],
+            "attention_num_heads": self.num_heads,
+        }
+        for name in (
+            *("seq_max_len", "num_blocks", "dropout_rate", "l2_reg", "architecture"),
+            *("embedding_init", "sse_item_prob", "sse_target_prob", "sse_joint", "num_neg_test"),
+        ):
+            arguments[name] = getattr(self, name)
+        if self.model == "sasrec":
+            return SASREC(**arguments)
+        return SSEPT(
+            user_num=data.usernum,
+            user_embedding_dim=self.user_dim,
+            sse_user_prob=self.sse_user_prob,
+            **arguments,
+        )
+
+    def make_sampler(self, data: SASRecDataSet, seed: int) -> WarpSampler:
+        return WarpSampler(
+            data.user_train,
+            data.usernum,
+            data.itemnum,
+            self.batch_size,
+            self.seq_max_len,
+            seed=seed,
+            num_negatives=self.num_negatives,
+            popularity_exponent=self.popularity_exponent,
+            window_sampling_prob=self.window_sampling_prob,
+        )
+
+    def training_options(self) -> TrainingOptions:
+        return TrainingOptions(
+            loss=self.loss,
+            gbce_t=self.gbce_t,
+            adam_betas=(0.9, self.adam_beta2),
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            max_grad_norm=self.max_grad_norm or None,
+            bf16=self.bf16,
+            patience=self.patience,
+            restore_best=True,
+        )
+
+
+_SASREC = Settings(model="sasrec", sse_user_prob=0.0, sse_item_prob=0.0, sse_joint=False)
+# As in gSASRec's published row: Petrov & Macdonald, RecSys 2023.
+_MANY_NEGATIVES: dict[str, Any] = {"loss": "gbce", "gbce_t": 0.75, "num_negatives": 256}
+
+PRESETS: dict[str, Settings] = {
+    "sse-pt": Settings(),
+    "sse-pt++": Settings(window_sampling_prob=0.3),
+    "sse-pt-no-sse": Settings(sse_user_prob=0.0, sse_item_prob=0.0, sse_joint=False),
+    "sse-pt-gbce": Settings(**_MANY_NEGATIVES),
+    "sse-pt-softmax": Settings(loss="softmax"),
+    "sasrec": _SASREC,
+    "sasrec-gbce": replace(_SASREC, item_dim=128, dropout_rate=0.5, **_MANY_NEGATIVES),
+    "sasrec-softmax": replace(_SASREC, item_dim=128, loss="softmax"),
+}
+
+DATASETS: dict[str, Callable[[Settings], Settings]] = {
+    "ml-1m": lambda settings: settings,
+    "games": lambda settings: replace(
+        settings, seq_max_len=50, item_dim=50, dropout_rate=0.5, epochs=60, val_epoch=2
+    ),
+}
+
+_SAMPLED, _FULL = ("HR@10", "NDCG@10"), ("full HR@10", "full NDCG@10")
+# Sampled: Wu et al., RecSys 2020. Full ranking: Petrov & Macdonald, RecSys 2023.
+PUBLISHED: dict[tuple[str, str], Metrics] = {
+    ("ml-1m", "sse-pt"): dict(zip(_SAMPLED, (0.8341, 0.6281), strict=True)),
+    ("ml-1m", "sse-pt++"): dict(zip(_SAMPLED, (0.8389, 0.6292), strict=True)),
+    ("ml-1m", "sse-pt-no-sse"): dict(zip(_SAMPLED, (0.7658, 0.5241), strict=True)),
+    ("ml-1m", "sasrec"): dict(zip(_SAMPLED + _FULL, (0.8233, 0.5936, 0.2500, 0.1341), strict=True)),
+    ("ml-1m", "sasrec-gbce"): dict(zip(_FULL, (0.3003, 0.1726), strict=True)),
+    ("games", "sse-pt"): dict(zip(_SAMPLED, (0.7757, 0.5660), strict=True)),
+    ("games", "sse-pt-no-sse"): dict(zip(_SAMPLED, (0.6427, 0.4434), strict=True)),
+    ("games", "sasrec"): dict(zip(_SAMPLED, (0.7434, 0.5401), strict=True)),
+}
+
+_QUICK: dict[str, Any] = {
+    "item_dim": 16,
+    "user_dim": 8,
+    "seq_max_len": 20,
+    "num_blocks": 1,
+    "batch_size": 32,
+    "learning_rate": 0.005,
+    "epochs": 6,
+    "val_epoch": 2,
+    "num_neg_test": 20,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    dataset: str
+    preset: str
+    settings: Settings
+    seed: int
+    changes: tuple[str, ...]
+    """What --set and --epochs changed of the preset, as "name=value"."""
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return ",".join((f"{self.preset}-seed-{self.seed}", *self.changes))
+
+
+def run_from(options: argparse.Namespace) -> tuple[Run, SASRecDataSet]:
+    """What the command line asks for, and its data."""
+    name = "synthetic" if options.quick else options.dataset
+    settings = DATASETS.get(name, DATASETS["ml-1m"])(PRESETS[options.preset])
+    if options.quick:
+        settings = replace(settings, **_QUICK)
+    changes = [*options.set, *([f"epochs={options.epochs}"] if options.epochs else [])]
+    settings = replace(settings, **dict(map(parse_change, changes)))
+    if options.quick:
+        data = synthetic(num_users=100)
+    elif name in DATASETS:
+        data = SASRecDataSet(options.data / f"{name}.txt.gz")
+    else:
+        data = SASRecDataSet(name, col_sep=None)
+        name = Path(name).name.split(".")[0]
+    run = Run(name, options.preset, settings, options.seed, tuple(changes), Path())
+    return replace(run, folder=options.out / name / run.name), data
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """("dropout_rate", 0.3) of "dropout_rate=0.3"."""
+    name, _, value = text.partition("=")
+    types = {field.name: type(field.default) for field in fields(Settings)}
+    if name not in types:
+        raise ValueError(f"--set {text}: no setting {name!r}; there are {', '.join(types)}")
+    if types[name] is bool:
+        if value not in ("true", "false"):
+            raise ValueError(f"--set {text}: must be true or false")
+        return name, value == "true"
+    return name, types[name](value)
+
+
+def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> None:
+    """Train, or go on training, until the run is over; then measure its best model on the test items, once."""
+    if (run.folder / RESULT_FILE).exists():
+        return
+    settings = run.settings
+    torch.manual_seed(run.seed)
+    model = settings.make_model(data).to(device)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _write_json(run.folder / RUN_FILE, {"command": command, "settings": asdict(settings)})
+    num_steps = max(1, len(data.user_train) // settings.batch_size)
+
+    def write_metrics(epoch: int, history: History) -> None:
+        if epoch % settings.val_epoch == 0:
+            seconds, ndcg = history["seconds"][-1], history["val_ndcg"][-1]
+            print(f"epoch {epoch}, {seconds:.0f} s: validation NDCG@10 {ndcg:.4f}", flush=True)
+        replace_file(
+            run.folder / METRICS_FILE,
+            lambda path: write_csv(path, history, num_steps, settings.val_epoch),
+        )
+
+    with settings.make_sampler(data, run.seed) as sampler:
+        history = train_model(
+            model,
+            data,
+            sampler,
+            settings.epochs,
+            settings.batch_size,
+            settings.learning_rate,
+            settings.val_epoch,
+            verbose=sys.stderr.isatty(),
+            options=settings.training_options(),
+            checkpoint=run.folder,
+            on_epoch_end=write_metrics,
+        )
+    num_epochs = len(history["loss"])
+    if num_epochs < settings.epochs and not is_out_of_patience(history, settings.patience):
+        sys.exit(f"interrupted after {num_epochs} epochs; call again to go on")
+    best_epoch = settings.val_epoch * (1 + int(np.argmax(history["val_ndcg"])))
+    save_checkpoint(model, run.folder)
+    result = {
+        "test": measure_test(model, data),
+        "best_valid_ndcg": max(history["val_ndcg"]),
+        "best_epoch": best_epoch,
+        "seconds_to_best": history["seconds"][best_epoch - 1],
+        "epochs": num_epochs,
+        "seconds": history["seconds"][-1],
+        "machine": machine_kind(Options(quick=False, device=device, verbose=False)),
+        "dataset": run.dataset,
+        "preset": run.preset,
+    }
+    _write_json(run.folder / RESULT_FILE, result)
+
+
+def measure_test(model: SASREC, data: SASRecDataSet) -> Metrics:
+    """All figures of the table. A full ranking adds its own under the names in PUBLISHED."""
+    ndcg, hr = model.evaluate(data, seed=TEST_SEED)
+    return {"HR@10": hr, "NDCG@10": ndcg}
+
+
+def write_csv(path: Path, history: History, num_steps: int, val_epoch: int) -> None:
+    """One line an epoch; validation figures where there was one."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr"])
+        for i, (loss, seconds) in enumerate(zip(history["loss"], history["seconds"], strict=True)):
+            epoch = i + 1
+            which = epoch // val_epoch - 1
+            validated = epoch % val_epoch == 0 and which < len(history["val_ndcg"])
+            figures = (
+                [history[name][which] for name in ("val_ndcg", "val_hr")] if validated else ["", ""]
+            )
+            writer.writerow([epoch, epoch * num_steps, f"{seconds:.3f}", loss, *figures])
+
+
+def plot(folder: Path) -> None:
+    """Validation NDCG@10 against the seconds of training, of all runs in a folder, as in the authors' README."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for path in sorted(folder.glob(f"*/{METRICS_FILE}")):
+        with path.open() as file:
+            rows = [row for row in csv.DictReader(file) if row["val_ndcg"]]
+        seconds, ndcg = ([float(row[name]) for row in rows] for name in ("seconds", "val_ndcg"))
+        axes.plot(seconds, ndcg, label=path.parent.name)
+    axes.set(xlabel="training time (seconds)", ylabel="validation NDCG@10", title=folder.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / CURVES_FILE, dpi=150)
+
+
+def tabulate(folder: Path) -> str:
+    """A Markdown row of each finished run in a folder, its test figures beside the published ones."""
+    results = {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob(f"*/{RESULT_FILE}"))
+    }
+    names = [
+        name
+        for name in _SAMPLED + _FULL
+        if any(name in result["test"] for result in results.values())
+    ]
+    header = ["run", *(column for name in names for column in (name, "published"))]
+    header += ["best epoch", "epochs", "seconds", "machine"]
+    lines = [header, ["---"] * len(header)]
+    for run, result in results.items():
+        published = PUBLISHED.get((result["dataset"], result["preset"]), {})
+        figures = [
+            f"{figures[name]:.4f}" if name in figures else "–"
+            for name in names
+            for figures in (result["test"], published)
+        ]
+        ends = [result["best_epoch"], result["epochs"], round(result["seconds"]), result["machine"]]
+        lines.append([run, *figures, *map(str, ends)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _write_json(path: Path, content: object) -> None:
+    replace_file(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--dataset",
+        default="ml-1m",
+        metavar="|".join((*DATASETS, "FILE")),
+        help="which events; a FILE is trained on with the settings of ml-1m",
+    )
+    add("--preset", choices=PRESETS, default="sse-pt")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+    add("--epochs", type=int, metavar="N", help="short for --set epochs=N")
+    add("--seed", type=int, default=0, metavar="S", help="of parameters, batches, dropout, SSE")
+    add("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
+    add("--data", type=Path, default=SHARED / "data", metavar="DIR", help="of the named data sets")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--quick", action="store_true", help="synthetic data, tiny sizes: a test that it runs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    options = make_parser().parse_args(arguments)
+    try:
+        run, data = run_from(options)
+        command = f"python bench/reproduce.py {shlex.join(arguments)}"
+        train(run, data, torch.device(options.device), command)
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"reproduce: {error}")
+    plot(run.folder.parent)
+    table = tabulate(run.folder.parent)
+    (run.folder.parent / TABLE_FILE).write_text(table)
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    main()

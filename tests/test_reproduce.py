@@ -1,0 +1,207 @@
+"""bench/reproduce.py: settings reach the model, runs go on where they were, and figures stand beside published ones."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssept_ext import SASREC, SSEPT, WarpSampler
+from ssept_ext.checkpoint import load_checkpoint
+from ssept_ext.datasets import synthetic
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
+reproduce = importlib.import_module("reproduce")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny sizes gain nothing from a second thread, and lose much where another process has it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """Run on the synthetic data; returns the folder of the run."""
+
+    def run(*options, preset="sse-pt", name=None):
+        reproduce.main(["--quick", "--out", str(tmp_path), "--preset", preset, *options])
+        return tmp_path / "synthetic" / (name or f"{preset}-seed-0")
+
+    return run
+
+
+def read_csv(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_curve_table_metrics_and_its_best_model(quick, capsys):
+    folder = quick()
+
+    rows = read_csv(folder / "metrics.csv")
+    assert [row["epoch"] for row in rows] == list("123456")
+    assert [row["step"] for row in rows] == ["3", "6", "9", "12", "15", "18"]
+    assert [bool(row["val_ndcg"]) for row in rows] == [False, True] * 3
+    assert (folder.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads((folder / "result.json").read_text())
+    ndcgs = [float(row["val_ndcg"]) for row in rows if row["val_ndcg"]]
+    assert result["best_epoch"] == 2 * (1 + ndcgs.index(max(ndcgs)))
+    model = load_checkpoint(folder)
+    assert model.evaluate(synthetic(num_users=100), seed=42)[0] == result["test"]["NDCG@10"]
+    table = (folder.parent / "table.md").read_text()
+    assert f"| sse-pt-seed-0 | {result['test']['HR@10']:.4f} |" in table
+    assert capsys.readouterr().out.endswith(table)
+
+
+def test_the_test_set_is_looked_at_once(quick, monkeypatch):
+    folder = quick()
+    before = (folder / "result.json").read_text()
+    monkeypatch.setattr(reproduce, "measure_test", lambda *_: pytest.fail("looked again"))
+
+    quick()
+
+    assert (folder / "result.json").read_text() == before
+
+
+def test_an_interrupted_run_goes_on_when_called_again(quick, tmp_path, monkeypatch):
+    whole = quick("--out", str(tmp_path / "whole"))
+    whole = tmp_path / "whole" / "synthetic" / whole.name
+    honest = WarpSampler.next_packed
+
+    def interrupted(self):
+        if self.tell() == 10:  # 3 in an epoch
+            raise KeyboardInterrupt
+        return honest(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WarpSampler, "next_packed", interrupted)
+        with pytest.raises(SystemExit, match="interrupted after 3 epochs"):
+            quick()
+    folder = quick()
+
+    for name in ("epoch", "loss", "val_ndcg", "val_hr"):
+        expected = [row[name] for row in read_csv(whole / "metrics.csv")]
+        assert [row[name] for row in read_csv(folder / "metrics.csv")] == expected
+    results = [json.loads((f / "result.json").read_text()) for f in (whole, folder)]
+    assert results[0]["test"] == results[1]["test"]
+
+
+def test_changed_settings_have_a_folder_of_their_own_and_reach_the_run(quick):
+    name = "sasrec-seed-3,loss=softmax,item_dim=12,bf16=true,epochs=2"
+    folder = quick(
+        *("--seed", "3", "--set", "loss=softmax", "--set", "item_dim=12", "--set", "bf16=true"),
+        *("--epochs", "2"),
+        preset="sasrec",
+        name=name,
+    )
+
+    settings = json.loads((folder / "run.json").read_text())["settings"]
+    assert settings["loss"] == "softmax"
+    assert settings["bf16"] is True
+    assert len(read_csv(folder / "metrics.csv")) == 2
+    assert load_checkpoint(folder).config.item_width == 12
+
+
+def test_early_stopping_ends_a_run(quick, monkeypatch):
+    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (0.5, 0.5))
+
+    folder = quick("--set", "patience=1", name="sse-pt-seed-0,patience=1")
+
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["best_epoch"], result["epochs"]) == (2, 4)
+
+
+@pytest.mark.parametrize("dataset", reproduce.DATASETS)
+@pytest.mark.parametrize("preset", reproduce.PRESETS)
+def test_every_preset_makes_its_model_sampler_and_options(preset, dataset):
+    settings = reproduce.DATASETS[dataset](reproduce.PRESETS[preset])
+    data = synthetic(num_users=20, num_clusters=9)
+
+    model = settings.make_model(data)
+
+    assert type(model) is (SASREC if preset.startswith("sasrec") else SSEPT)
+    assert model.config.sse.is_active == (preset.startswith("sse-pt") and "no-sse" not in preset)
+    assert model.seq_max_len == settings.seq_max_len
+    with settings.make_sampler(data, 0) as sampler:
+        assert sampler.next_packed().negatives.shape[1] == settings.num_negatives
+    assert settings.training_options().loss == settings.loss
+
+
+@pytest.mark.parametrize("preset", reproduce.PRESETS)
+def test_every_preset_lowers_its_loss(quick, preset):
+    rows = read_csv(quick(preset=preset) / "metrics.csv")
+
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+
+
+def test_the_settings_of_the_authors_command_line():
+    """`--maxlen 200 --dropout_rate 0.2 --threshold_user 0.08 --threshold_item 0.9`, users 50 and items 100."""
+    config = reproduce.PRESETS["sse-pt"].make_model(synthetic(num_users=20)).config
+
+    assert (config.seq_max_len, config.dropout_rate, config.architecture) == (200, 0.2, "original")
+    assert (config.item_width, config.user_width, config.conv_dims) == (100, 50, (150, 150))
+    assert config.sse.user_prob == pytest.approx(1 - 0.08)
+    assert config.sse.item_prob == pytest.approx(1 - 0.9)
+    assert config.sse.joint
+
+
+def test_figures_stand_beside_the_published_ones(tmp_path):
+    result = {
+        "test": {"HR@10": 0.84, "NDCG@10": 0.63},
+        "dataset": "ml-1m",
+        "preset": "sse-pt",
+        "best_epoch": 150,
+        "epochs": 200,
+        "seconds": 1234.5,
+        "machine": "a machine",
+    }
+    (tmp_path / "sse-pt-seed-0").mkdir()
+    (tmp_path / "sse-pt-seed-0" / "result.json").write_text(json.dumps(result))
+
+    header, _, row = reproduce.tabulate(tmp_path).splitlines()
+
+    columns = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert header.split(" | ")[1:5] == ["HR@10", "published", "NDCG@10", "published"]
+    assert row.split(" | ")[1:5] == ["0.8400", "0.8341", "0.6300", "0.6281"]
+    assert columns["epochs"] == "200"
+
+
+def test_a_file_of_events_is_a_data_set(tmp_path):
+    events = tmp_path / "mine.txt"
+    events.write_text("".join(f"{u}\t{i}\n" for u in range(1, 9) for i in range(u, u + 6)))
+    options = reproduce.make_parser().parse_args(["--dataset", str(events), "--out", "out"])
+
+    run, data = reproduce.run_from(options)
+
+    assert run.folder == Path("out/mine/sse-pt-seed-0")
+    assert data.usernum == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "colour=red"], "no setting 'colour'; there are model, item_dim"),
+        (["--set", "item_dim=x"], "invalid literal for int"),
+        (["--set", "bf16=yes"], "must be true or false"),
+        (["--epochs", "1"], r"val_epoch must be in 1\.\.1 \(epochs\), got 2"),
+        (["--set", "dropout_rate=2"], r"dropout_rate must be in \[0, 1\)"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing_behind(quick, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        quick(*arguments)
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_data_set_is_named(tmp_path):
+    options = ["--dataset", "games", "--data", str(tmp_path), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"games\.txt\.gz"):
+        reproduce.main(options)
