@@ -11,6 +11,7 @@ import ast
 import csv
 import gzip
 import importlib
+import io
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from ssept_ext.data import IntArray
 
 SHOWN_CHARACTERS = 200
+_UNIT_SEPARATOR = b"\x1f"
 _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"  # 007 is a string: its zeros would be lost
 
 Opener: TypeAlias = Callable[[], BinaryIO]
@@ -67,7 +69,7 @@ class Delimited(NamedTuple):
 
     columns: Columns
     delimiter: str = ","
-    """one character"""
+    """one character, or several, which then cannot be quoted"""
     names: Sequence[str] | None = None
     """of all columns; None to take them from the first line"""
     quoted: bool = True
@@ -211,14 +213,18 @@ def _read_with_arrow(opened: Opener, layout: Delimited) -> RawEvents:
     types = dict.fromkeys((user, item), pa.dictionary(pa.int32(), pa.string()))
     if layout.integers and time is not None:
         types[time] = pa.int64()
+    several = len(layout.delimiter) > 1
     with opened() as stream:
+        if several:  # Arrow takes one character only
+            text = stream.read().replace(layout.delimiter.encode(), _UNIT_SEPARATOR)
+            stream = io.BytesIO(text)
         table = pa.csv.read_csv(
             stream,
             pa.csv.ReadOptions(column_names=layout.names),
             pa.csv.ParseOptions(
-                delimiter=layout.delimiter,
-                quote_char='"' if layout.quoted else False,
-                newlines_in_values=layout.quoted,
+                delimiter=_UNIT_SEPARATOR.decode() if several else layout.delimiter,
+                quote_char='"' if layout.quoted and not several else False,
+                newlines_in_values=layout.quoted and not several,
             ),
             pa.csv.ConvertOptions(
                 column_types=types,
@@ -245,7 +251,7 @@ def read_records(
     opened : opens the file.
     source : its name in errors.
     keys : of the user and the item, whose values are strings, and of the time.
-    parse_time : from the value to an integer; a ValueError or TypeError says that it is no time.
+    parse_time : from the value to an integer of 64 bits; raises ValueError or TypeError for no time.
 
     Raises
     ------
@@ -266,7 +272,7 @@ def read_records(
                 columns[2].append(parse_time(time))
             except KeyError as error:
                 raise bad_line(source, number, f"{error.args[0]} is missing", line) from None
-            except (ValueError, TypeError, OverflowError) as error:
+            except (ValueError, TypeError) as error:
                 raise bad_line(source, number, str(error), line) from None
             columns[0].append(users.setdefault(user, len(users)))
             columns[1].append(items.setdefault(item, len(items)))
@@ -280,13 +286,12 @@ def read_records(
 
 def parse_record(line: bytes) -> dict[str, Any]:
     """A JSON object or, as some files of UCSD have it, a Python dict; nothing is executed."""
+    text = line.decode().strip("\ufeff \t\r\n")
+    parse = ast.literal_eval if text.startswith(("{'", "{u'")) else json.loads
     try:
-        record = json.loads(line)
-    except ValueError:
-        try:
-            record = ast.literal_eval(line.decode().strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            record = None
+        record = parse(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        record = None
     if not isinstance(record, dict):
         raise ValueError("neither a JSON object nor a Python dict")
     return record
@@ -343,11 +348,13 @@ def _rows(
             yield line.decode("utf-8-sig" if first == len(read) == 1 else "utf-8")
 
     first = 1
-    rows = csv.reader(
-        lines(),
-        delimiter=layout.delimiter,
-        quoting=csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE,
-    )
+    rows: Iterator[list[str]]
+    if len(layout.delimiter) > 1:
+        bare = (line.rstrip("\r\n") for line in lines())
+        rows = (line.split(layout.delimiter) if line else [] for line in bare)
+    else:
+        quoting: dict[str, Any] = {} if layout.quoted else {"quoting": csv.QUOTE_NONE}
+        rows = csv.reader(lines(), delimiter=layout.delimiter, **quoting)
     while True:
         try:
             fields = next(rows, None)
