@@ -133,9 +133,8 @@ class IdMap:
             id_map = cls([UUID(key) for key in ids] if declared == "uuid" else ids, noun)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{noun}s are not what IdMap.to_dict writes: {error!r}") from error
-        if declared not in _TYPES or (ids and declared != id_map.type):
+        if declared != id_map.type:
             raise ValueError(f"{noun}s are declared {declared!r} but are of type {id_map.type}")
-        id_map.type = declared  # of an empty map
         return id_map
 
 

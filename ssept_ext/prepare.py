@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import zipfile
@@ -240,7 +241,7 @@ def _detect(source: str, first_line: bytes, columns: Columns) -> str:
         if shape.fullmatch(text):
             return name
     try:
-        fields = set(parse_record(first_line)) if text.startswith("{") else set(text.split(","))
+        fields = set(parse_record(first_line) if text.startswith("{") else _split(text, ","))
     except ValueError:
         fields = set()
     for name, layout in FORMATS.items():
@@ -260,8 +261,9 @@ def _detect(source: str, first_line: bytes, columns: Columns) -> str:
 def _delimiter(header: bytes, columns: Columns) -> str | None:
     """What separates the columns in a header that has them all; None if nothing does."""
     text = header.decode("utf-8-sig", errors="replace").strip()
-    for delimiter in (",", "\t", ";", "|", " "):
-        names = {name.strip('"') for name in text.split(delimiter)}
-        if {name for name in columns if name is not None} <= names:
-            return delimiter
-    return None
+    wanted = {name for name in columns if name is not None}
+    return next((sign for sign in ",\t;| " if wanted <= set(_split(text, sign))), None)
+
+
+def _split(text: str, delimiter: str) -> list[str]:
+    return next(csv.reader([text], delimiter=delimiter), [])

@@ -50,9 +50,10 @@ class Handler(BaseHTTPRequestHandler):
         body = server.data[start:]
         self.send_response(206 if start else 200)
         if start:
-            shift = 1 if fault == "wrong range" else 0
+            if fault == "wrong range":
+                start, body = start + 1, body[1:]
             last = len(server.data) - 1
-            self.send_header("Content-Range", f"bytes {start + shift}-{last}/{last + 1}")
+            self.send_header("Content-Range", f"bytes {start}-{last}/{last + 1}")
         if fault != "no length":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -108,6 +109,16 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path):
     assert names(tmp_path) == ["ml-1m.zip"]
 
 
+def test_a_connection_may_break_often_if_bytes_arrive_in_between(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 1000)
+    server.faults = ["cut"] * (ATTEMPTS + 2) + ["none"]
+
+    download("ml-1m", tmp_path, server.url)
+
+    assert len(server.requests) == ATTEMPTS + 3
+    assert (tmp_path / "ml-1m.zip").read_bytes() == DATA
+
+
 def test_a_later_call_goes_on_from_the_part_that_an_earlier_one_left(server, tmp_path):
     (tmp_path / "ml-1m.zip.part").write_bytes(DATA[:777])
 
@@ -122,6 +133,7 @@ def test_a_part_that_is_whole_already_is_taken(server, tmp_path):
 
     download("ml-1m", tmp_path, server.url)
 
+    assert server.requests == [f"bytes={len(DATA)}-"]
     assert (tmp_path / "ml-1m.zip").read_bytes() == DATA
 
 

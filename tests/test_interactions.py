@@ -1,6 +1,8 @@
 """From events under raw ids to numbered histories."""
 
 import gzip
+import subprocess
+import sys
 from collections import Counter
 from datetime import datetime
 from uuid import UUID
@@ -11,10 +13,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ssept_ext import raw_events
 from ssept_ext.interactions import Interactions
 
 COLUMNS = {
@@ -128,9 +129,10 @@ def test_duplicates(duplicates, expected):
 
 
 def test_duplicates_are_judged_in_the_order_of_time():
-    interactions = of_rows((1, "a", 2), (1, "b", 1), (1, "a", 0), duplicates="first")
+    interactions = of_rows((1, "a", 3), (1, "b", 1), (1, "a", 2), duplicates="first")
 
-    assert histories(interactions) == {1: ["a", "b"]}
+    assert histories(interactions) == {1: ["b", "a"]}
+    assert interactions.times.tolist() == [1, 2]
 
 
 @given(
@@ -138,6 +140,7 @@ def test_duplicates_are_judged_in_the_order_of_time():
     st.integers(1, 4),
     st.integers(1, 4),
 )
+@example([(0, 0), (0, 1), (1, 1), (1, 2), (5, 5), (5, 6), (6, 5), (6, 6)], 2, 2)
 def test_the_core_is_the_largest_in_which_all_have_enough(rows, min_user, min_item):
     expected = rows
     while True:
@@ -375,6 +378,15 @@ def test_a_line_after_a_quoted_line_end_has_its_number(csv):
         csv('user,item,timestamp\n"a\nb",x,1\nb,2\n')
 
 
+def test_quoted_line_ends_may_be_anywhere_in_a_file_of_many_blocks(csv):
+    field = "line\n" * 1000
+
+    interactions = csv("user,item\n" + f'"{field}",1\n' * 1000, timestamp=None)
+
+    assert len(interactions) == 1000
+    assert interactions.user_ids.raw.tolist() == [field]
+
+
 def test_text_that_is_not_utf_8_is_named(csv):
     with pytest.raises(ValueError, match=r"log\.csv, line 3: .*can't decode"):
         csv(b"user,item,timestamp\na,x,1\n\xff,y,2\n")
@@ -403,13 +415,23 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 
 
 def test_a_missing_dependency_says_what_to_install(monkeypatch):
-    def fail(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(raw_events.importlib, "import_module", fail)
+    monkeypatch.setitem(sys.modules, "narwhals", None)
 
     with pytest.raises(ImportError, match=r"narwhals is missing: pip install 'ssept_ext\[data\]'"):
         Interactions.from_pandas(pd.DataFrame(COLUMNS))
+
+
+def test_the_package_needs_none_of_the_optional_dependencies():
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys("
+        "['narwhals', 'pyarrow', 'pandas', 'polars', 'pooch', 'requests']));"
+        "from ssept_ext import IdMap, cli; print(IdMap(['a']).encode(['a'])); cli.main(['info'])"
+    )
+
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("[1]")
 
 
 def test_the_data_set_holds_out_the_last_two_events():

@@ -140,6 +140,14 @@ def test_gzip_is_told_by_content(write, format_name):
     assert read_source(path)[1] == format_name
 
 
+@pytest.mark.parametrize("format_name", ["movielens-csv", "amazon-2023-csv", "csv"])
+def test_a_quoted_header_is_told_too(write, format_name):
+    header, rest = SAMPLES[format_name][1].split("\n", 1)
+    quoted = '"' + header.replace(",", '","').replace(";", '";"') + '"'
+
+    assert read_source(write("raw", f"{quoted}\n{rest}"))[1] == format_name
+
+
 @pytest.mark.parametrize("format_name", ["amazon-json", "movielens-csv", "csv"])
 def test_a_byte_order_mark_is_no_content(write, format_name):
     path = write("raw", b"\xef\xbb\xbf" + SAMPLES[format_name][1].encode())
