@@ -1,4 +1,4 @@
-"""The command `ssept`: train, resume, evaluate, predict, info.
+"""The command `ssept`: prepare, train, resume, evaluate, predict, info.
 
 A run folder holds all that the later commands need: the checkpoint (`config.json` and
 `model.safetensors`), `run.json` with the source of the data and every option, and `metrics.csv`;
@@ -20,6 +20,7 @@ from typing import Any, NoReturn, get_args
 
 import torch
 
+from ssept_ext import prepare
 from ssept_ext._extension import Backend, build_info
 from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, replace_file, save_checkpoint
 from ssept_ext.data import SASRecDataSet, to_csr
@@ -557,6 +558,8 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("-k", **_integer(1, 10, "how many items for each"))
     _add_data_options(sub, "the data it was trained on")
     _add_device_options(sub)
+
+    prepare.add_options(add_command("prepare", prepare.run))
 
     add_command("info", info)
     return parser

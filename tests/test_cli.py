@@ -545,7 +545,9 @@ def test_a_native_backend_that_is_not_there_is_an_error(data, capsys, monkeypatc
 def test_every_option_has_help_with_its_default():
     parser = cli.make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    assert sorted(commands.choices) == ["evaluate", "info", "predict", "resume", "train"]
+    assert sorted(commands.choices) == [
+        *("evaluate", "info", "predict", "prepare", "resume", "train"),
+    ]
     for sub in commands.choices.values():
         text = " ".join(sub.format_help().split())
         for action in sub._actions:

@@ -1,0 +1,126 @@
+"""Raw ids to numbers and back."""
+
+import json
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from ssept_ext.id_map import IdMap, load_id_maps, save_id_maps
+
+UUIDS = [UUID(int=7), UUID(int=2**127 + 1)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "kind"),
+    [
+        ([30, -(2**63), 2**63 - 1], "int64", int),
+        (np.array([3, 1], np.uint8), "int64", int),
+        (["b", "a", "", "7", "Größe\n☃"], "str", str),
+        (UUIDS, "uuid", UUID),
+        ([], "int64", int),
+    ],
+)
+def test_every_id_comes_back_with_its_type(raw, name, kind):
+    ids = IdMap(raw)
+    numbers = ids.encode(raw)
+
+    assert ids.type == name
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == list(range(1, len(raw) + 1))
+    assert ids.decode(numbers).tolist() == list(raw)
+    assert all(type(key) is kind for key in ids.decode(numbers).tolist())
+
+
+def test_decode_keeps_the_shape():
+    assert IdMap(["a", "b"]).decode([[1, 2], [2, 1]]).tolist() == [["a", "b"], ["b", "a"]]
+
+
+def test_an_unknown_id_is_named_with_its_place_and_how_many_there_are():
+    with pytest.raises(
+        KeyError, match=r"item 'y' at position 1 is unknown, one of 2 of 3: .* 1 of type str"
+    ):
+        IdMap(["x"], "item").encode(["x", "y", "z"])
+
+
+def test_unknown_ids_may_become_padding():
+    assert IdMap([5, 6]).encode([6, 7, 5], unknown="zero").tolist() == [2, 0, 1]
+
+
+def test_a_number_and_its_text_are_different_ids():
+    assert IdMap([7]).encode(["7"], unknown="zero").tolist() == [0]
+    assert IdMap(["7"]).encode(np.array([7]), unknown="zero").tolist() == [0]
+
+
+def test_one_string_is_no_sequence_of_ids():
+    with pytest.raises(TypeError, match="must be a sequence of users, got the string 'ab'"):
+        IdMap(["a", "b"], "user").encode("ab")
+
+
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_a_number_outside_the_map_is_named(number):
+    with pytest.raises(IndexError, match=rf"item number {number} is outside 1\.\.2"):
+        IdMap(["a", "b"], "item").decode([1, number])
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "message"),
+    [
+        (["a", "b", "a"], ValueError, "user 'a' is there 2 times"),
+        (["a", 1], TypeError, "1 of type int"),
+        ([1.5], TypeError, "1.5 of type float"),
+        ([True], TypeError, "True of type bool"),
+        ([2**63], ValueError, "user 9223372036854775808 is beyond int64"),
+        (np.array([2**63], np.uint64), ValueError, "user 9223372036854775808 is beyond int64"),
+    ],
+)
+def test_ids_that_make_no_map_are_refused(raw, error, message):
+    with pytest.raises(error, match=message):
+        IdMap(raw, "user")
+
+
+def test_a_wrong_rule_for_unknown_ids_is_refused():
+    with pytest.raises(ValueError, match="unknown must be 'raise' or 'zero', got 'drop'"):
+        IdMap([1]).encode([1], unknown="drop")
+
+
+def test_maps_are_equal_by_content_and_type():
+    assert IdMap([1, 2]) == IdMap(np.array([1, 2]), "item")
+    assert IdMap([1, 2]) != IdMap([2, 1])
+    assert IdMap([1]) != IdMap(["1"])
+
+
+def test_a_file_brings_both_maps_back(tmp_path):
+    users, items = IdMap(UUIDS, "user"), IdMap(["7", "\ud800 alone", "a\nb"], "item")
+
+    save_id_maps(tmp_path / "ids.json", users, items)
+    loaded = load_id_maps(tmp_path / "ids.json")
+
+    assert loaded == (users, items)
+    assert [ids.noun for ids in loaded] == ["user", "item"]
+
+
+@pytest.mark.parametrize("raw", [[], [2**62, 5], ["x"], UUIDS])
+def test_a_record_is_plain_json(raw):
+    ids = IdMap(raw)
+
+    assert IdMap.from_dict(json.loads(json.dumps(ids.to_dict()))) == ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1, "users": {"type": "int64", "ids": [1]}}',
+        '{"format": 1, "users": {"type": "int64", "ids": ["1"]}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "int64", "ids": [1, 1]}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "uuid", "ids": ["x"]}, "items": {"type": "str", "ids": []}}',
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, text):
+    (tmp_path / "ids.json").write_text(text)
+
+    with pytest.raises(ValueError, match=r"ids\.json is damaged or holds no id maps"):
+        load_id_maps(tmp_path / "ids.json")

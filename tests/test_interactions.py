@@ -1,0 +1,442 @@
+"""From events under raw ids to numbered histories."""
+
+import gzip
+import subprocess
+import sys
+from collections import Counter
+from datetime import datetime
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ssept_ext.interactions import Interactions
+
+COLUMNS = {
+    "user": ["bob", "ann", "bob", "ann", "bob"],
+    "item": [70, 50, 60, 70, 50],
+    "timestamp": [3, 9, 1, 2, 3],
+}
+
+
+def histories(interactions):
+    """Raw user id to raw item ids in order."""
+    users, offsets, items = interactions.to_histories()
+    return {
+        user: interactions.item_ids.decode(items[start:stop]).tolist()
+        for user, start, stop in zip(
+            interactions.user_ids.decode(users).tolist(), offsets[:-1], offsets[1:], strict=True
+        )
+    }
+
+
+def of_rows(*rows, **arguments):
+    frame = pd.DataFrame(rows, columns=["user", "item", "timestamp"][: len(rows[0])])
+    return Interactions.from_pandas(frame, **arguments)
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write_and_read(content, name="log.csv", **arguments):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return Interactions.from_csv(path, **arguments)
+
+    return write_and_read
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [pd.DataFrame, pl.DataFrame, pl.LazyFrame, pa.table],
+    ids=["pandas", "polars", "polars lazy", "pyarrow"],
+)
+def test_any_data_frame_gives_the_same(frame):
+    interactions = Interactions.from_dataframe(frame(COLUMNS))
+
+    assert interactions.user_ids.raw.tolist() == ["bob", "ann"]
+    assert interactions.item_ids.raw.tolist() == [70, 50, 60]
+    assert interactions.users.tolist() == [1, 1, 1, 2, 2]
+    assert interactions.items.tolist() == [3, 1, 2, 1, 2]
+    assert interactions.times.tolist() == [1, 3, 3, 2, 9]
+
+
+def test_files_give_what_data_frames_give(tmp_path):
+    frame = pd.DataFrame(COLUMNS | {"rating": 3.5})
+    frame.to_csv(tmp_path / "log.csv", index=False)
+    frame.to_parquet(tmp_path / "log.parquet")
+
+    expected = histories(Interactions.from_pandas(frame))
+
+    assert expected == {"bob": [60, 70, 50], "ann": [70, 50]}
+    assert histories(Interactions.from_csv(tmp_path / "log.csv")) == expected
+    assert histories(Interactions.from_parquet(tmp_path / "log.parquet")) == expected
+
+
+def test_numbers_follow_the_order_of_first_appearance_not_of_time():
+    interactions = of_rows(("z", 9, 5), ("a", 8, 1), ("z", 7, 0))
+
+    assert interactions.user_ids.raw.tolist() == ["z", "a"]
+    assert interactions.item_ids.raw.tolist() == [9, 8, 7]
+
+
+def test_events_of_the_same_time_stay_in_the_order_of_the_source():
+    rows = [(user, item, item // 40) for item in range(200) for user in "ba"]
+
+    assert histories(of_rows(*rows)) == {"b": list(range(200)), "a": list(range(200))}
+
+
+def test_without_times_the_order_is_that_of_rows():
+    interactions = of_rows((1, 3), (2, 5), (1, 2), (1, 9), timestamp=None)
+
+    assert histories(interactions) == {1: [3, 2, 9], 2: [5]}
+    assert interactions.times is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(-5, 5)), min_size=1),
+)
+def test_sorting_is_that_of_python(rows):
+    expected = {}
+    for user, item, _ in sorted(rows, key=lambda row: row[2]):
+        expected.setdefault(user, []).append(item)
+
+    assert histories(of_rows(*rows)) == expected
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "expected"),
+    [
+        ("keep", ["a", "a", "b", "a", "b", "b"]),
+        ("first", ["a", "b"]),
+        ("last", ["a", "b"]),
+        ("consecutive", ["a", "b", "a", "b"]),
+    ],
+)
+def test_duplicates(duplicates, expected):
+    rows = [(1, item, when) for when, item in enumerate("aababb")] + [(2, "b", 0)]
+
+    interactions = of_rows(*rows, duplicates=duplicates)
+
+    assert histories(interactions) == {1: expected, 2: ["b"]}
+    if duplicates in ("first", "last"):
+        assert interactions.times[:2].tolist() == ([0, 2] if duplicates == "first" else [3, 5])
+
+
+def test_duplicates_are_judged_in_the_order_of_time():
+    interactions = of_rows((1, "a", 3), (1, "b", 1), (1, "a", 2), duplicates="first")
+
+    assert histories(interactions) == {1: ["b", "a"]}
+    assert interactions.times.tolist() == [1, 2]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+@example([(0, 0), (0, 1), (1, 1), (1, 2), (5, 5), (5, 6), (6, 5), (6, 6)], 2, 2)
+def test_the_core_is_the_largest_in_which_all_have_enough(rows, min_user, min_item):
+    expected = rows
+    while True:
+        users, items = Counter(u for u, _ in expected), Counter(i for _, i in expected)
+        left = [(u, i) for u, i in expected if users[u] >= min_user and items[i] >= min_item]
+        if left == expected:
+            break
+        expected = left
+    limits = {"min_user_events": min_user, "min_item_events": min_item}
+
+    if not expected:
+        with pytest.raises(ValueError, match=f"no event is left of {len(rows)} "):
+            of_rows(*rows, timestamp=None, **limits)
+        return
+    interactions = of_rows(*rows, timestamp=None, **limits)
+
+    assert sorted((u, i) for u, items in histories(interactions).items() for i in items) == sorted(
+        expected
+    )
+    assert interactions.users.max() == len(interactions.user_ids) == len({u for u, _ in expected})
+    assert interactions.items.max() == len(interactions.item_ids) == len({i for _, i in expected})
+
+
+def test_the_core_counts_what_duplicates_leave():
+    rows = [(1, "a", 0), (1, "a", 1), (2, "a", 0), (2, "b", 1), (3, "b", 0), (3, "a", 2)]
+
+    interactions = of_rows(*rows, duplicates="first", min_user_events=2)
+
+    assert interactions.user_ids.raw.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind", "expected"),
+    [
+        (pd.Series(["x", "y", "x"], dtype="category"), "str", ["x", "y"]),
+        (pd.Categorical(["y", "x", "y"], categories=["unused", "x", "y"]), "str", ["y", "x"]),
+        (np.array([5, 4, 5], np.uint16), "int64", [5, 4]),
+        ([2**62 + 1, -3, 2**62 + 1], "int64", [2**62 + 1, -3]),
+        ([UUID(int=2), UUID(int=1), UUID(int=2)], "uuid", [UUID(int=2), UUID(int=1)]),
+    ],
+)
+@pytest.mark.parametrize("library", [pd, pl], ids=["pandas", "polars"])
+def test_ids_of_any_type_keep_it(library, ids, kind, expected):
+    frame = pd.DataFrame({"user": ids, "item": 1})
+    if library is pl:
+        frame = pl.DataFrame({"user": ids if kind == "uuid" else frame["user"], "item": [1, 1, 1]})
+
+    interactions = Interactions.from_dataframe(frame, timestamp=None)
+
+    assert interactions.user_ids.type == kind
+    assert interactions.user_ids.raw.tolist() == expected
+
+
+def test_uuids_in_parquet_keep_their_type(tmp_path):
+    raw = [UUID(int=9), UUID(int=8)]
+    column = pa.array([key.bytes for key in raw], pa.binary(16))
+    pa.parquet.write_table(pa.table({"user": column, "item": [1, 1]}), tmp_path / "log.parquet")
+
+    interactions = Interactions.from_parquet(tmp_path / "log.parquet", timestamp=None)
+
+    assert interactions.user_ids.raw.tolist() == raw
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [2.5, -1.0, 2.25],
+        pd.to_datetime(["2020-01-03", "2020-01-01", "2020-01-02"]),
+        pd.to_datetime(["2020-01-03", "2020-01-01", "2020-01-02"]).tz_localize("Asia/Tokyo"),
+        [datetime(2020, 1, 3).date(), datetime(2020, 1, 1).date(), datetime(2020, 1, 2).date()],
+        [2**60 + 2, 2**60, 2**60 + 1],
+    ],
+    ids=["floats", "datetimes", "with a zone", "dates", "beyond the precision of floats"],
+)
+def test_times_of_any_type_sort(times):
+    frame = pd.DataFrame({"user": 1, "item": ["late", "early", "mid"], "timestamp": times})
+
+    assert histories(Interactions.from_pandas(frame)) == {1: ["early", "mid", "late"]}
+
+
+@pytest.mark.parametrize("library", [pd, pl], ids=["pandas", "polars"])
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("user", None, "column 'user', row 2: id is missing, got None"),
+        ("item", None, "column 'item', row 2: id is missing"),
+        ("timestamp", None, "column 'timestamp', row 2: time is missing"),
+        ("timestamp", float("inf"), "column 'timestamp', row 2: time must be finite, got inf"),
+    ],
+)
+def test_what_is_missing_is_named_by_column_and_row(library, column, value, message):
+    options = {"strict": False} if library is pl else {}
+    columns = COLUMNS | {column: [*COLUMNS[column][:2], value, *COLUMNS[column][3:]]}
+
+    with pytest.raises(ValueError, match=message):
+        Interactions.from_dataframe(library.DataFrame(columns, **options))
+
+
+def test_a_nan_time_is_refused_by_row():
+    with pytest.raises(ValueError, match="column 'timestamp', row 1: time must be finite, got nan"):
+        Interactions.from_polars(
+            pl.DataFrame({"user": [1, 1], "item": [1, 2], "timestamp": [1.0, float("nan")]})
+        )
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"user": [1.0, 2.0]},
+            "column 'user' holds double: ids must be integers, strings or UUIDs",
+        ),
+        ({"item": [True, False]}, "column 'item' holds bool"),
+        ({"item": ["a", 1]}, "column 'item' holds values of more than one type"),
+        ({"user": [UUID(int=1), "b"]}, "column 'user' holds values of more than one type"),
+        (
+            {"timestamp": ["2020-01-01", "x"]},
+            "column 'timestamp' holds .*, as '2020-01-01': times must be",
+        ),
+        ({"timestamp": [True, False]}, "column 'timestamp' holds bool"),
+    ],
+)
+def test_columns_of_the_wrong_type_are_named(columns, message):
+    frame = pd.DataFrame({"user": [1, 2], "item": [1, 2], "timestamp": [1, 2]} | columns)
+
+    with pytest.raises(TypeError, match=message):
+        Interactions.from_pandas(frame)
+
+
+@pytest.mark.parametrize("column", ["user", "item", "timestamp"])
+def test_ids_and_times_beyond_int64_are_refused(column):
+    frame = pd.DataFrame({"user": [1], "item": [1], "timestamp": [1]} | {column: [2**63]})
+
+    with pytest.raises(ValueError, match=f"column '{column}': .*beyond int64"):
+        Interactions.from_pandas(frame)
+
+
+def test_a_missing_column_is_named_with_those_there_are(csv, tmp_path):
+    frame = pd.DataFrame({"userId": [1], "item": [1]})
+    frame.to_parquet(tmp_path / "log.parquet")
+
+    for read in (
+        lambda: Interactions.from_pandas(frame),
+        lambda: Interactions.from_parquet(tmp_path / "log.parquet"),
+        lambda: csv("userId,item\n1,1\n"),
+    ):
+        with pytest.raises(ValueError, match=r"no column 'user' among \['userId', 'item'\]"):
+            read()
+
+
+def test_what_is_no_data_frame_is_refused():
+    with pytest.raises(TypeError):
+        Interactions.from_dataframe({"user": [1]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"duplicates": "drop"}, "duplicates must be one of .*got 'drop'"),
+        ({"min_user_events": 0}, "min_user_events must be at least 1, got 0"),
+        ({"min_item_events": -1}, "min_item_events must be at least 1, got -1"),
+    ],
+)
+def test_arguments_outside_their_range_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        of_rows((1, 1, 1), **arguments)
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="no event is left of 0"):
+        Interactions.from_pandas(pd.DataFrame({"user": [1], "item": [1]})[:0], timestamp=None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "expected"),
+    [
+        (["5", "-3", "0"], "int64", [5, -3, 0]),
+        (["5", "007"], "str", ["5", "007"]),
+        (["1", "9223372036854775808"], "str", ["1", "9223372036854775808"]),
+        (["NA", "null", "nan"], "str", ["NA", "null", "nan"]),
+        (["1.0"], "str", ["1.0"]),
+        (['"a, ""b"""', '"c\nd"'], "str", ['a, "b"', "c\nd"]),
+    ],
+    ids=["integers", "leading zeros", "beyond int64", "names like nulls", "decimals", "quoted"],
+)
+def test_ids_in_a_csv_are_what_is_written(csv, fields, kind, expected):
+    interactions = csv("item,user\n" + "".join(f"i,{field}\n" for field in fields), timestamp=None)
+
+    assert interactions.user_ids.type == kind
+    assert interactions.user_ids.raw.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("log.csv", b"\xef\xbb\xbfuser,item,timestamp\r\na,x,2\r\n\r\na,y,1\r\n"),
+        ("log.bin", gzip.compress(b"user,item,timestamp\na,x,2\na,y,1")),
+        ("log.csv", b"user,item,timestamp\na,x,2020-01-02\na,y,2020-01-01\n"),
+        ("log.csv", b"user,item,timestamp\na,x,2020-01-02T00:00:00Z\na,y,2020-01-01T23:59:59Z\n"),
+        ("log.csv", b"user,item,timestamp\na,x,1e3\na,y,2.5\n"),
+    ],
+    ids=["BOM, CRLF, blank line", "gzip, told by content", "dates", "datetimes", "decimals"],
+)
+def test_csv_files_of_any_kind(csv, name, content):
+    assert histories(csv(content, name)) == {"a": ["y", "x"]}
+
+
+def test_another_delimiter(csv):
+    assert histories(csv("user|item\n1|2\n", delimiter="|", timestamp=None)) == {1: [2]}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a,y", "3 columns expected, got 2"),
+        ("a,y,2,z", "3 columns expected, got 4"),
+        (",y,2", "user is missing"),
+        ("a,,2", "item is missing"),
+        ("a,y,", "timestamp must be a number or an ISO 8601 date"),
+        ("a,y,noon", "timestamp must be a number"),
+        ("a,y,nan", "timestamp must be a number"),
+        ("a,y,2020-01-01", "timestamp is a date after lines where it is an integer"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_number_and_text(csv, line, reason):
+    with pytest.raises(ValueError, match=r"log\.csv, line 4: ") as caught:
+        csv(f'user,item,timestamp\n\n"a",x,1\n{line}\na,z,3\n')
+
+    assert reason in str(caught.value)
+    assert repr(line) in str(caught.value)
+
+
+def test_a_line_after_a_quoted_line_end_has_its_number(csv):
+    with pytest.raises(ValueError, match=r"line 4: .* 'b,2'"):
+        csv('user,item,timestamp\n"a\nb",x,1\nb,2\n')
+
+
+def test_quoted_line_ends_may_be_anywhere_in_a_file_of_many_blocks(csv):
+    field = "line\n" * 1000
+
+    interactions = csv("user,item\n" + f'"{field}",1\n' * 1000, timestamp=None)
+
+    assert len(interactions) == 1000
+    assert interactions.user_ids.raw.tolist() == [field]
+
+
+def test_text_that_is_not_utf_8_is_named(csv):
+    with pytest.raises(ValueError, match=r"log\.csv, line 3: .*can't decode"):
+        csv(b"user,item,timestamp\na,x,1\n\xff,y,2\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "log.csv is empty"),
+        (b"user,item,timestamp\n", "log.csv: it holds no events"),
+        (b"user,user,item,timestamp\n1,1,1,1\n", "log.csv has 2 columns 'user'"),
+        (gzip.compress(b"user,item,timestamp\n" + b"1,2,3\n" * 9)[:-9], "log.csv is damaged"),
+    ],
+    ids=["empty", "a header alone", "a column twice", "cut gzip"],
+)
+def test_files_without_events_are_refused(csv, content, message):
+    with pytest.raises(ValueError, match=message):
+        csv(content)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "log.parquet").write_bytes(b"PAR1 not really")
+
+    with pytest.raises(ValueError, match=r"log\.parquet: "):
+        Interactions.from_parquet(tmp_path / "log.parquet")
+
+
+def test_a_missing_dependency_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "narwhals", None)
+
+    with pytest.raises(ImportError, match=r"narwhals is missing: pip install 'ssept_ext\[data\]'"):
+        Interactions.from_pandas(pd.DataFrame(COLUMNS))
+
+
+def test_the_package_needs_none_of_the_optional_dependencies():
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys("
+        "['narwhals', 'pyarrow', 'pandas', 'polars', 'pooch', 'requests']));"
+        "from ssept_ext import IdMap, cli; print(IdMap(['a']).encode(['a'])); cli.main(['info'])"
+    )
+
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("[1]")
+
+
+def test_the_data_set_holds_out_the_last_two_events():
+    dataset = of_rows(*((1, item, -item) for item in range(5)), (2, 4, 0)).to_dataset()
+
+    assert dataset.User == {1: [5, 4, 3, 2, 1], 2: [5]}
+    assert dataset.user_test == {1: [1], 2: []}
+    assert (dataset.usernum, dataset.itemnum) == (2, 5)
