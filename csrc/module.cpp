@@ -32,7 +32,8 @@ class PrefetchingSampler {
         prefetcher_({users.size(), users.data(), offsets.data(), items.data(), seen_starts.data(),
                      unseen_below.data(), seen_through.data(), unseen_weight.data(),
                      weight_through ? weight_through->data() : nullptr, item_num},
-                    {key, batch_size, max_len, num_negatives, window_prob}, first_batch, num_threads),
+                    {key, batch_size, max_len, num_negatives, window_prob}, first_batch,
+                    num_threads),
         num_negatives_(num_negatives) {}
 
   // (users, offsets, columns, items, positives, negatives, longest); the arrays share the batch's

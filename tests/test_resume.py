@@ -113,6 +113,17 @@ def test_a_run_killed_twice_ends_bit_for_bit_as_one_that_was_not(tmp_path, unint
     assert_same(train(tmp_path), uninterrupted)
 
 
+def test_a_schedule_of_the_learning_rate_goes_on_where_it_was(tmp_path, monkeypatch):
+    options = {"schedule": "cosine", "warmup_steps": 10}
+    uninterrupted = train(tmp_path / "uninterrupted", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        figures, _ = train(tmp_path, last=2 * STEPS_IN_AN_EPOCH + 1, **options)
+    assert len(figures["loss"]) == 2
+
+    assert_same(train(tmp_path, **options), uninterrupted)
+
+
 def test_a_run_killed_before_its_first_epoch_ends_starts_anew(tmp_path, uninterrupted):
     assert train_in_a_process(tmp_path, 1) == -9
 

@@ -79,7 +79,7 @@ def replaced_by_a_loop(batch, sse):
     ids=str,
 )
 def test_ids_are_replaced_as_by_a_plain_loop(sse):
-    batch = make_batch()
+    batch = make_batch(lengths=(5, 1, 0, 7, 3) * 8)
 
     got = replace_ids(batch, sse, NUM_USERS, NUM_ITEMS, SEED)
 

@@ -12,8 +12,8 @@
 
 namespace ssept::sampler {
 
-// Hands out batches first, first + 1, ... in order, whatever the number of threads that draw them. Batches
-// in use and batches drawn ahead come from one pool, whose memory is reused.
+// Hands out batches first, first + 1, ... in order, whatever the number of threads that draw them.
+// Batches in use and batches drawn ahead come from one pool, whose memory is reused.
 class Prefetcher {
  public:
   // `table` must stay valid until this is closed or destroyed.
