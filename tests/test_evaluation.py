@@ -234,7 +234,7 @@ def test_a_user_with_one_item_left_gets_it_every_time():
 def test_a_user_with_no_item_left_is_an_error():
     dataset = make_dataset({3: [1, 2, 3], 5: [*range(1, NUM_ITEMS + 1), 1, 2]})
 
-    with pytest.raises(ValueError, match="user 5 has rated all 40 items"):
+    with pytest.raises(ValueError, match="user 5 has seen all 40 items"):
         draw_trials(dataset, "test", num_neg_test=1, seed=0)
 
 
