@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssept_ext import ops
 from ssept_ext.data import Histories, IntArray, SASRecDataSet, to_csr
-from ssept_ext.packing import PackedBatch
+from ssept_ext.ranking import (
+    SeenItems,
+    TopK,
+    check_finite,
+    encode_groups,
+    last_events,
+    score_blocks,
+    scoring,
+)
 from ssept_ext.unseen import philox_key, unseen_items
 
 if TYPE_CHECKING:
@@ -60,50 +69,41 @@ def draw_trials(
     check_at_least("num_neg_test", num_neg_test, 1)
     rng = np.random.default_rng(seed)
     train, valid, test = dataset.user_train, dataset.user_valid, dataset.user_test
-    held_out = valid if split == "valid" else test
+    users = measurable_users(dataset, split)
+    if len(users) > MAX_USERS:
+        users = sorted(rng.choice(users, MAX_USERS, replace=False).tolist())
+
+    trained = to_csr({u: train[u] for u in users})
+    everything = to_csr({u: [*train[u], *valid[u], *test[u]] for u in users})
+    _check_items(everything, dataset.itemnum)
+    rated = everything if exclude == "all" else trained
+    targets = np.array([(valid if split == "valid" else test)[u][0] for u in users], np.int64)
+    negatives = unseen_items(rated, dataset.itemnum).draw(philox_key(seed), num_neg_test)
+    inputs = trained if split == "valid" else to_csr({u: [*train[u], *valid[u]] for u in users})
+    return Trials(inputs, candidates=np.concatenate([targets[:, None], negatives], 1))
+
+
+def measurable_users(dataset: SASRecDataSet, split: Split) -> list[int]:
+    """Users with a training event and a held-out item, ascending; a ValueError if there is none."""
+    held_out = dataset.user_valid if split == "valid" else dataset.user_test
+    train = dataset.user_train
     users = [u for u in range(1, dataset.usernum + 1) if train.get(u) and held_out.get(u)]
     if not users:
         raise ValueError(
             f"dataset has no user with a training event and a {split} item (of {dataset.usernum} "
             f"users); has dataset.split() been called?"
         )
-    if len(users) > MAX_USERS:
-        users = sorted(rng.choice(users, MAX_USERS, replace=False).tolist())
+    return users
 
-    trained = to_csr({u: train[u] for u in users})
-    everything = to_csr({u: [*train[u], *valid[u], *test[u]] for u in users})
-    if everything.items.max() > dataset.itemnum:
-        event = everything.items.argmax()
+
+def _check_items(histories: Histories, itemnum: int) -> None:
+    if histories.items.max() > itemnum:
+        event = histories.items.argmax()
+        row = np.searchsorted(histories.offsets, event, side="right") - 1
         raise ValueError(
-            f"items must be in 1..{dataset.itemnum} (dataset.itemnum), got "
-            f"{everything.items[event]} in the history of user {users[_rows(everything)[event]]}"
+            f"items must be in 1..{itemnum} (dataset.itemnum), got {histories.items[event]} in the "
+            f"history of user {histories.users[row]}"
         )
-    rated = everything if exclude == "all" else trained
-    targets = np.array([held_out[u][0] for u in users], np.int64)
-    negatives = unseen_items(rated, dataset.itemnum).draw(philox_key(seed), num_neg_test)
-    inputs = trained if split == "valid" else to_csr({u: [*train[u], *valid[u]] for u in users})
-    return Trials(inputs, candidates=np.concatenate([targets[:, None], negatives], 1))
-
-
-def last_events(histories: Histories, rows: slice, seq_max_len: int) -> PackedBatch:
-    """Pack the newest `seq_max_len` events of some of the users, on the CPU."""
-    starts, ends = histories.offsets[:-1][rows], histories.offsets[1:][rows]
-    lengths = np.minimum(ends - starts, seq_max_len)
-    cu_seqlens = np.concatenate([[0], lengths.cumsum()])
-    token = np.arange(cu_seqlens[-1])
-    event = token + np.repeat(ends - cu_seqlens[1:], lengths)
-    return PackedBatch(
-        users=torch.from_numpy(histories.users[rows]),
-        items=torch.from_numpy(histories.items[event]),
-        positions=torch.from_numpy(token + np.repeat(seq_max_len - cu_seqlens[1:], lengths)),
-        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        max_seqlen=int(lengths.max()),
-    )
-
-
-def _rows(histories: Histories) -> IntArray:
-    """(E,) the row of `histories.users` that each event belongs to."""
-    return np.repeat(np.arange(len(histories.users)), np.diff(histories.offsets))
 
 
 def measure(model: SASREC, trials: Trials, eval_batch_size: int = 256) -> tuple[float, float]:
@@ -117,28 +117,16 @@ def measure(model: SASREC, trials: Trials, eval_batch_size: int = 256) -> tuple[
         If `eval_batch_size` is below 1, or a score is not finite (a NaN must never rank).
     """
     check_at_least("eval_batch_size", eval_batch_size, 1)
-    was_training = model.training
-    model.eval()
     ranks = []
     finite = torch.ones((), dtype=torch.bool, device=model.device)
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(trials.candidates), eval_batch_size):
-                rows = slice(start, start + eval_batch_size)
-                batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)
-                scores = model.score(
-                    batch, torch.from_numpy(trials.candidates[rows]).to(model.device)
-                )
-                finite &= scores.isfinite().all()
-                ranks.append(ranks_of_first(scores))
-    finally:
-        model.train(was_training)
-    all_finite = finite.item()
-    ops.raise_pending_errors()
-    if not all_finite:
-        raise ValueError(
-            "scores are not finite: the model's parameters hold NaN or infinite values"
-        )
+    with scoring(model):
+        for start in range(0, len(trials.candidates), eval_batch_size):
+            rows = slice(start, start + eval_batch_size)
+            batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)
+            scores = model.score(batch, torch.from_numpy(trials.candidates[rows]).to(model.device))
+            finite &= scores.isfinite().all()
+            ranks.append(ranks_of_first(scores))
+    check_finite(finite)
     return ndcg_and_hr(torch.cat(ranks))
 
 
@@ -223,6 +211,121 @@ def evaluate_popularity(
     events = to_csr(dataset.user_train).items
     popularity = np.bincount(events, minlength=dataset.itemnum + 1)
     return ndcg_and_hr(ranks_of_first(torch.from_numpy(popularity[trials.candidates])))
+
+
+@dataclass(frozen=True)
+class FullMetrics:
+    """How a model ranks the held-out items among the whole catalogue, averaged over the users.
+
+    With one relevant item a user: hit rate (equal to recall), NDCG and MAP at each k, where MAP@k
+    is the reciprocal rank if within k, and MRR without a limit.
+    """
+
+    num_users: int
+    hr: dict[int, float]
+    ndcg: dict[int, float]
+    map: dict[int, float]
+    coverage: dict[int, float]
+    """Share of all items that are among the k best of at least one user."""
+    mrr: float
+
+
+def evaluate_full(
+    model: SASREC,
+    dataset: SASRecDataSet,
+    ks: Sequence[int] = (1, 5, 10, 20),
+    exclude_seen: bool = True,
+    split: Split = "test",
+    eval_batch_size: int = 256,
+) -> FullMetrics:
+    """Rank all items for every user with a training event and a held-out item; no sampling.
+
+    The input is the training history, for the test item followed by the validation item. The rank
+    is the number of other items that score at least the held-out one: ties count against the model.
+
+    Parameters
+    ----------
+    ks : cut-offs
+    exclude_seen : rank among the items that are not in the input, and the held-out one
+    split : "test" or "valid"
+    eval_batch_size : users that are encoded at a time
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, no user can be measured, an item id is outside 1..itemnum, a
+        score is not finite, or as `check_dataset_fits`.
+    """
+    if not len(ks):
+        raise ValueError("ks must have at least one cut-off")
+    for k in ks:
+        check_at_least("each of ks", k, 1)
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+    check_at_least("eval_batch_size", eval_batch_size, 1)
+    check_dataset_fits(model, dataset)
+    train, valid, test = dataset.user_train, dataset.user_valid, dataset.user_test
+    users = measurable_users(dataset, split)
+    if split == "valid":
+        inputs = to_csr({u: train[u] for u in users})
+        held_out = to_csr({u: valid[u][:1] for u in users})
+    else:
+        inputs = to_csr({u: [*train[u], *valid[u]] for u in users})
+        held_out = to_csr({u: test[u][:1] for u in users})
+    for histories in (inputs, held_out):
+        _check_items(histories, dataset.itemnum)
+
+    ranks, best = [], []
+    with scoring(model):
+        # The catalogue is the data set's: items the model alone knows are nobody's.
+        item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
+        for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
+            seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
+            targets = torch.from_numpy(held_out.items[rows]).to(model.device)
+            top = TopK(len(queries), min(max(ks), dataset.itemnum), like=queries)
+            ranks.append(_full_ranks(queries, item_weight, targets, seen, top).cpu())
+            top.check_finite()
+            best.append(top.items.cpu())
+    rank, items = torch.cat(ranks).double(), torch.cat(best)
+
+    def averages(gain: Tensor) -> dict[int, float]:
+        return {k: gain.where(rank < k, 0).mean().item() for k in ks}
+
+    return FullMetrics(
+        num_users=len(users),
+        hr=averages(torch.ones_like(rank)),
+        ndcg=averages(1 / torch.log2(rank + 2)),
+        map=averages(1 / (rank + 1)),
+        coverage={k: int(np.count_nonzero(np.unique(items[:, :k]))) / dataset.itemnum for k in ks},
+        mrr=(1 / (rank + 1)).mean().item(),
+    )
+
+
+def _full_ranks(
+    queries: Tensor, item_weight: Tensor, targets: Tensor, seen: SeenItems | None, top: TopK
+) -> Tensor:
+    """(m,) numbers of other items that score at least the target; `top` gets all blocks."""
+    target_scores = queries.new_empty(len(queries), 1)
+    # Out of the very products that the others' scores come from: a product of another shape may be
+    # rounded differently, and equals would not tie.
+    for first, scores in score_blocks(queries, item_weight):
+        row, column = _inside(targets, first, scores)
+        target_scores[row, 0] = scores[row, column]
+    ranks = torch.zeros_like(targets)
+    for first, scores in score_blocks(queries, item_weight):
+        if seen is not None:
+            seen.hide(first, scores)
+        top.update(first, scores)
+        row, column = _inside(targets, first, scores)
+        scores[row, column] = -math.inf  # the target is none of the others
+        ranks += (scores >= target_scores).sum(1)
+    return ranks
+
+
+def _inside(targets: Tensor, first: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of the targets that this block holds."""
+    row = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
+    return row, targets[row] - first
 
 
 def check_dataset_fits(model: SASREC, dataset: SASRecDataSet) -> None:

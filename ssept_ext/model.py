@@ -26,7 +26,8 @@ from ssept_ext.packing import PackedBatch, pack
 
 if TYPE_CHECKING:
     from ssept_ext.data import SASRecDataSet
-    from ssept_ext.evaluation import Exclude
+    from ssept_ext.evaluation import Exclude, FullMetrics, Split
+    from ssept_ext.recommendation import Recommendations
     from ssept_ext.training import Sampler
 
 Architecture = Literal["recommenders", "original"]
@@ -278,11 +279,25 @@ class SASREC(nn.Module):
         -------
         (B, C) float32 or wider, also of a model in half precision: rounded scores would tie
         """
-        hidden = self._encode(batch, Dropout.none(), newest_only=True)
-        wide = torch.promote_types(hidden.dtype, torch.float32)
+        hidden = self._newest_hidden(batch)
         # One row for each sequence, as if each had one token.
         one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
-        return self._score(hidden.to(wide), candidates, batch.users, one_each)
+        return self._score(hidden, candidates, batch.users, one_each)
+
+    def encode_newest(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Split scores for the next item into queries (B, Di) and the user's part of them (B,), without dropout.
+
+        The score of item j is `queries @ E_item[j] + user_part`: the second is the same for all items. Both are
+        float32 or wider.
+        """
+        hidden = self._newest_hidden(batch)
+        item_width = self.config.item_width
+        queries, rest = hidden[:, :item_width].contiguous(), hidden[:, item_width:]
+        table = self.user_embedding_layer
+        if table is None:
+            return queries, queries.new_zeros(len(queries))
+        vectors = table(batch.users).to(hidden.dtype) * math.sqrt(rest.shape[1])
+        return queries, (rest * vectors).sum(1)
 
     def forward(
         self, x: Mapping[str, Array], training: bool = True
@@ -409,6 +424,35 @@ class SASREC(nn.Module):
 
         return evaluate_valid(self, dataset, seed, eval_batch_size, exclude)
 
+    def evaluate_full(
+        self,
+        dataset: SASRecDataSet,
+        ks: Sequence[int] = (1, 5, 10, 20),
+        exclude_seen: bool = True,
+        split: Split = "test",
+        eval_batch_size: int = 256,
+    ) -> FullMetrics:
+        """Return metrics of ranking the whole catalogue: see `ssept_ext.evaluation.evaluate_full`."""
+        from ssept_ext.evaluation import evaluate_full
+
+        return evaluate_full(self, dataset, ks, exclude_seen, split, eval_batch_size)
+
+    def recommend(
+        self,
+        histories: SASRecDataSet | Mapping[int, Sequence[int]],
+        users: Sequence[int] | None = None,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        batch_size: int = 256,
+    ) -> Recommendations:
+        """Return each user's best items and their scores: see `ssept_ext.recommendation.recommend`."""
+        from ssept_ext.recommendation import recommend
+
+        return recommend(
+            self, histories, users, k, exclude_seen=exclude_seen, batch_size=batch_size
+        )
+
     def _draw_dropout(self, training: bool) -> Dropout:
         """One seed for every dropout of a forward pass, from torch's global generator."""
         if not (training and self.training and self.dropout_rate > 0):
@@ -433,6 +477,11 @@ class SASREC(nn.Module):
         tokens = Tokens(x, batch.positions, batch.cu_seqlens, batch.max_seqlen)
         tokens = self.encoder(tokens, drop, 1, newest_only)
         return cast("Tensor", self.layer_normalization(tokens))
+
+    def _newest_hidden(self, batch: PackedBatch) -> Tensor:
+        """Hidden states after the last tokens, (B, D), in float32 or wider."""
+        hidden = self._encode(batch, Dropout.none(), newest_only=True)
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def _score(self, hidden: Tensor, items: Tensor, users: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits of (N, K) items for (N, D) hidden states."""

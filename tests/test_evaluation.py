@@ -15,11 +15,11 @@ from ssept_ext.evaluation import (
     evaluate,
     evaluate_popularity,
     evaluate_valid,
-    last_events,
     ndcg_and_hr,
     ranks_of_first,
 )
 from ssept_ext.packing import pack
+from ssept_ext.ranking import last_events
 
 NUM_ITEMS = 40
 
