@@ -1,16 +1,21 @@
-"""NDCG@10 and HR@10 of the held-out item among sampled negatives, as recommenders measures them."""
+"""Ranks of held-out items: among sampled negatives, as recommenders measures, and in the whole catalogue."""
 
 from __future__ import annotations
 
 import math
+import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssept_ext.checkpoint import replace_file
 from ssept_ext.data import Histories, IntArray, SASRecDataSet, to_csr
 from ssept_ext.ranking import (
     SeenItems,
@@ -21,7 +26,7 @@ from ssept_ext.ranking import (
     score_blocks,
     scoring,
 )
-from ssept_ext.unseen import philox_key, unseen_items
+from ssept_ext.unseen import philox_key, to_offsets, unseen_items
 
 if TYPE_CHECKING:
     from ssept_ext.model import SASREC
@@ -37,9 +42,81 @@ MAX_USERS = 10_000
 class Trials:
     """What a measurement asks: for each user the events to look at and the items to rank."""
 
+    split: Split
+    """Which of the user's events is the one to find."""
     inputs: Histories
     candidates: IntArray
     """(n, 1 + num_neg_test) item ids; column 0 is the held-out item, the one to find."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write users and candidates, not the histories, to a compressed .npz file without pickle."""
+        arrays = {
+            "format": np.array(_TRIALS_FORMAT),
+            "split": np.array(self.split),
+            "users": self.inputs.users,
+            "candidates": self.candidates,
+        }
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # given a name, NumPy would append .npz to it
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+
+        replace_file(Path(path), write)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], dataset: SASRecDataSet) -> Trials:
+        """Read what `save` wrote, for the data set that the candidates were drawn from.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is no such file, or does not fit `dataset`: a user without this held-out item, an item
+            outside 1..itemnum. Names the file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                version, split = file["format"].item(), file["split"].item()
+                users, candidates = file["users"], file["candidates"]
+        except (
+            ValueError,
+            KeyError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+            AttributeError,
+        ) as error:
+            raise ValueError(f"{path} holds no evaluation trials: {error}") from error
+        if version != _TRIALS_FORMAT or split not in get_args(Split):
+            raise ValueError(
+                f"{path} has format {version!r} and split {split!r}; format {_TRIALS_FORMAT!r} and "
+                f"one of {get_args(Split)} can be read"
+            )
+        integers = users.dtype.kind == candidates.dtype.kind == "i"
+        shaped = users.ndim == 1 and candidates.ndim == 2 and candidates.shape[1] > 1
+        if not (integers and shaped and 0 < len(users) == len(candidates)):
+            raise ValueError(
+                f"{path}: users {users.shape} {users.dtype} and candidates {candidates.shape} "
+                f"{candidates.dtype} must be integers of shapes (n,) and (n, 1 + negatives), n >= 1"
+            )
+        if candidates.min() < 1 or candidates.max() > dataset.itemnum:
+            worst = candidates.min() if candidates.min() < 1 else candidates.max()
+            raise ValueError(
+                f"{path}: candidate {worst} is outside 1..{dataset.itemnum} of dataset"
+            )
+        held_out = dataset.user_valid if split == "valid" else dataset.user_test
+        for user, target in zip(users.tolist(), candidates[:, 0].tolist(), strict=True):
+            if not dataset.user_train.get(user) or held_out.get(user, [])[:1] != [target]:
+                raise ValueError(
+                    f"{path} is of other data: the {split} item of user {user} is {target} there, "
+                    f"{held_out.get(user, [])} in dataset"
+                )
+        inputs = _inputs(dataset, users.tolist(), split)
+        return cls(split, inputs, candidates.astype(np.int64))
+
+
+_TRIALS_FORMAT = "ssept_ext trials 1"
 
 
 def draw_trials(
@@ -73,14 +150,29 @@ def draw_trials(
     if len(users) > MAX_USERS:
         users = sorted(rng.choice(users, MAX_USERS, replace=False).tolist())
 
-    trained = to_csr({u: train[u] for u in users})
     everything = to_csr({u: [*train[u], *valid[u], *test[u]] for u in users})
     _check_items(everything, dataset.itemnum)
+    trained = _first_events(everything, [len(train[u]) for u in users])
     rated = everything if exclude == "all" else trained
     targets = np.array([(valid if split == "valid" else test)[u][0] for u in users], np.int64)
     negatives = unseen_items(rated, dataset.itemnum).draw(philox_key(seed), num_neg_test)
-    inputs = trained if split == "valid" else to_csr({u: [*train[u], *valid[u]] for u in users})
-    return Trials(inputs, candidates=np.concatenate([targets[:, None], negatives], 1))
+    inputs = trained
+    if split == "test":
+        inputs = _first_events(everything, [len(train[u]) + len(valid[u]) for u in users])
+    return Trials(split, inputs, candidates=np.concatenate([targets[:, None], negatives], 1))
+
+
+def _inputs(dataset: SASRecDataSet, users: Sequence[int], split: Split) -> Histories:
+    """What a model sees of the users: the training history, for the test item the validation item too."""
+    train, valid = dataset.user_train, dataset.user_valid
+    return to_csr({u: train[u] if split == "valid" else [*train[u], *valid[u]] for u in users})
+
+
+def _first_events(histories: Histories, counts: Sequence[int]) -> Histories:
+    """The oldest `counts[r]` events of each row r."""
+    offsets = to_offsets(np.array(counts, np.int64))
+    event = np.arange(offsets[-1]) + np.repeat(histories.offsets[:-1] - offsets[:-1], counts)
+    return Histories(histories.users, offsets, histories.items[event])
 
 
 def measurable_users(dataset: SASRecDataSet, split: Split) -> list[int]:
@@ -116,6 +208,11 @@ def measure(model: SASREC, trials: Trials, eval_batch_size: int = 256) -> tuple[
     ValueError
         If `eval_batch_size` is below 1, or a score is not finite (a NaN must never rank).
     """
+    return ndcg_and_hr(_ranks(model, trials, eval_batch_size, 1)[:, 0])
+
+
+def _ranks(model: SASREC, trials: Trials, eval_batch_size: int, n_repeats: int) -> Tensor:
+    """(n, n_repeats) ranks of the held-out item, among one group of the negatives after the other."""
     check_at_least("eval_batch_size", eval_batch_size, 1)
     ranks = []
     finite = torch.ones((), dtype=torch.bool, device=model.device)
@@ -123,11 +220,14 @@ def measure(model: SASREC, trials: Trials, eval_batch_size: int = 256) -> tuple[
         for start in range(0, len(trials.candidates), eval_batch_size):
             rows = slice(start, start + eval_batch_size)
             batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)
-            scores = model.score(batch, torch.from_numpy(trials.candidates[rows]).to(model.device))
+            candidates = torch.from_numpy(trials.candidates[rows]).to(model.device)
+            scores = model.score(batch, candidates, user_part=False)
             finite &= scores.isfinite().all()
-            ranks.append(ranks_of_first(scores))
+            groups = scores[:, 1:].view(len(scores), n_repeats, -1)
+            of_first = scores[:, :1, None].expand(-1, n_repeats, 1)
+            ranks.append(ranks_of_first(torch.cat([of_first, groups], 2).flatten(0, 1)))
     check_finite(finite)
-    return ndcg_and_hr(torch.cat(ranks))
+    return torch.cat(ranks).view(-1, n_repeats)
 
 
 def ranks_of_first(scores: Tensor) -> Tensor:
@@ -189,6 +289,50 @@ def _evaluate(
         dataset, split, num_neg_test=model.num_neg_test, seed=seed, exclude=exclude
     )
     return measure(model, trials, eval_batch_size)
+
+
+@dataclass(frozen=True)
+class RepeatedMetrics:
+    """NDCG@10 and HR@10 over repeated draws of the negatives."""
+
+    ndcg_mean: float
+    ndcg_std: float
+    """Standard deviation of one draw's NDCG@10 (divisor n_repeats - 1)."""
+    hr_mean: float
+    hr_std: float
+
+
+def evaluate_repeated(
+    model: SASREC,
+    dataset: SASRecDataSet,
+    n_repeats: int = 10,
+    seed: int | None = None,
+    eval_batch_size: int = 256,
+    exclude: Exclude = "train",
+    split: Split = "test",
+) -> RepeatedMetrics:
+    """Measure as `evaluate` does with `n_repeats` draws of the negatives: how much is the draw's luck?
+
+    The users are the same in all repeats and are encoded once. The spread says nothing about other
+    trainings or other users.
+
+    Raises
+    ------
+    ValueError
+        As `evaluate`, and if `n_repeats` is below 2.
+    """
+    check_at_least("n_repeats", n_repeats, 2)
+    check_dataset_fits(model, dataset)
+    num_negatives = n_repeats * model.num_neg_test
+    trials = draw_trials(dataset, split, num_neg_test=num_negatives, seed=seed, exclude=exclude)
+    ranks = _ranks(model, trials, eval_batch_size, n_repeats)
+    ndcg, hr = np.array([ndcg_and_hr(repeat) for repeat in ranks.unbind(1)]).T
+    return RepeatedMetrics(
+        ndcg_mean=float(ndcg.mean()),
+        ndcg_std=float(ndcg.std(ddof=1)),
+        hr_mean=float(hr.mean()),
+        hr_std=float(hr.std(ddof=1)),
+    )
 
 
 def evaluate_popularity(
@@ -264,14 +408,10 @@ def evaluate_full(
         raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
     check_at_least("eval_batch_size", eval_batch_size, 1)
     check_dataset_fits(model, dataset)
-    train, valid, test = dataset.user_train, dataset.user_valid, dataset.user_test
     users = measurable_users(dataset, split)
-    if split == "valid":
-        inputs = to_csr({u: train[u] for u in users})
-        held_out = to_csr({u: valid[u][:1] for u in users})
-    else:
-        inputs = to_csr({u: [*train[u], *valid[u]] for u in users})
-        held_out = to_csr({u: test[u][:1] for u in users})
+    inputs = _inputs(dataset, users, split)
+    target_of = dataset.user_valid if split == "valid" else dataset.user_test
+    held_out = to_csr({u: target_of[u][:1] for u in users})
     for histories in (inputs, held_out):
         _check_items(histories, dataset.itemnum)
 

@@ -267,13 +267,15 @@ class SASREC(nn.Module):
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
         return self._score(hidden, items, batch.users, batch.cu_seqlens)
 
-    def score(self, batch: PackedBatch, candidates: Tensor) -> Tensor:
+    def score(self, batch: PackedBatch, candidates: Tensor, user_part: bool = True) -> Tensor:
         """Score candidates as each sequence's next item, without dropout.
 
         Parameters
         ----------
         batch : B sequences; an empty one gets finite scores
         candidates : (B, C) int64 item ids
+        user_part : False leaves out what is the same for all candidates of a sequence. It cannot change their
+            order, but where it is large, adding it rounds close scores to ties.
 
         Returns
         -------
@@ -282,7 +284,8 @@ class SASREC(nn.Module):
         hidden = self._newest_hidden(batch)
         # One row for each sequence, as if each had one token.
         one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
-        return self._score(hidden, candidates, batch.users, one_each)
+        users = batch.users if user_part else None
+        return self._score(hidden, candidates, users, one_each)
 
     def encode_newest(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Split scores for the next item into queries (B, Di) and the user's part of them (B,), without dropout.
@@ -483,9 +486,13 @@ class SASREC(nn.Module):
         hidden = self._encode(batch, Dropout.none(), newest_only=True)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
-    def _score(self, hidden: Tensor, items: Tensor, users: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Logits of (N, K) items for (N, D) hidden states."""
-        table = self.user_embedding_layer
+    def _score(
+        self, hidden: Tensor, items: Tensor, users: Tensor | None, cu_seqlens: Tensor
+    ) -> Tensor:
+        """Logits of (N, K) items for (N, D) hidden states; without users their item part alone."""
+        table = self.user_embedding_layer if users is not None else None
+        if users is None:
+            hidden = hidden[:, : self.config.item_width]
         return ops.sampled_logits(
             hidden,
             self.item_embedding_layer.weight.to(hidden.dtype),
