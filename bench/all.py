@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = (
     "train_step.py",
     "evaluate.py",
+    "recommend.py",
     "sampler.py",
     "user_item_embedding.py",
     "position_layer_norm.py",

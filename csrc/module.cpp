@@ -16,22 +16,59 @@ namespace ssept::sampler {
 namespace {
 
 using IntArray = py::array_t<int64_t, py::array::c_style>;
+using Int32Array = py::array_t<int32_t, py::array::c_style>;
+
+// Keeps the arrays of `UnseenItems` alive.
+struct UnseenArrays {
+  IntArray seen_starts;
+  Int32Array unseen_below;
+  std::optional<Int32Array> seen_through;
+  IntArray unseen_weight;
+  std::optional<Int32Array> weight_through;
+  int64_t item_num;
+
+  UnseenItems view() const {
+    return {seen_starts.data(),
+            unseen_below.data(),
+            seen_through ? seen_through->data() : nullptr,
+            unseen_weight.data(),
+            weight_through ? weight_through->data() : nullptr,
+            item_num};
+  }
+};
+
+// (R, count) items that each row has not seen.
+IntArray draw_unseen_rows(const IntArray& seen_starts, const Int32Array& unseen_below,
+                          const std::optional<Int32Array>& seen_through,
+                          const IntArray& unseen_weight,
+                          const std::optional<Int32Array>& weight_through, int64_t item_num,
+                          PhiloxKey key, int64_t count) {
+  const UnseenArrays arrays{seen_starts,   unseen_below,   seen_through,
+                            unseen_weight, weight_through, item_num};
+  IntArray items({unseen_weight.size(), static_cast<py::ssize_t>(count)});
+  const UnseenItems unseen = arrays.view();
+  const int64_t num_rows = unseen_weight.size();
+  int64_t* item = items.mutable_data();
+  auto* words = reinterpret_cast<uint64_t*>(item);  // each gives way to the item made of it
+  const py::gil_scoped_release release;
+  PhiloxStream(key, 0).fill(words, num_rows * count);
+  for (int64_t row = 0; row < num_rows; ++row)
+    draw_unseen(unseen, row, words + row * count, count, item + row * count);
+  return items;
+}
 
 // Keeps the table's arrays alive for the threads that read them.
 class PrefetchingSampler {
  public:
   PrefetchingSampler(const IntArray& users, const IntArray& offsets, const IntArray& items,
-                     const IntArray& seen_starts, const IntArray& unseen_below,
-                     const IntArray& seen_through, const IntArray& unseen_weight,
-                     const std::optional<IntArray>& weight_through, int64_t item_num,
-                     std::array<uint64_t, 2> key, int64_t batch_size, int64_t max_len,
-                     int64_t num_negatives, double window_prob, uint64_t first_batch,
-                     int64_t num_threads)
-      : arrays_{users,        offsets,      items,         seen_starts,
-                unseen_below, seen_through, unseen_weight, weight_through.value_or(IntArray())},
-        prefetcher_({users.size(), users.data(), offsets.data(), items.data(), seen_starts.data(),
-                     unseen_below.data(), seen_through.data(), unseen_weight.data(),
-                     weight_through ? weight_through->data() : nullptr, item_num},
+                     const IntArray& seen_starts, const Int32Array& unseen_below,
+                     const std::optional<Int32Array>& seen_through, const IntArray& unseen_weight,
+                     const std::optional<Int32Array>& weight_through, int64_t item_num,
+                     PhiloxKey key, int64_t batch_size, int64_t max_len, int64_t num_negatives,
+                     double window_prob, uint64_t first_batch, int64_t num_threads)
+      : arrays_{users, offsets, items},
+        unseen_{seen_starts, unseen_below, seen_through, unseen_weight, weight_through, item_num},
+        prefetcher_({users.size(), users.data(), offsets.data(), items.data(), unseen_.view()},
                     {key, batch_size, max_len, num_negatives, window_prob}, first_batch,
                     num_threads),
         num_negatives_(num_negatives) {}
@@ -62,7 +99,8 @@ class PrefetchingSampler {
   }
 
  private:
-  std::array<IntArray, 8> arrays_;
+  std::array<IntArray, 3> arrays_;
+  UnseenArrays unseen_;
   Prefetcher prefetcher_;
   py::ssize_t num_negatives_;
 };
@@ -76,12 +114,18 @@ PYBIND11_MODULE(_C, m) {
     return std::map<std::string, std::string>{
         {"compiler", SSEPT_COMPILER}, {"torch", SSEPT_TORCH_VERSION}, {"cuda", SSEPT_CUDA_STATUS}};
   });
+  using ssept::sampler::Int32Array;
   using ssept::sampler::IntArray;
+  using ssept::sampler::PhiloxKey;
   using ssept::sampler::PrefetchingSampler;
+  // Called by ssept_ext.unseen only, which builds and documents the arrays.
+  m.def("draw_unseen", &ssept::sampler::draw_unseen_rows, py::kw_only(), py::arg("seen_starts"),
+        py::arg("unseen_below"), py::arg("seen_through"), py::arg("unseen_weight"),
+        py::arg("weight_through"), py::arg("item_num"), py::arg("key"), py::arg("count"));
   // Called by ssept_ext.sampler only, which checks and documents the arguments.
   py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
-      .def(py::init<IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray,
-                    std::optional<IntArray>, int64_t, std::array<uint64_t, 2>, int64_t, int64_t,
+      .def(py::init<IntArray, IntArray, IntArray, IntArray, Int32Array, std::optional<Int32Array>,
+                    IntArray, std::optional<Int32Array>, int64_t, PhiloxKey, int64_t, int64_t,
                     int64_t, double, uint64_t, int64_t>(),
            py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"),
            py::arg("seen_starts"), py::arg("unseen_below"), py::arg("seen_through"),

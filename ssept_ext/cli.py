@@ -31,11 +31,11 @@ from ssept_ext.evaluation import (
     evaluate,
     evaluate_popularity,
     evaluate_valid,
-    last_events,
 )
 from ssept_ext.losses import LossName
 from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
 from ssept_ext.packing import PackedBatch
+from ssept_ext.ranking import last_events
 from ssept_ext.sampler import WarpSampler
 from ssept_ext.training import (
     History,

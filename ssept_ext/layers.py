@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class LayerNormalization(nn.Module):
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer(x)`, without the copy of the bias over all rows that PyTorch begins with on a CPU."""
     if x.device.type != "cpu":
-        return layer(x)
+        return cast("Tensor", layer(x))
     return F.linear(x, layer.weight).add_(layer.bias)
 
 

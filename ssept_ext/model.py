@@ -28,7 +28,8 @@ from ssept_ext.sse import SSE, replace_ids
 
 if TYPE_CHECKING:
     from ssept_ext.data import SASRecDataSet
-    from ssept_ext.evaluation import Exclude
+    from ssept_ext.evaluation import Exclude, FullMetrics, Split
+    from ssept_ext.recommendation import Recommendations
     from ssept_ext.training import Sampler
 
 Architecture = Literal["recommenders", "original"]
@@ -336,23 +337,40 @@ class SASREC(nn.Module):
             return losses.bce(logits, batch.positives)
         raise ValueError(f'loss must be one of {get_args(losses.LossName)}, got "{loss}"')
 
-    def score(self, batch: PackedBatch, candidates: Tensor) -> Tensor:
+    def score(self, batch: PackedBatch, candidates: Tensor, user_part: bool = True) -> Tensor:
         """Score candidates as each sequence's next item, without dropout.
 
         Parameters
         ----------
         batch : B sequences; an empty one gets finite scores
         candidates : (B, C) int64 item ids
+        user_part : False leaves out what is the same for all candidates of a sequence. It cannot change their
+            order, but where it is large, adding it rounds close scores to ties.
 
         Returns
         -------
         (B, C) float32 or wider, also of a model in half precision: rounded scores would tie
         """
-        hidden = self._encode(batch, Dropout.none(), newest_only=True)
-        wide = torch.promote_types(hidden.dtype, torch.float32)
+        hidden = self._newest_hidden(batch)
         # One row for each sequence, as if each had one token.
         one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
-        return self._score(hidden.to(wide), candidates, batch.users, one_each)
+        users = batch.users if user_part else None
+        return self._score(hidden, candidates, users, one_each)
+
+    def encode_newest(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Split scores for the next item into queries (B, Di) and the user's part of them (B,), without dropout.
+
+        The score of item j is `queries @ E_item[j] + user_part`: the second is the same for all items. Both are
+        float32 or wider.
+        """
+        hidden = self._newest_hidden(batch)
+        item_width = self.config.item_width
+        queries, rest = hidden[:, :item_width].contiguous(), hidden[:, item_width:]
+        table = self.user_embedding_layer
+        if table is None:
+            return queries, queries.new_zeros(len(queries))
+        vectors = table(batch.users).to(hidden.dtype) * math.sqrt(rest.shape[1])
+        return queries, (rest * vectors).sum(1)
 
     def forward(
         self, x: Mapping[str, Array], training: bool = True
@@ -488,6 +506,35 @@ class SASREC(nn.Module):
 
         return evaluate_valid(self, dataset, seed, eval_batch_size, exclude)
 
+    def evaluate_full(
+        self,
+        dataset: SASRecDataSet,
+        ks: Sequence[int] = (1, 5, 10, 20),
+        exclude_seen: bool = True,
+        split: Split = "test",
+        eval_batch_size: int = 256,
+    ) -> FullMetrics:
+        """Return metrics of ranking the whole catalogue: see `ssept_ext.evaluation.evaluate_full`."""
+        from ssept_ext.evaluation import evaluate_full
+
+        return evaluate_full(self, dataset, ks, exclude_seen, split, eval_batch_size)
+
+    def recommend(
+        self,
+        histories: SASRecDataSet | Mapping[int, Sequence[int]],
+        users: Sequence[int] | None = None,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        batch_size: int = 256,
+    ) -> Recommendations:
+        """Return each user's best items and their scores: see `ssept_ext.recommendation.recommend`."""
+        from ssept_ext.recommendation import recommend
+
+        return recommend(
+            self, histories, users, k, exclude_seen=exclude_seen, batch_size=batch_size
+        )
+
     def _encode_targets(self, batch: PackedBatch, training: bool) -> tuple[PackedBatch, Tensor]:
         """A batch with targets as it is trained on, ids replaced by SSE, and its hidden states, (N, D)."""
         sse, drop = self.config.sse, Dropout.none()
@@ -530,9 +577,18 @@ class SASREC(nn.Module):
         tokens = self.encoder(tokens, drop, 1, newest_only)
         return cast("Tensor", self.layer_normalization(tokens))
 
-    def _score(self, hidden: Tensor, items: Tensor, users: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Logits of (N, K) items for (N, D) hidden states."""
-        table = self.user_embedding_layer
+    def _newest_hidden(self, batch: PackedBatch) -> Tensor:
+        """Hidden states after the last tokens, (B, D), in float32 or wider."""
+        hidden = self._encode(batch, Dropout.none(), newest_only=True)
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+
+    def _score(
+        self, hidden: Tensor, items: Tensor, users: Tensor | None, cu_seqlens: Tensor
+    ) -> Tensor:
+        """Logits of (N, K) items for (N, D) hidden states; without users their item part alone."""
+        table = self.user_embedding_layer if users is not None else None
+        if users is None:
+            hidden = hidden[:, : self.config.item_width]
         return ops.sampled_logits(
             hidden,
             self.item_embedding_layer.weight.to(hidden.dtype),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -13,21 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from ssept_ext import _extension
-from ssept_ext.data import IntArray, to_csr
+from ssept_ext.data import Histories, IntArray, to_csr
 from ssept_ext.packing import PackedBatch
+from ssept_ext.unseen import UnseenItems, philox_key, to_offsets, unseen_items
 
 
 @dataclass(frozen=True)
 class SamplingTable:
-    """The R users who can be drawn, their E events, and a way to the items they have not seen.
-
-    Every item i weighs `w_i`, in proportion to how often it is drawn as a negative, and lies on the
-    line of all weight from `weight_through[i - 1]` to `weight_through[i]`. Take the row's S seen
-    items s_0 < s_1 < ... out of the line: `unseen_below` says where each gap is on what remains,
-    `seen_through` by how much a point behind it must be moved up to be on the whole line again. So
-    a binary search turns a random point of the remaining line into an unseen item, and no item is
-    ever tried and rejected.
-    """
+    """The R users who can be drawn, their E events, and what they have not seen."""
 
     users: IntArray
     """(R,) user ids."""
@@ -35,32 +27,12 @@ class SamplingTable:
     """(R + 1,) where the events of each row start."""
     items: IntArray
     """(E,) events, oldest first."""
-    seen_starts: IntArray
-    """(R + 1,) where the distinct items of each row start."""
-    unseen_below: IntArray
-    """(S,) for each distinct item of each row, ascending: the weight of unseen items below it."""
-    seen_through: IntArray
-    """(S,) the weight of the row's seen items up to and with this one."""
-    unseen_weight: IntArray
-    """(R,) weight of all items that are not in the history."""
-    weight_through: IntArray | None
-    """(itemnum + 1,) weight of items 0 to i; None where every item weighs 1."""
-    itemnum: int
-
-    @cached_property
-    def gaps(self) -> IntArray:
-        """(S,) `unseen_below` of all rows one after the other on a single line, for a single search."""
-        owner = np.repeat(np.arange(len(self.users)), np.diff(self.seen_starts))
-        return owner * self.stride + self.unseen_below
-
-    @property
-    def stride(self) -> int:
-        """What each row takes of that line: more than all weight."""
-        return 1 + (self.itemnum if self.weight_through is None else int(self.weight_through[-1]))
+    unseen: UnseenItems
 
 
-# Sum of the weights of popularity sampling, which are integers so that the search above is exact.
-_TOTAL_WEIGHT = 2**31
+# Sum of the weights of popularity sampling but for rounding them up: integers, so that drawing is
+# exact, in 32 bits.
+_TOTAL_WEIGHT = 2**30
 
 
 def sampling_table(
@@ -82,41 +54,15 @@ def sampling_table(
     if not drawable.any():
         raise ValueError(f"none of the {len(users)} users in User has more than one event")
 
-    weights = np.ones(itemnum + 1, np.int64)
-    weights[0] = 0
+    weights = None
     if popularity_exponent > 0:
         popularity = np.bincount(items, minlength=itemnum + 1) ** popularity_exponent
         popularity[0] = 0
-        weights = np.ceil(popularity * (_TOTAL_WEIGHT / popularity.sum())).astype(np.int64)
-    weight_through = weights.cumsum()
-
-    items = items[np.repeat(drawable, lengths)]
-    users, lengths = users[drawable], lengths[drawable]
-    stride = itemnum + 1
-    seen = np.sort(np.repeat(np.arange(len(users)), lengths) * stride + items)
-    seen = seen[np.diff(seen, prepend=-1) > 0]  # distinct, ten times as fast as np.unique
-    rows, seen_items = np.divmod(seen, stride)
-    seen_starts = _offsets(np.bincount(rows, minlength=len(users)))
-    through_all = _offsets(weights[seen_items])
-    seen_through = through_all[1:] - through_all[seen_starts[:-1]][rows]
-    unseen_weight = weight_through[-1] - np.diff(through_all[seen_starts])
-    if unseen_weight.min() <= 0:
-        user = users[unseen_weight.argmin()]
-        raise ValueError(
-            f"user {user} has seen all {np.count_nonzero(weights)} items that negatives are drawn "
-            f"from: no negative can be drawn"
-        )
-    return SamplingTable(
-        users=users,
-        offsets=_offsets(lengths),
-        items=items,
-        seen_starts=seen_starts,
-        unseen_below=weight_through[seen_items] - seen_through,
-        seen_through=seen_through,
-        unseen_weight=unseen_weight,
-        weight_through=weight_through if popularity_exponent > 0 else None,
-        itemnum=itemnum,
+        weights = np.ceil(popularity * (_TOTAL_WEIGHT / popularity.sum())).astype(np.int32)
+    drawn = Histories(
+        users[drawable], to_offsets(lengths[drawable]), items[np.repeat(drawable, lengths)]
     )
+    return SamplingTable(*drawn, unseen=unseen_items(drawn, itemnum, weights))
 
 
 @dataclass(frozen=True)
@@ -170,21 +116,12 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
         spare = ends - table.offsets[rows] - lengths
         moves = rng.random(size) < settings.window_prob
         ends = ends - moves * (rng.random(size) * (spare + 1)).astype(np.int64)
-    offsets = _offsets(lengths)
+    offsets = to_offsets(lengths)
     token = np.arange(offsets[-1])
     event = token + np.repeat(ends - offsets[1:], lengths)
 
     row = np.repeat(rows, lengths)[:, None]
-    uniform = rng.random((len(token), settings.num_negatives))
-    point = (uniform * table.unseen_weight[row]).astype(np.int64)
-    seen = np.searchsorted(table.gaps, row * table.stride + point, side="right")
-    seen -= table.seen_starts[row]
-    last_seen = np.maximum(table.seen_starts[row] + seen - 1, 0)
-    moved = point + np.where(seen > 0, table.seen_through[last_seen], 0)
-    if table.weight_through is None:
-        negatives = 1 + moved
-    else:
-        negatives = np.searchsorted(table.weight_through, moved, side="right")
+    negatives = table.unseen.at(row, rng.random((len(token), settings.num_negatives)))
     return Draw(
         users=table.users[rows],
         offsets=offsets.astype(np.int32),
@@ -219,10 +156,11 @@ class _NativeSource:
         self, table: SamplingTable, settings: DrawSettings, first_batch: int, num_threads: int
     ) -> None:
         assert _extension.native is not None
-        arguments = {f.name: getattr(table, f.name) for f in fields(table) if f.name != "itemnum"}
         self._sampler = _extension.native.PrefetchingSampler(
-            **arguments,
-            item_num=table.itemnum,
+            users=table.users,
+            offsets=table.offsets,
+            items=table.items,
+            **table.unseen.native_arguments(),
             **{f.name: getattr(settings, f.name) for f in fields(settings)},
             first_batch=first_batch,
             num_threads=num_threads,
@@ -233,12 +171,6 @@ class _NativeSource:
 
     def close(self) -> None:
         self._sampler.close()
-
-
-def _offsets(counts: IntArray) -> IntArray:
-    offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
 
 
 class WarpSampler:
@@ -308,7 +240,6 @@ class WarpSampler:
         self.batch_size = batch_size
         self.maxlen = maxlen
         self.seed = secrets.randbits(63) if seed is None else seed
-        key = np.random.SeedSequence(self.seed).generate_state(2, np.uint64).tolist()
         self.settings: dict[str, int | float] = {
             "batch_size": batch_size,
             "maxlen": maxlen,
@@ -318,7 +249,7 @@ class WarpSampler:
             "window_sampling_prob": window_sampling_prob,
         }
         self._draw_settings = DrawSettings(
-            (key[0], key[1]), batch_size, maxlen, num_negatives, window_sampling_prob
+            philox_key(self.seed), batch_size, maxlen, num_negatives, window_sampling_prob
         )
         self._table = sampling_table(User, usernum, itemnum, popularity_exponent)
         self._num_threads = n_workers
@@ -361,9 +292,9 @@ class WarpSampler:
         None where negatives are uniform. An item that is never drawn has the smallest share there is,
         and so has the padding.
         """
-        if self._table.weight_through is None:
+        if self._table.unseen.weight_through is None:
             return None
-        weights = np.diff(self._table.weight_through, prepend=0).astype(np.float64)
+        weights = np.diff(self._table.unseen.weight_through, prepend=0).astype(np.float64)
         smallest = weights[weights > 0].min()
         log_probs: NDArray[np.float64] = np.log(np.maximum(weights, smallest) / weights.sum())
         return log_probs

@@ -9,17 +9,21 @@ import torch
 from torch import nn
 
 from ssept_ext import SSEPT
+from ssept_ext.data import to_csr
 from ssept_ext.evaluation import (
     MAX_USERS,
+    Trials,
     draw_trials,
     evaluate,
     evaluate_popularity,
+    evaluate_repeated,
     evaluate_valid,
-    last_events,
+    measure,
     ndcg_and_hr,
     ranks_of_first,
 )
 from ssept_ext.packing import pack
+from ssept_ext.ranking import last_events
 
 NUM_ITEMS = 40
 
@@ -36,7 +40,7 @@ class Stub(nn.Module):
         if user_num is not None:
             self.user_num = user_num
 
-    def score(self, batch, candidates):
+    def score(self, batch, candidates, user_part=True):
         return self.rule(batch, candidates)
 
 
@@ -100,11 +104,11 @@ def loop_over_users(score, dataset, split, candidates, seq_max_len=5):
     return gains / number, hits / number
 
 
-@pytest.mark.parametrize(("split", "measure"), [("valid", evaluate_valid), ("test", evaluate)])
-def test_metrics_are_those_of_recommenders_loop(dataset, split, measure):
+@pytest.mark.parametrize(("split", "evaluate"), [("valid", evaluate_valid), ("test", evaluate)])
+def test_metrics_are_those_of_recommenders_loop(dataset, split, evaluate):
     trials = draw_trials(dataset, split, num_neg_test=20, seed=3)
 
-    metrics = measure(Stub(by_history), dataset, seed=3)
+    metrics = evaluate(Stub(by_history), dataset, seed=3)
 
     expected = loop_over_users(
         lambda user, seq, items: by_history(pack(user, seq), items),
@@ -143,6 +147,26 @@ def test_sse_pt_ranks_as_its_predict_does_user_by_user(dataset):
 
 def test_ties_count_against_the_model(dataset):
     assert evaluate(Stub(constant), dataset, seed=0) == (0, 0)
+
+
+def test_a_negative_that_is_the_held_out_item_ties_with_it():
+    model = SSEPT(item_num=9, user_num=1, seq_max_len=5, embedding_dim=4, conv_dims=[8, 8])
+    collisions = np.array([[7, 7, 7, 7]])  # whatever the scores, three negatives equal item 7
+
+    ndcg, hr = measure(model, Trials("test", to_csr({1: [3, 1]}), collisions))
+
+    assert (ndcg, hr) == pytest.approx((1 / math.log2(5), 1))
+
+
+def test_a_large_part_of_the_score_that_is_the_users_does_not_make_ties(dataset):
+    model = SSEPT(item_num=NUM_ITEMS, user_num=61, seq_max_len=5, embedding_dim=4, conv_dims=[8, 8])
+    with torch.no_grad():
+        model.user_embedding_layer.weight *= 1e8
+
+    metrics = evaluate(model, dataset, seed=0)
+
+    assert metrics == pytest.approx(evaluate(model.double(), dataset, seed=0))
+    assert metrics[0] > 0
 
 
 def test_a_model_that_knows_the_answer_gets_one(dataset):
@@ -234,7 +258,7 @@ def test_a_user_with_one_item_left_gets_it_every_time():
 def test_a_user_with_no_item_left_is_an_error():
     dataset = make_dataset({3: [1, 2, 3], 5: [*range(1, NUM_ITEMS + 1), 1, 2]})
 
-    with pytest.raises(ValueError, match="user 5 has rated all 40 items"):
+    with pytest.raises(ValueError, match="user 5 has seen all 40 items"):
         draw_trials(dataset, "test", num_neg_test=1, seed=0)
 
 
@@ -359,3 +383,94 @@ def test_popularity_ranks_the_same_candidates_by_their_training_events(dataset, 
 def test_popularity_needs_a_negative(dataset):
     with pytest.raises(ValueError, match="num_neg_test must be an integer of at least 1, got 0"):
         evaluate_popularity(dataset, num_neg_test=0)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_saved_trials_load_as_they_were(dataset, tmp_path, split):
+    trials = draw_trials(dataset, split, num_neg_test=7, seed=0)
+    trials.save(tmp_path / "trials")
+
+    loaded = Trials.load(tmp_path / "trials", dataset)
+
+    assert loaded.split == split
+    np.testing.assert_array_equal(loaded.candidates, trials.candidates)
+    for left, right in zip(loaded.inputs, trials.inputs, strict=True):
+        np.testing.assert_array_equal(left, right)
+    model = Stub(by_history)
+    assert measure(model, loaded) == measure(model, trials)
+
+
+def save_arrays(path, **changes):
+    arrays = {
+        "format": np.array("ssept_ext trials 1"),
+        "split": np.array("test"),
+        "users": np.array([1]),
+        "candidates": np.array([[4, 9]]),
+        **changes,
+    }
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"users": None}, "holds no evaluation trials: .*users"),
+        ({"users": np.array([None])}, "holds no evaluation trials: .*allow_pickle"),
+        (
+            {"format": np.array("ssept_ext trials 0")},
+            "has format 'ssept_ext trials 0'.* can be read",
+        ),
+        ({"split": np.array("train")}, "split 'train'"),
+        ({"users": np.array([1.0])}, r"users \(1,\) float64 .* must be integers"),
+        ({"users": np.array([1, 2])}, r"users \(2,\)"),
+        ({"candidates": np.array([[4]])}, r"candidates \(1, 1\)"),
+        ({"candidates": np.array([[4, 0]])}, r"candidate 0 is outside 1\.\.40"),
+        ({"candidates": np.array([[4, 41]])}, r"candidate 41 is outside 1\.\.40"),
+        ({"candidates": np.array([[3, 9]])}, r"of other data: .* user 1 is 3 there, \[4\]"),
+        ({"users": np.array([2])}, r"of other data: .* user 2 is 4 there, \[\] in dataset"),
+    ],
+)
+def test_trials_that_do_not_fit_are_refused(tmp_path, changes, message):
+    dataset = make_dataset({1: [1, 2, 3, 4]})
+    save_arrays(tmp_path / "good.npz")
+    save_arrays(tmp_path / "bad.npz", **changes)
+
+    assert Trials.load(tmp_path / "good.npz", dataset).candidates.tolist() == [[4, 9]]
+    with pytest.raises(ValueError, match=f"bad.npz.*{message}"):
+        Trials.load(tmp_path / "bad.npz", dataset)
+
+
+@pytest.mark.parametrize("content", [b"", b"4 9 1", b"PK\x03\x04 cut short"])
+def test_a_file_of_another_kind_is_no_trials(tmp_path, dataset, content):
+    (tmp_path / "f").write_bytes(content)
+
+    with pytest.raises(ValueError, match="f holds no evaluation trials"):
+        Trials.load(tmp_path / "f", dataset)
+
+
+def test_a_missing_file_is_missing(tmp_path, dataset):
+    with pytest.raises(FileNotFoundError):
+        Trials.load(tmp_path / "f", dataset)
+
+
+def test_repeats_have_the_mean_and_the_spread_of_separate_measurements(dataset):
+    model = Stub(by_history)
+    trials = draw_trials(dataset, "test", num_neg_test=4 * 20, seed=5)
+    separate = np.array(
+        [
+            measure(model, Trials("test", trials.inputs, trials.candidates[:, [0, *group]]))
+            for group in np.arange(1, 81).reshape(4, 20)
+        ]
+    )
+
+    repeated = evaluate_repeated(model, dataset, n_repeats=4, seed=5, eval_batch_size=9)
+
+    means, deviations = separate.mean(0), separate.std(0, ddof=1)
+    assert (repeated.ndcg_mean, repeated.hr_mean) == pytest.approx(means.tolist())
+    assert (repeated.ndcg_std, repeated.hr_std) == pytest.approx(deviations.tolist())
+    assert repeated.ndcg_std > 0
+
+
+def test_one_repeat_has_no_spread(dataset):
+    with pytest.raises(ValueError, match="n_repeats must be an integer of at least 2, got 1"):
+        evaluate_repeated(Stub(constant), dataset, n_repeats=1)

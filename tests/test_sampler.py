@@ -52,10 +52,10 @@ def assert_equal_batches(left, right):
             np.testing.assert_array_equal(a, b)
 
 
-def chi_square(counts):
-    """How many standard deviations Pearson's statistic is above its mean, for equal probabilities."""
-    counts = np.asarray(counts, float)
-    expected, freedom = counts.mean(), len(counts) - 1
+def chi_square(counts, weights=1):
+    """How many standard deviations Pearson's statistic is above its mean, for these probabilities."""
+    counts, weights = np.asarray(counts, float), np.broadcast_to(weights, np.shape(counts))
+    expected, freedom = counts.sum() * weights / weights.sum(), len(counts) - 1
     return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
 
 
@@ -88,11 +88,16 @@ def test_batches_are_int64_arrays(source):
     assert [(a.shape, a.dtype) for a in padded] == [((16, 5), np.int64)] * 3
 
 
-def test_negatives_are_never_in_the_history(source):
-    for users, seq, _, neg in batches(30, maxlen=40):
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"popularity_exponent": 0.75, "num_negatives": 3, "window_sampling_prob": 0.5}],
+)
+def test_negatives_are_never_in_the_history(source, arguments):
+    histories = {**HISTORIES, 10: [29, 30]}  # else no item that user 9 has not seen weighs anything
+    for users, seq, _, neg in batches(30, histories=histories, maxlen=40, **arguments):
         for user, inputs, negatives in zip(users.tolist(), seq, neg, strict=True):
-            drawn = set(negatives[inputs != 0].tolist())
-            assert not drawn & set(HISTORIES[user])
+            drawn = set(negatives[inputs != 0].ravel().tolist())
+            assert not drawn & set(histories[user])
             assert drawn <= set(range(1, NUM_ITEMS + 1))
 
 
@@ -116,14 +121,16 @@ def test_negatives_are_uniform_over_the_unseen_items(source, user):
 
 
 def test_negatives_follow_popularity_to_the_power(source):
-    # Items 1, 2 and 3 have 1, 4 and 16 events among users 2 to 4; user 1 has seen only item 9.
-    histories = {1: [9, 9], 2: [1], 3: [2, 2, *[3] * 8], 4: [2, 2, *[3] * 8]}
-    with make(histories, 9, batch_size=4000, popularity_exponent=0.5) as sampler:
-        users, _, _, neg = sampler.next_batch()
-    counts = np.bincount(neg[users == 1, -1], minlength=10)
+    # Item i has i * i events among users 2 to 6; user 1 has seen items 9 and 4.
+    events = np.repeat(np.arange(1, 9), np.arange(1, 9) ** 2)
+    histories = {1: [9, 4], **{user: events[user - 2 :: 5].tolist() for user in range(2, 7)}}
+    drawn = batches(5, histories=histories, num_items=9, batch_size=4000, popularity_exponent=0.5)
+    negatives = np.concatenate([neg[users == 1, -1] for users, *_, neg in drawn])
+    counts = np.bincount(negatives, minlength=10)
+    unseen = np.array([1, 2, 3, 5, 6, 7, 8])
 
-    assert counts[[1, 2, 3]].sum() == counts.sum()
-    np.testing.assert_allclose(counts[[1, 2, 3]] / counts.sum(), np.array([1, 2, 4]) / 7, atol=0.04)
+    assert counts[unseen].sum() == counts.sum() > 2000
+    assert chi_square(counts[unseen], unseen) < 4
 
 
 def test_windows_start_anywhere_in_longer_histories(source):

@@ -1,34 +1,29 @@
 // Drawing one training batch. Plain C++: no torch, no Python.
 #pragma once
-#include <array>
 #include <cstdint>
 #include <vector>
 
+#include "sampler/philox.h"
+#include "sampler/unseen.h"
+
 namespace ssept::sampler {
 
-// The users who can be drawn and what they have not seen; `ssept_ext/sampler.py` builds and
-// documents it. Views of arrays that somebody else keeps alive.
+// The users who can be drawn; `ssept_ext/sampler.py` builds and documents it. Views of arrays that
+// somebody else keeps alive.
 struct SamplingTable {
-  int64_t num_rows;            // R users
-  const int64_t* users;        // (R)
-  const int64_t* offsets;      // (R + 1) of the rows' events
-  const int64_t* items;        // (E) events, oldest first
-  const int64_t* seen_starts;  // (R + 1) of the rows' distinct items
-  const int64_t*
-      unseen_below;  // (S) for each distinct item, ascending: the weight of unseen items below it
-  const int64_t* seen_through;   // (S) the weight of the row's seen items up to and with it
-  const int64_t* unseen_weight;  // (R) the weight of all items the row has not seen
-  const int64_t*
-      weight_through;  // (I + 1) the weight of items 0 to i; null where every item weighs 1
-  int64_t item_num;    // I
+  int64_t num_rows;        // R users
+  const int64_t* users;    // (R)
+  const int64_t* offsets;  // (R + 1) of the rows' events
+  const int64_t* items;    // (E) events, oldest first
+  UnseenItems unseen;      // of the same rows
 };
 
 struct DrawSettings {
-  std::array<uint64_t, 2> key;  // of Philox
-  int64_t batch_size;           // B
-  int64_t max_len;              // newest events taken of each user
-  int64_t num_negatives;        // K
-  double window_prob;           // of a window anywhere in a longer history
+  PhiloxKey key;
+  int64_t batch_size;     // B
+  int64_t max_len;        // newest events taken of each user
+  int64_t num_negatives;  // K
+  double window_prob;     // of a window anywhere in a longer history
 };
 
 // A batch of B sequences with N events in all. Vectors keep their memory from one draw to the next.

@@ -1,0 +1,149 @@
+"""Metrics over the whole catalogue, against ir-measures and against rankings known by construction."""
+
+import dataclasses
+
+import ir_measures
+import numpy as np
+import pytest
+import torch
+
+from ssept_ext import SASREC, SSEPT, SASRecDataSet, ranking
+from ssept_ext.evaluation import evaluate_full
+
+NUM_ITEMS = 150
+KS = (1, 3, 10, 500)
+
+
+@pytest.fixture
+def dataset():
+    """50 users with 1 to 30 events, some of them repeated."""
+    rng = np.random.default_rng(0)
+    histories = {u: rng.integers(1, NUM_ITEMS, rng.integers(1, 31)).tolist() for u in range(1, 51)}
+    histories[8] += [NUM_ITEMS, NUM_ITEMS]  # the held-out item has been seen
+    return SASRecDataSet(histories=histories)
+
+
+def make(kind=SSEPT, dtype=torch.float64):
+    users = {"user_num": 50, "user_embedding_dim": 3} if kind is SSEPT else {}
+    width = 5 + users.get("user_embedding_dim", 0)
+    sizes = {"item_num": NUM_ITEMS, "seq_max_len": 6, "num_blocks": 1, "embedding_dim": 5}
+    model = kind(**sizes, conv_dims=[4, width], **users).to(dtype)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture(params=[64 * 50, 1 << 22], ids=["blocks of 64 items", "one block"])
+def _block_size(request, monkeypatch):
+    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", request.param)
+
+
+def trials_of(dataset, split):
+    """(user, input, held-out item) of each user who can be measured."""
+    for user, train in dataset.user_train.items():
+        if train and dataset.user_test[user]:
+            valid, test = dataset.user_valid[user], dataset.user_test[user]
+            yield (user, train, valid[0]) if split == "valid" else (user, train + valid, test[0])
+
+
+def oracle(model, dataset, split, exclude_seen):
+    """HR, NDCG, MAP at KS and MRR by ir-measures, coverage by a set, of `predict`'s scores."""
+    judgements, ranked, recommended = [], [], []
+    for user, history, target in trials_of(dataset, split):
+        seq = ([0] * model.seq_max_len + history)[-model.seq_max_len :]
+        items = np.arange(1, NUM_ITEMS + 1)
+        inputs = {"user": [user], "input_seq": [seq], "candidate": items[None]}
+        scores = model.predict({name: np.array(ids) for name, ids in inputs.items()})[0].numpy()
+        unseen = ~np.isin(items, history) | (not exclude_seen)
+        judgements.append(ir_measures.Qrel(str(user), str(target), 1))
+        ranked += [
+            ir_measures.ScoredDoc(str(user), str(item), score)
+            for item, score in zip(items, scores, strict=True)
+            if unseen[item - 1] or item == target
+        ]
+        recommended.append(items[unseen][np.argsort(-scores[unseen])])
+    measures = {
+        "hr": ir_measures.Success,
+        "ndcg": ir_measures.nDCG,
+        "map": ir_measures.AP,
+    }
+    asked = {(name, k): measure @ k for name, measure in measures.items() for k in KS}
+    values = ir_measures.calc_aggregate([*asked.values(), ir_measures.RR], judgements, ranked)
+    expected = {name: {k: values[asked[name, k]] for k in KS} for name in measures}
+    covered = {k: {i for items in recommended for i in items[:k].tolist()} for k in KS}
+    expected["coverage"] = {k: len(items) / NUM_ITEMS for k, items in covered.items()}
+    return {**expected, "mrr": values[ir_measures.RR], "num_users": len(judgements)}
+
+
+@pytest.mark.usefixtures("_block_size")
+@pytest.mark.parametrize("kind", [SASREC, SSEPT])
+@pytest.mark.parametrize(
+    ("split", "exclude_seen"), [("test", True), ("test", False), ("valid", True)]
+)
+def test_metrics_are_those_of_an_independent_library(dataset, kind, split, exclude_seen):
+    model = make(kind)
+
+    metrics = model.evaluate_full(dataset, KS, exclude_seen, split, eval_batch_size=7)
+
+    expected = oracle(model, dataset, split, exclude_seen)
+    for name, value in dataclasses.asdict(metrics).items():
+        assert value == pytest.approx(expected[name], rel=1e-9), name
+    assert 0 < metrics.hr[10] < 1
+
+
+@pytest.mark.usefixtures("_block_size")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_count_against_the_model(dataset, dtype):
+    model = make(dtype=dtype)
+    with torch.no_grad():  # all items alike, by vectors whose products need rounding
+        model.item_embedding_layer.weight[1:] = torch.randn(5, dtype=dtype)
+
+    metrics = evaluate_full(model, dataset, ks=(100, 150))
+
+    # A rank is the number of unseen items, at least 150 - 30 of them.
+    assert metrics.hr[100] == 0
+    assert metrics.hr[150] == 1
+    unseen = [
+        NUM_ITEMS - len({*history, target}) for _, history, target in trials_of(dataset, "test")
+    ]
+    assert metrics.mrr == pytest.approx(np.mean(1 / (np.array(unseen) + 1)))
+
+
+def test_all_users_are_measured_whatever_the_groups(dataset, monkeypatch):
+    model = make()
+    together = evaluate_full(model, dataset)
+    monkeypatch.setattr(ranking, "USERS_AT_A_TIME", 4)
+
+    apart = evaluate_full(model, dataset, eval_batch_size=3)
+
+    assert apart == together
+
+
+def test_scores_that_are_not_finite_never_rank(dataset):
+    model = make()
+    with torch.no_grad():
+        model.item_embedding_layer.weight[77] = torch.nan
+
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate_full(model, dataset)
+
+
+def test_a_dataset_larger_than_the_model_is_an_error(dataset):
+    dataset.itemnum = NUM_ITEMS + 1
+
+    with pytest.raises(ValueError, match=r"item 151, the model knows items 1\.\.150"):
+        evaluate_full(make(), dataset)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ks": ()}, "ks must have at least one cut-off"),
+        ({"ks": (5, 0)}, "each of ks must be an integer of at least 1, got 0"),
+        ({"split": "train"}, "split must be one of .*valid.*test.*, got 'train'"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be an integer of at least 1, got 0"),
+    ],
+)
+def test_bad_options_are_errors(dataset, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_full(make(), dataset, **arguments)
