@@ -47,7 +47,7 @@ class Stub(nn.Module):
         hidden = self.table[batch.items] * self.stretch
         return torch.einsum("nd,nkd->nk", hidden, self.table[items])
 
-    def score(self, batch, candidates):
+    def score(self, batch, candidates, user_part=True):
         last = self.table[batch.items[batch.cu_seqlens[1:].long() - 1]] * self.stretch
         return torch.einsum("bd,bcd->bc", last, self.table[candidates])
 
