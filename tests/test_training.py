@@ -403,12 +403,12 @@ def test_bfloat16_reaches_the_linear_layers_and_not_the_residual_stream(dataset)
     model = make_ssept()
     dtypes = {}
     layer = model.encoder.enc_layers[0]
-    for name, module in (("Q", layer.mha.Q), ("ffn", layer.ffn)):
+    for name, module in (("mha", layer.mha), ("ffn", layer.ffn)):
         module.register_forward_hook(lambda m, i, out, name=name: dtypes.update({name: out.dtype}))
 
     train(model, dataset, num_epochs=1, options=TrainingOptions(bf16=True))
 
-    assert dtypes == {"Q": torch.bfloat16, "ffn": torch.float32}
+    assert dtypes == {"mha": torch.bfloat16, "ffn": torch.float32}
 
 
 def test_an_unknown_keyword_is_an_error(dataset):
