@@ -4,13 +4,35 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <climits>
+#include <cstdlib>
 #include <map>
 #include <optional>
 #include <string>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "sampler/prefetcher.h"
 
 namespace py = pybind11;
+
+namespace ssept {
+namespace {
+
+// Whether the C library keeps what is freed for the next allocation, whatever its size. Without, it
+// has the thresholds that glibc itself rises to where large blocks come and go.
+void keep_freed_memory([[maybe_unused]] bool keep) {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, keep ? INT_MAX : 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, keep ? INT_MAX : 64 << 20);
+  if (!keep) malloc_trim(0);
+#endif
+}
+
+}  // namespace
+}  // namespace ssept
 
 namespace ssept::sampler {
 namespace {
@@ -114,6 +136,8 @@ PYBIND11_MODULE(_C, m) {
     return std::map<std::string, std::string>{
         {"compiler", SSEPT_COMPILER}, {"torch", SSEPT_TORCH_VERSION}, {"cuda", SSEPT_CUDA_STATUS}};
   });
+  // Called by ssept_ext.training only.
+  m.def("keep_freed_memory", &ssept::keep_freed_memory, py::arg("keep"));
   using ssept::sampler::Int32Array;
   using ssept::sampler::IntArray;
   using ssept::sampler::PhiloxKey;

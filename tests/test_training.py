@@ -1,6 +1,8 @@
 """The training loop, on a stub model with one table and one other weight."""
 
 import math
+import resource
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ from ssept_ext.evaluation import evaluate_valid
 from ssept_ext.losses import bce
 from ssept_ext.packing import pack
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import VALIDATION_SEED, TrainingOptions, train_model
+from ssept_ext.training import VALIDATION_SEED, TrainingOptions, kept_memory, train_model
 
 NUM_ITEMS, NUM_USERS, LENGTH = 30, 12, 6
 
@@ -518,3 +520,19 @@ def test_a_dataset_larger_than_the_model_is_an_error(dataset):
 
     with pytest.raises(ValueError, match=r"item 31, the model knows items 1\.\.30"):
         train(Stub(), dataset)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults, and needs glibc")
+def test_memory_that_a_step_frees_is_kept_for_the_next_one():
+    def faults_of_a_step():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = 2**26 // resource.getpagesize()
+    faults_of_a_step()
+    assert faults_of_a_step() > pages // 2  # what there is to gain
+    with kept_memory():
+        faults_of_a_step()
+        assert faults_of_a_step() < pages // 10
+    assert faults_of_a_step() > pages // 2
