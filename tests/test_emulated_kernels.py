@@ -8,7 +8,12 @@ import re
 import pytest
 from cuda_emulation.build import run_python
 
-TESTS = ["test_sampled_logits.py"]
+TESTS = [
+    "test_bias_dropout.py",
+    "test_position_layer_norm.py",
+    "test_sampled_logits.py",
+    "test_user_item_embedding.py",
+]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def position_layer_norm(
     ValueError
         If a shape, type or device does not fit; names the argument.
     IndexError
-        If a position is outside 0..T-1; names it and T.
+        If a position is outside 0..T-1; names it and T. On CUDA it counts as 0 and the error is raised by the next
+        `ssept_ext.ops.raise_pending_errors`.
     """
     args = (x, gamma, beta, positions, cu_seqlens, eps)
     if use_native("position_layer_norm", x.device, backend):

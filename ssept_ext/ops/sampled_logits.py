@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops._user_table import gradient_of_user_table
+from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 
 def sampled_logits(
@@ -95,11 +95,8 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, item_weight, user_weight, items, users, cu_seqlens = ctx.saved_tensors
-        # The CPU kernel always sums in a fixed order; the CUDA kernel can if told where each item occurs.
-        fixed_order = hidden.is_cuda and torch.are_deterministic_algorithms_enabled()
-        item_order = items.flatten().argsort(stable=True) if fixed_order else None
         grad_hidden, grad_item, grad_by_sequence = backward_op(
-            grad, hidden, item_weight, user_weight, items, users, cu_seqlens, item_order
+            grad, hidden, item_weight, user_weight, items, users, cu_seqlens, fixed_order(items)
         )
         grad_user = gradient_of_user_table(user_weight, users, grad_by_sequence)
         return grad_hidden, grad_item.to(item_weight.dtype), grad_user, None, None, None

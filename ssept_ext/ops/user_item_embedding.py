@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops._user_table import gradient_of_user_table
+from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 
 def user_item_embedding(
@@ -53,7 +53,8 @@ def user_item_embedding(
     ValueError
         If a shape, type or device does not fit; names the argument.
     IndexError
-        If an id or position is outside its table; names it and the table's size.
+        If an id or position is outside its table; names it and the table's size. On CUDA it counts as 0 and the error
+        is raised by the next `ssept_ext.ops.raise_pending_errors`.
     """
     tables = (item_weight, user_weight, position_weight)
     args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
@@ -92,6 +93,7 @@ def register(namespace: str) -> None:
         dropout_p: float,
         seed: Tensor | None,
         site: int,
+        item_order: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(grad.dtype, torch.float32)
         num_sequences = 0 if users is None else users.shape[0]
@@ -108,9 +110,9 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, seed = ctx.saved_tensors
-        item_weight, user_weight, position_weight, _, users, _, _ = tensors
+        item_weight, user_weight, position_weight, items, users, _, _ = tensors
         grad_item, grad_by_sequence, grad_position = backward_op(
-            grad, *tensors, ctx.dropout_p, seed, ctx.site
+            grad, *tensors, ctx.dropout_p, seed, ctx.site, fixed_order(items)
         )
         return (
             grad_item.to(item_weight.dtype),
