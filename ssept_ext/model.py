@@ -435,12 +435,14 @@ class SASREC(nn.Module):
         return cast("Tensor", self.layer_normalization(tokens))
 
     def _score(self, hidden: Tensor, items: Tensor, users: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Logits of (N, K) items for (N, D) hidden states."""
+        """Logits of (N, K) items for (N, D) hidden states, in the wider of the states' and the tables' types."""
         table = self.user_embedding_layer
+        item_weight = self.item_embedding_layer.weight
+        wide = torch.promote_types(hidden.dtype, item_weight.dtype)
         return ops.sampled_logits(
-            hidden,
-            self.item_embedding_layer.weight.to(hidden.dtype),
-            None if table is None else table.weight.to(hidden.dtype),
+            hidden.to(wide),
+            item_weight.to(wide),
+            None if table is None else table.weight.to(wide),
             items,
             None if table is None else users,
             cu_seqlens,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops._autocast import autocast_type, cast
 from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 
@@ -46,7 +47,7 @@ def user_item_embedding(
 
     Returns
     -------
-    (N, Di + Du), same type; zeros for tokens from `cu_seqlens[B]` on
+    (N, Di + Du), same type, or autocast's; zeros for tokens from `cu_seqlens[B]` on
 
     Raises
     ------
@@ -58,9 +59,12 @@ def user_item_embedding(
     """
     tables = (item_weight, user_weight, position_weight)
     args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
-    if use_native("user_item_embedding", item_weight.device, backend):
-        return torch.ops.ssept_ext.user_item_embedding(*args)  # type: ignore[no-any-return]
-    return reference.user_item_embedding(*args)
+    device = item_weight.device
+    if use_native("user_item_embedding", device, backend):
+        x = torch.ops.ssept_ext.user_item_embedding(*args)
+    else:
+        x = reference.user_item_embedding(*args)
+    return cast(x, autocast_type(device))
 
 
 def register(namespace: str) -> None:
