@@ -174,31 +174,37 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
   const int64_t item = in.items[item_order[begin]];
   if (item <= 0 || item >= s.item_rows) return;
   if (begin > 0 && in.items[item_order[begin - 1]] == item) return;
-  for (int64_t i = lane * VEC; i < s.item_width; i += kWarpSize * VEC) {
+  for (int64_t first = 0; first < s.item_width; first += kWarpSize * VEC) {
+    const int64_t column = first + lane * VEC;
+    const bool owner = column < s.item_width;
     A sum[VEC] = {};
-    bool more = true;
-    for (int64_t e0 = begin; more; e0 += kAtOnce) {
-      A g[kAtOnce];
-      Pack<T, VEC> row[kAtOnce];
+    unsigned in_run = kAllLanes;
+    for (int64_t e0 = begin; in_run == kAllLanes; e0 += kWarpSize) {
+      const int64_t entry = e0 + lane < count ? item_order[e0 + lane] : -1;
+      const bool mine = entry >= 0 && in.items[entry] == item;
+      in_run = __ballot_sync(kAllLanes, mine);
+      const int64_t my_token = mine ? entry / s.num_items : num_real;
+      const A my_grad = my_token < num_real ? widen(grad_logits[entry]) : A(0);
+      for (int j0 = 0; j0 < __popc(in_run); j0 += kAtOnce) {
+        A g[kAtOnce];
+        Pack<T, VEC> row[kAtOnce];
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int64_t entry = e0 + j < count ? item_order[e0 + j] : -1;
-        more = entry >= 0 && in.items[entry] == item;  // the last one decides: items are in order
-        const int64_t n = more ? entry / s.num_items : num_real;
-        row[j] = {};
-        g[j] = 0;
-        if (n < num_real) {
-          g[j] = widen(grad_logits[entry]);
-          row[j] = *reinterpret_cast<const Pack<T, VEC>*>(in.hidden + n * s.width + i);
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int64_t n = __shfl_sync(kAllLanes, my_token, j0 + j);
+          g[j] = __shfl_sync(kAllLanes, my_grad, j0 + j);
+          row[j] = {};
+          if (owner && n < num_real)
+            row[j] = *reinterpret_cast<const Pack<T, VEC>*>(in.hidden + n * s.width + column);
         }
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j)
+#pragma unroll
+          for (int c = 0; c < VEC; ++c) sum[c] += g[j] * widen(row[j].value[c]);
       }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j)
-#pragma unroll
-        for (int c = 0; c < VEC; ++c) sum[c] += g[j] * widen(row[j].value[c]);
     }
+    if (owner)
 #pragma unroll
-    for (int c = 0; c < VEC; ++c) grad_item[item * s.item_width + i + c] = sum[c];
+      for (int c = 0; c < VEC; ++c) grad_item[item * s.item_width + column + c] = sum[c];
   }
 }
 
