@@ -248,13 +248,16 @@ class SASREC(nn.Module):
             tables.append(self.user_embedding_layer.weight)
         return cast("list[nn.Parameter]", tables)
 
-    def sampled_logits(self, batch: PackedBatch, training: bool = True) -> Tensor:
+    def sampled_logits(
+        self, batch: PackedBatch, training: bool = True, dropout_seed: Tensor | None = None
+    ) -> Tensor:
         """Score each token's positive and negatives.
 
         Parameters
         ----------
         batch : with positives and negatives; ids must be inside the tables
         training : False switches dropout off even where the module is in training mode
+        dropout_seed : (1,) int64 on the model's device; drawn from torch's global generator where not given
 
         Returns
         -------
@@ -262,7 +265,8 @@ class SASREC(nn.Module):
         """
         if batch.positives is None or batch.negatives is None:
             raise ValueError("batch must have positives and negatives")
-        hidden = self._encode(batch, self._draw_dropout(training), newest_only=False)
+        drop = self._draw_dropout(training, dropout_seed)
+        hidden = self._encode(batch, drop, newest_only=False)
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
         return self._score(hidden, items, batch.users, batch.cu_seqlens)
 
@@ -409,11 +413,13 @@ class SASREC(nn.Module):
 
         return evaluate_valid(self, dataset, seed, eval_batch_size, exclude)
 
-    def _draw_dropout(self, training: bool) -> Dropout:
-        """One seed for every dropout of a forward pass, from torch's global generator."""
+    def _draw_dropout(self, training: bool, seed: Tensor | None) -> Dropout:
+        """One seed for every dropout of a forward pass, given or from torch's global generator."""
         if not (training and self.training and self.dropout_rate > 0):
             return Dropout.none()
-        return Dropout(self.dropout_rate, torch.randint(2**63 - 1, (1,)).to(self.device))
+        if seed is None:
+            seed = torch.randint(2**63 - 1, (1,)).to(self.device)
+        return Dropout(self.dropout_rate, seed)
 
     def _encode(self, batch: PackedBatch, drop: Dropout, newest_only: bool) -> Tensor:
         """Hidden states, (N, D), or with `newest_only` (B, D)."""

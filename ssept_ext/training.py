@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ssept_ext import ops
 from ssept_ext.evaluation import check_at_least, check_dataset_fits, draw_trials, measure
+from ssept_ext.graphs import Step, training_step
 from ssept_ext.losses import bce
 from ssept_ext.packing import PackedBatch, pack
 
@@ -116,7 +117,7 @@ def train_model(
 
     num_steps = max(1, len(dataset.user_train) // batch_size)
     next_batch = _batch_source(sampler, model.seq_max_len)
-    optimizer = _adam(model, learning_rate)
+    take_step = training_step(model, _adam(model, learning_rate), bce)
     history: History = {"loss": [], "val_ndcg": [], "val_hr": []}
     was_training = model.training
     model.train()
@@ -129,7 +130,7 @@ def train_model(
                 unit="step",
                 disable=not verbose,
             ) as bar:
-                loss = _train_epoch(model, optimizer, next_batch, num_steps, epoch, bar)
+                loss = _train_epoch(model, take_step, next_batch, num_steps, epoch, bar)
                 history["loss"].append(loss)
                 if trials is not None and epoch % val_epoch == 0:
                     ndcg, hr = measure(model, trials, eval_batch_size)
@@ -148,7 +149,7 @@ def train_model(
 
 def _train_epoch(
     model: SASREC,
-    optimizer: torch.optim.Optimizer,
+    take_step: Step,
     next_batch: Callable[[], PackedBatch],
     num_steps: int,
     epoch: int,
@@ -163,13 +164,8 @@ def _train_epoch(
     num_samples = 0
     start = due = time.monotonic()
     for step in range(num_steps):
-        batch = next_batch().to(model.device)
-        assert batch.positives is not None
-        optimizer.zero_grad()
-        loss = bce(model.sampled_logits(batch), batch.positives)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses[step] = loss.detach()
+        batch = next_batch()
+        losses[step] = take_step(batch)
         num_samples += len(batch.users)
         now = time.monotonic()
         if now >= due or step == num_steps - 1:
