@@ -306,7 +306,8 @@ def test_gradients_of_tables_are_the_same_bits_every_time(implementation):
 
 @pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
 def test_summing_in_a_fixed_order_gives_the_atomics_gradient(implementation):
-    a = arguments(Ragged("spare", (40, 3), spare=4), SIZES[0]).to(implementation.device)
+    a = arguments(Ragged("spare", (140, 3), spare=4), SIZES[0]).to(implementation.device)
+    a.items[10:110] = 5  # popular: more entries than a warp looks at in one go
     grad = torch.randn(a.items.shape, dtype=torch.float64).to(implementation.device)
     backward = implementation.op("sampled_logits_backward")
     by_atomics = backward(grad, *vars(a).values(), None)
