@@ -41,16 +41,18 @@ __device__ __forceinline__ void store_quad(T* row, int64_t column, int64_t width
 template <int VEC, class A>
 __device__ __forceinline__ void atomic_add(A* to, const A* x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (std::is_same_v<A, float> && VEC == 4) {
-    atomicAdd(reinterpret_cast<float4*>(to), make_float4(x[0], x[1], x[2], x[3]));
-    return;
-  } else if constexpr (std::is_same_v<A, float> && VEC == 2) {
-    atomicAdd(reinterpret_cast<float2*>(to), make_float2(x[0], x[1]));
-    return;
-  }
+  constexpr bool kVectorAtomics = std::is_same_v<A, float>;
+#else
+  constexpr bool kVectorAtomics = false;
 #endif
+  if constexpr (kVectorAtomics && VEC == 4) {
+    atomicAdd(reinterpret_cast<float4*>(to), make_float4(x[0], x[1], x[2], x[3]));
+  } else if constexpr (kVectorAtomics && VEC == 2) {
+    atomicAdd(reinterpret_cast<float2*>(to), make_float2(x[0], x[1]));
+  } else {
 #pragma unroll
-  for (int j = 0; j < VEC; ++j) atomicAdd(to + j, x[j]);
+    for (int j = 0; j < VEC; ++j) atomicAdd(to + j, x[j]);
+  }
 }
 
 // Calls f.template operator()<VEC>() with the largest VEC of 4, 2 and 1 that divides all `widths`
