@@ -14,7 +14,7 @@ export CUDAARCHS ?= 80-real;90-real
 DEMO_OPTIONS ?= --seq-max-len 2 --window-sampling-prob 1 --num-blocks 1 --item-embedding-dim 32 \
   --user-embedding-dim 16 --dropout-rate 0.1 --learning-rate 0.005 --epochs 100 --val-epoch 25
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench gpu-check clean
 
 help:
 	@echo "make demo    train, evaluate and recommend on a synthetic data set"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint    check format, style and types"
 	@echo "make format  format all sources"
 	@echo "make bench   measure against eager PyTorch; results go to bench/results"
+	@echo "make gpu-check  build into the current Python, test, sanitize and measure on its GPU"
 
 demo: $(VENV)/installed
 	$(BIN)/ssept train $(DEMO_OPTIONS)
@@ -42,6 +43,10 @@ format: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python bench/all.py
+
+# Not in $(VENV): a machine with a GPU brings its own torch, and perhaps no network.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist

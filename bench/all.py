@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output, failed = run_all(SCRIPTS, arguments)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
-    if not options.quick:
+    if not (options.quick or options.brief):
         results = results_file(options)
         results.parent.mkdir(exist_ok=True)
         results.write_text(output)

@@ -76,6 +76,33 @@ def sdpa(
     return run_dense if dense else run
 
 
+def full_length_ours(rows: int, length: int, head_size: int, options: Options) -> Call:
+    """Forward and backward in bfloat16 of sequences that are all as long as they can be."""
+    inputs = random_inputs((rows * length, 1, head_size), torch.bfloat16, options)
+    grad = torch.randn_like(inputs[0])
+    offsets = torch.arange(rows + 1, dtype=torch.int32, device=options.device) * length
+
+    def run() -> None:
+        lengths = (offsets, offsets, length, length)
+        out, _ = ops.causal_attention(*inputs, *lengths, head_size**-0.5)
+        torch.autograd.grad(out, inputs, grad)
+
+    return run
+
+
+def full_length_flash(rows: int, length: int, head_size: int, options: Options) -> Call:
+    """The same by PyTorch's flash kernel."""
+    inputs = random_inputs((rows, 1, length, head_size), torch.bfloat16, options)
+    grad = torch.randn_like(inputs[0])
+
+    def run() -> None:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            out = F.scaled_dot_product_attention(*inputs, is_causal=True)
+        torch.autograd.grad(out, inputs, grad)
+
+    return run
+
+
 def run_case(name: Name, p: float, backward: bool, dtype: torch.dtype, options: Options) -> None:
     workload = load(name, options.quick)
     batch = workload.batch(options.device)

@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ class Options:
 
     quick: bool
     """Tiny sizes and few rounds: does it run?"""
+    brief: bool = field(default=False, kw_only=True)
+    """A fifth of the time for each comparison."""
     device: torch.device
     verbose: bool
     """Show times on a CPU too."""
@@ -48,13 +50,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--quick", action="store_true", help="tiny sizes: a test that it runs")
+    result.add_argument("--brief", action="store_true", help="a fifth of the time")
     result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     result.add_argument("--verbose", action="store_true", help="show times on a CPU too")
     return result
 
 
 def options_from(arguments: argparse.Namespace) -> Options:
-    return Options(arguments.quick, torch.device(arguments.device), arguments.verbose)
+    device = torch.device(arguments.device)
+    return Options(arguments.quick, device, arguments.verbose, brief=arguments.brief)
 
 
 # Timing
@@ -99,6 +103,7 @@ def side_by_side(
 
     Every other round runs in the opposite order, so that nothing always follows the same one.
     """
+    budget = budget / 5 if options.brief else budget
     runs = {**alternatives, **{name: floor.run for name, floor in floors.items()}}
     once = {name: _seconds_when_warm(run, options) for name, run in runs.items()}
     sample = 0.0 if options.quick else _SAMPLE_SECONDS

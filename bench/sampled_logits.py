@@ -59,6 +59,12 @@ def bytes_moved(workload: Workload, batch: Batch, items: Tensor) -> int:
     return 2 * read + 4 * (2 * items.numel() + hidden + tables)
 
 
+def bytes_gathered(workload: Workload, batch: Batch, items: Tensor) -> int:
+    """`bytes_moved`, but an item's row counts each time it is scored, and its gradient each time it is added to."""
+    once = DIM * (2 * len(items.unique()) + workload.dataset.itemnum + 1)
+    return bytes_moved(workload, batch, items) + 4 * (3 * DIM * items.numel() - once)
+
+
 def run_case(num_items: int, options: Options) -> None:
     workload = load("ML-1M", options.quick)
     batch = workload.batch(options.device)

@@ -7,11 +7,13 @@ SSEPT_LIBRARY(m) {
       "Tensor items, Tensor? users, Tensor positions, Tensor cu_seqlens, float dropout_p=0.0, "
       "Tensor? seed=None, int site=0) -> Tensor");
   // Of the tables only the shapes are used. As in every backward, gradients of tables come in
-  // float32 or wider, the users' as one row for each sequence.
+  // float32 or wider, the users' as one row for each sequence. item_order, here and below: a stable
+  // argsort of items.flatten(); with it the CUDA kernel sums the item table's gradient in a fixed
+  // order.
   m.def(
       "user_item_embedding_backward(Tensor grad, Tensor item_weight, Tensor? user_weight, "
       "Tensor position_weight, Tensor items, Tensor? users, Tensor positions, Tensor cu_seqlens, "
-      "float dropout_p, Tensor? seed, int site) "
+      "float dropout_p, Tensor? seed, int site, Tensor? item_order) "
       "-> (Tensor grad_item, Tensor grad_user, Tensor grad_position)");
   m.def(
       "causal_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
@@ -25,8 +27,6 @@ SSEPT_LIBRARY(m) {
   m.def(
       "sampled_logits(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor items, "
       "Tensor? users, Tensor cu_seqlens) -> Tensor");
-  // item_order: a stable argsort of items.flatten(); with it the CUDA kernel sums the item table's
-  // gradient in a fixed order.
   m.def(
       "sampled_logits_backward(Tensor grad_logits, Tensor hidden, Tensor item_weight, "
       "Tensor? user_weight, Tensor items, Tensor? users, Tensor cu_seqlens, Tensor? item_order) "

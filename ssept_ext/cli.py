@@ -514,7 +514,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="scale gradients down to this norm (default: never)",
     )
-    add("--bf16", action="store_true", help="compute linear layers and attention in bfloat16")
+    add("--bf16", action="store_true", help="compute hidden states in bfloat16, by autocast")
     add(
         "--patience",
         **_integer(0, 0, "end after so many validations without a better; 0 for never"),

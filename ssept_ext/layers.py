@@ -127,7 +127,7 @@ class PointWiseFeedForward(nn.Module):
         """(N, D) -> (N, D), with x added; uses the sites `site` and `site + 1`."""
         first, second = self.conv_layer1, self.conv_layer2
         inner = ops.bias_dropout(
-            F.linear(x, first.weight).to(x.dtype),  # wide again after an autocast
+            F.linear(x, first.weight),
             first.bias,
             relu=True,
             dropout_p=drop.p,
@@ -136,7 +136,7 @@ class PointWiseFeedForward(nn.Module):
             backend=self.backend,
         )
         return ops.bias_dropout(
-            F.linear(inner, second.weight).to(x.dtype),
+            F.linear(inner, second.weight),
             second.bias,
             residual=x,
             dropout_p=drop.p,

@@ -208,6 +208,7 @@ class SASREC(nn.Module):
         super().__init__()
         config = _config_from_arguments(self.config_class, type(self).__name__, arguments)
         self.config = config
+        self._sse = config.sse
         self.backend = check_backend(backend)
         norm_len = config.seq_max_len if config.architecture == "recommenders" else None
         self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_width, 0)
@@ -283,20 +284,23 @@ class SASREC(nn.Module):
             tables.append(self.user_embedding_layer.weight)
         return cast("list[nn.Parameter]", tables)
 
-    def sampled_logits(self, batch: PackedBatch, training: bool = True) -> Tensor:
+    def sampled_logits(
+        self, batch: PackedBatch, training: bool = True, seed: Tensor | None = None
+    ) -> Tensor:
         """Score each token's positive and negatives.
 
         Parameters
         ----------
         batch : with positives and negatives; ids must be inside the tables
         training : False switches dropout and SSE off even where the module is in training mode
+        seed : (1,) int64 on the model's device, of all that is drawn; from torch's global generator where not given
 
         Returns
         -------
         (N, 1 + K), the positives in column 0; 0 where the scored id is 0
         """
         _check_has_targets(batch, need_negatives=True)
-        return self._sampled_logits(*self._encode_targets(batch, training))[0]
+        return self._sampled_logits(*self._encode_targets(batch, training, seed))[0]
 
     def training_loss(
         self,
@@ -305,11 +309,11 @@ class SASREC(nn.Module):
         *,
         gbce_t: float = 0.75,
         negative_log_probs: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch: see `ssept_ext.losses`, by name.
 
-        Apart from one seed, drawn on the host from torch's global generator, a pure function of its arguments and
-        the parameters that never waits for the device.
+        With a seed, a pure function of its arguments and the parameters that never waits for the device.
 
         Parameters
         ----------
@@ -317,9 +321,11 @@ class SASREC(nn.Module):
         gbce_t : calibration of "gbce"
         negative_log_probs : (item_num + 1,) of "sampled_softmax": how often each item is drawn as a negative; None for
             uniform negatives
+        seed : (1,) int64 on the model's device, of dropout and SSE; drawn on the host from torch's global generator
+            where not given
         """
         _check_has_targets(batch, need_negatives=loss != "softmax")
-        batch, hidden = self._encode_targets(batch, training=True)
+        batch, hidden = self._encode_targets(batch, training=True, seed=seed)
         assert batch.positives is not None
         if loss == "softmax":
             weight = self.item_embedding_layer.weight
@@ -535,21 +541,20 @@ class SASREC(nn.Module):
             self, histories, users, k, exclude_seen=exclude_seen, batch_size=batch_size
         )
 
-    def _encode_targets(self, batch: PackedBatch, training: bool) -> tuple[PackedBatch, Tensor]:
+    def _encode_targets(
+        self, batch: PackedBatch, training: bool, seed: Tensor | None
+    ) -> tuple[PackedBatch, Tensor]:
         """A batch with targets as it is trained on, ids replaced by SSE, and its hidden states, (N, D)."""
-        sse, drop = self.config.sse, Dropout.none()
+        sse, drop = self._sse, Dropout.none()
         if training and self.training and (sse.is_active or self.dropout_rate > 0):
-            seed = self._draw_seed()
+            if seed is None:
+                seed = torch.randint(2**63 - 1, (1,)).to(self.device)
             if sse.is_active:
                 users = self.config.user_num if isinstance(self.config, SSEPTConfig) else 0
                 batch = replace_ids(batch, sse, users, self.item_num, seed)
             if self.dropout_rate > 0:
                 drop = Dropout(self.dropout_rate, seed)
         return batch, self._encode(batch, drop, newest_only=False)
-
-    def _draw_seed(self) -> Tensor:
-        """One seed for all that a pass draws, dropout and SSE, from torch's global generator."""
-        return torch.randint(2**63 - 1, (1,)).to(self.device)
 
     def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, 1 + K) and the items that they are of, the positives in column 0."""
@@ -585,14 +590,19 @@ class SASREC(nn.Module):
     def _score(
         self, hidden: Tensor, items: Tensor, users: Tensor | None, cu_seqlens: Tensor
     ) -> Tensor:
-        """Logits of (N, K) items for (N, D) hidden states; without users their item part alone."""
+        """Logits of (N, K) items for (N, D) hidden states; without users their item part alone.
+
+        In the wider of the states' and the tables' types.
+        """
         table = self.user_embedding_layer if users is not None else None
         if users is None:
             hidden = hidden[:, : self.config.item_width]
+        item_weight = self.item_embedding_layer.weight
+        wide = torch.promote_types(hidden.dtype, item_weight.dtype)
         return ops.sampled_logits(
-            hidden,
-            self.item_embedding_layer.weight.to(hidden.dtype),
-            None if table is None else table.weight.to(hidden.dtype),
+            hidden.to(wide),
+            item_weight.to(wide),
+            None if table is None else table.weight.to(wide),
             items,
             None if table is None else users,
             cu_seqlens,

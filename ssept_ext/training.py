@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ssept_ext import _extension, ops
 from ssept_ext.checkpoint import TrainingState, load_training, save_training
 from ssept_ext.evaluation import check_at_least, check_dataset_fits, draw_trials, measure
+from ssept_ext.graphs import Loss, training_step, training_work
 from ssept_ext.losses import LossName
 from ssept_ext.packing import PackedBatch, pack
 
@@ -89,7 +90,7 @@ class TrainingOptions:
     max_grad_norm: float | None = None
     """Gradients are scaled down to this norm, that of all parameters together; None for never."""
     bf16: bool = False
-    """Compute linear layers and attention in bfloat16 (autocast); parameters and sums stay as they are."""
+    """Compute in bfloat16 by autocast, see `ssept_ext.ops`; parameters, logits and sums stay as they are."""
     patience: int = 0
     """End after this many validations in a row without a better NDCG@10; 0 for never."""
     restore_best: bool = False
@@ -291,23 +292,22 @@ class _Training:
         self.epoch = 0
         self.best: dict[str, Tensor] = {}
         self._learning_rate, self._schedule, self._num_steps = learning_rate, schedule, 0
-        self._loss = _loss(model, sampler, options)
+        if model.device.type == "cuda":  # a captured step reads it from there
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(learning_rate, device=model.device)
+        work = training_work(self.optimizer, _loss(model, sampler, options), options.max_grad_norm)
+        self._step = training_step(work, self.optimizer, model.device, model.seq_max_len)
 
     def take_step(self, batch: PackedBatch) -> Tensor:
-        """Loss, gradients, update, on a batch on the model's device; never waits for the device."""
+        """Loss, gradients, update, on a batch on the CPU; never waits for the device."""
+        learning_rate = self._learning_rate * self._schedule(self._num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate * self._schedule(self._num_steps)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
         self._num_steps += 1
-        self.optimizer.zero_grad()
-        with torch.autocast(
-            self.model.device.type, dtype=torch.bfloat16, enabled=self.options.bf16
-        ):
-            loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.options.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
-        self.optimizer.step()
-        return loss.detach()
+        return self._step(batch)
 
     def note_validation(self, ndcg: float, hr: float) -> None:
         """Enter what was measured after this epoch, and keep the model if it is the best so far."""
@@ -381,21 +381,25 @@ def _settings(
     return plain
 
 
-def _loss(
-    model: SASREC, sampler: Sampler, options: TrainingOptions
-) -> Callable[[PackedBatch], Tensor]:
+def _loss(model: SASREC, sampler: Sampler, options: TrainingOptions) -> Loss:
     """The loss of a batch, by what the options and the sampler say."""
     log_probs = None
     if options.loss == "sampled_softmax":
         drawn = getattr(sampler, "negative_log_probs", None)
         if drawn is not None:
             log_probs = torch.from_numpy(drawn).float().to(model.device)
-    return partial(
-        model.training_loss,
-        loss=options.loss,
-        gbce_t=options.gbce_t,
-        negative_log_probs=log_probs,
-    )
+
+    def loss(batch: PackedBatch, seed: Tensor) -> Tensor:
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=options.bf16):
+            return model.training_loss(
+                batch,
+                loss=options.loss,
+                gbce_t=options.gbce_t,
+                negative_log_probs=log_probs,
+                seed=seed,
+            )
+
+    return loss
 
 
 def _train_epoch(
@@ -410,12 +414,11 @@ def _train_epoch(
     The losses stay on the device and are looked at only when the bar is due, because every look
     makes the host wait for the device.
     """
-    device = training.model.device
-    losses = torch.zeros(num_steps, dtype=torch.float64, device=device)
+    losses = torch.zeros(num_steps, dtype=torch.float64, device=training.model.device)
     num_samples = 0
     start = due = time.monotonic()
     for step in range(num_steps):
-        batch = next_batch().to(device)
+        batch = next_batch()
         losses[step] = training.take_step(batch)
         num_samples += len(batch.users)
         now = time.monotonic()

@@ -32,6 +32,7 @@ RAGGED = [
     Ragged("empty sequences between others", (0, 3, 0, 0, 5, 0)),
     Ragged("ragged", (5, 1, 17, 9, 2)),
     Ragged("all of full length", (16, 16, 16)),
+    Ragged("more sequences than a warp has lanes", (1, 0, 2) * 23 + (3,)),
     Ragged("spare capacity", (4, 0, 7), spare=5),
     Ragged("spare capacity only", (), spare=3),
 ]

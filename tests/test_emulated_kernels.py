@@ -8,7 +8,14 @@ import re
 import pytest
 from cuda_emulation.build import run_python
 
-TESTS = ["test_sampled_logits.py"]
+TESTS = [
+    "test_bias_dropout.py",
+    "test_position_layer_norm.py",
+    "test_sampled_logits.py",
+    "test_user_item_embedding.py",
+]
+# Those left out launch the same kernels a thousand times, or on thousands of tokens.
+CHECKED = "emulated and not gradcheck and not same_bits"
 
 
 @pytest.mark.parametrize(
@@ -17,7 +24,7 @@ TESTS = ["test_sampled_logits.py"]
 )
 def test_kernels_pass_their_tests(mode, thread_order, monkeypatch):
     monkeypatch.setenv("EMU_SEED", str(thread_order))
-    done = run_python(mode, "-m", "pytest", "-q", "-s", "-k", "emulated", *TESTS)
+    done = run_python(mode, "-m", "pytest", "-q", "-s", "-k", CHECKED, *TESTS)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
-    assert passed >= 80, "the selection has lost its tests"
+    assert passed >= 300, "the selection has lost its tests"

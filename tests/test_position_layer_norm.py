@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from implementations import CPU
+from implementations import ALL
 from samples import RAGGED, Ragged, ragged_id
 from tolerances import HALF_TYPES, assert_close
 
 from ssept_ext import reference
 
-every_implementation = pytest.mark.parametrize("implementation", CPU, indirect=True)
-every_kernel = pytest.mark.parametrize("implementation", CPU[1:], indirect=True)
+every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)
+every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
 SEQ_MAX_LEN = 20
 RAGGED_BATCH = Ragged("ragged", (5, 1, 17, 9, 2))
 
@@ -35,6 +35,10 @@ class Arguments:
         }
         out = replace(self, **leaves).call(op)
         return out, *torch.autograd.grad(out, list(leaves.values()), grad)
+
+    def to(self, device):
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **moved)
 
     def converted(self, dtype):
         return replace(self, **{n: getattr(self, n).to(dtype) for n in ("x", "gamma", "beta")})
@@ -61,32 +65,37 @@ def in_plain_pytorch(x, gamma, beta, positions, cu_seqlens, eps):
     return gamma[positions] * normal + beta[positions]
 
 
-@pytest.mark.parametrize("width", [1, 10, 100])
+@pytest.mark.parametrize("width", [1, 10, 100, 300])
 @every_implementation
 def test_features_are_normalised_then_scaled_and_shifted_by_position(implementation, width):
     a = arguments(width=width)
-    assert_close(a.call(implementation.op("position_layer_norm")), a.call(in_plain_pytorch))
+    out = a.to(implementation.device).call(implementation.op("position_layer_norm"))
+    assert_close(out, a.call(in_plain_pytorch))
 
 
-@pytest.mark.parametrize("ragged", RAGGED, ids=ragged_id)
+@pytest.mark.parametrize("ragged", [*RAGGED, Ragged("long", (3000,))], ids=ragged_id)
 @every_kernel
 def test_output_and_gradients_match_the_reference(implementation, ragged):
     a = arguments(ragged)
     grad = torch.randn(a.x.shape, dtype=torch.float64)
-    actual = a.gradients(implementation.op("position_layer_norm"), grad)
+    device = implementation.device
+    actual = a.to(device).gradients(implementation.op("position_layer_norm"), grad.to(device))
     exact = a.gradients(reference.position_layer_norm, grad)
     for x, y in zip(actual, exact, strict=True):
         assert_close(x, y)
 
 
+# Rows by 1, 2 and 4 elements at a time, and wider than a warp's one look.
+@pytest.mark.parametrize("width", [13, 50, 100, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
 @every_implementation
-def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
-    a = arguments(width=100).converted(dtype)
+def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype, width):
+    a = arguments(width=width).converted(dtype)
     grad = torch.randn(a.x.shape).to(dtype)
     exact = a.converted(torch.float64).gradients(reference.position_layer_norm, grad.double())
     plain = a.gradients(in_plain_pytorch, grad)
-    actual = a.gradients(implementation.op("position_layer_norm"), grad)
+    device = implementation.device
+    actual = a.to(device).gradients(implementation.op("position_layer_norm"), grad.to(device))
     for x, y, z in zip(actual, exact, plain, strict=True):
         assert x.dtype == dtype
         assert_close(x, y, z)
@@ -94,7 +103,7 @@ def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
 
 @every_implementation
 def test_a_constant_token_becomes_beta(implementation):
-    a = arguments()
+    a = arguments().to(implementation.device)
     a.x[3] = 7.0
     out = a.call(implementation.op("position_layer_norm"))
     assert torch.equal(out[3], a.beta[a.positions[3]])
@@ -102,7 +111,7 @@ def test_a_constant_token_becomes_beta(implementation):
 
 @every_implementation
 def test_gradcheck(implementation):
-    a = arguments(Ragged("small", (2, 0, 3), spare=1), width=4)
+    a = arguments(Ragged("small", (2, 0, 3), spare=1), width=4).to(implementation.device)
 
     def norm(x, gamma, beta):
         op = implementation.op("position_layer_norm")
@@ -114,10 +123,11 @@ def test_gradcheck(implementation):
 
 @every_implementation
 def test_spare_capacity_is_not_read_and_is_written_as_zeros(implementation):
-    a = arguments(Ragged("spare", (3, 2), spare=2))
+    a = arguments(Ragged("spare", (3, 2), spare=2)).to(implementation.device)
     a.x[5:] = torch.nan
     a.positions[5:] = -1
-    grad = torch.ones(a.x.shape, dtype=torch.float64)
+    grad = torch.ones_like(a.x)
+    grad[5:] = torch.nan
     out, *gradients = a.gradients(implementation.op("position_layer_norm"), grad)
     assert (out[5:] == 0).all()
     assert (gradients[0][5:] == 0).all()
@@ -127,25 +137,34 @@ def test_spare_capacity_is_not_read_and_is_written_as_zeros(implementation):
 @pytest.mark.parametrize("position", [-1, SEQ_MAX_LEN])
 @every_implementation
 def test_a_position_outside_the_table_is_an_index_error_that_names_it(implementation, position):
-    a = arguments()
+    a = arguments().to(implementation.device)
     a.positions[2] = position
+    op = implementation.op("position_layer_norm")
     match = f"positions has id {position}, outside its table of {SEQ_MAX_LEN} rows"
+    if not implementation.is_cuda_kernel:
+        with pytest.raises(IndexError, match=match):
+            a.call(op)
+        return
+    with_bad = a.gradients(op, torch.ones_like(a.x))  # counts as 0
     with pytest.raises(IndexError, match=match):
-        a.call(implementation.op("position_layer_norm"))
+        implementation.raise_pending_errors()
+    a.positions[2] = 0
+    with_zero = a.gradients(op, torch.ones_like(a.x))
+    assert all(torch.equal(x, y) for x, y in zip(with_bad, with_zero, strict=True))
 
 
 @every_kernel
 def test_opcheck(implementation):
-    a = arguments(dtype=torch.float32)
+    a = arguments(dtype=torch.float32).to(implementation.device)
     leaves = [t.requires_grad_() for t in (a.x, a.gamma, a.beta)]
-    op = torch.ops.ssept_ext.position_layer_norm.default
+    op = getattr(torch.ops, implementation.namespace).position_layer_norm.default
     torch.library.opcheck(op, (*leaves, a.positions, a.cu_seqlens, a.eps))
 
 
 @every_kernel
-def test_gradients_do_not_depend_on_the_number_of_threads(implementation):
-    a = arguments(Ragged("long", (3000, 1000)), 100, torch.float32)
-    grad = torch.randn(a.x.shape)
+def test_gradients_are_the_same_bits_every_time(implementation):
+    a = arguments(Ragged("long", (3000, 1000)), 100, torch.float32).to(implementation.device)
+    grad = torch.randn(a.x.shape).to(implementation.device)
     op = implementation.op("position_layer_norm")
     first = a.gradients(op, grad)
     torch.set_num_threads(1)
@@ -168,5 +187,6 @@ WRONG = [
 @pytest.mark.parametrize(("match", "change"), WRONG, ids=[match for match, _ in WRONG])
 @every_implementation
 def test_a_wrong_argument_is_a_value_error(implementation, match, change):
+    a = arguments().to(implementation.device)
     with pytest.raises(ValueError, match=match):
-        replace(arguments(), **change(arguments())).call(implementation.op("position_layer_norm"))
+        replace(a, **change(a)).call(implementation.op("position_layer_norm"))

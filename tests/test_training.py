@@ -401,7 +401,7 @@ def test_every_loss_and_bfloat16_learn_the_ring_by_keywords_of_train_model(datas
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_bfloat16_reaches_the_linear_layers_and_not_the_residual_stream(dataset):
+def test_bfloat16_reaches_the_hidden_states(dataset):
     model = make_ssept()
     dtypes = {}
     layer = model.encoder.enc_layers[0]
@@ -410,7 +410,7 @@ def test_bfloat16_reaches_the_linear_layers_and_not_the_residual_stream(dataset)
 
     train(model, dataset, num_epochs=1, options=TrainingOptions(bf16=True))
 
-    assert dtypes == {"mha": torch.bfloat16, "ffn": torch.float32}
+    assert dtypes == {"mha": torch.bfloat16, "ffn": torch.bfloat16}
 
 
 def test_an_unknown_keyword_is_an_error(dataset):

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from implementations import CPU
+from implementations import ALL
 from samples import RAGGED, Ragged, ragged_id, random_ids
 from tolerances import HALF_TYPES, assert_close
 
 from ssept_ext import reference
 
-every_kernel = pytest.mark.parametrize("implementation", CPU[1:], indirect=True)
-every_implementation = pytest.mark.parametrize("implementation", CPU, indirect=True)
+every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
+every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)
 
 ITEM_NUM, USER_NUM, SEQ_MAX_LEN = 23, 7, 20
 RAGGED_BATCH = Ragged("ragged", (5, 1, 17, 9, 2))
@@ -29,6 +29,10 @@ class Arguments:
     dropout_p: float = 0.0
     seed: torch.Tensor | None = None
     site: int = 0
+
+    def to(self, device):
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **moved)
 
     def call(self, op):
         return op(*vars(self).values())
@@ -73,22 +77,19 @@ def test_embeddings_are_scaled_concatenated_and_placed(
     implementation, ragged, item_width, user_width
 ):
     a = arguments(ragged, item_width, user_width)
-    x = a.call(implementation.op("user_item_embedding"))
+    x = a.to(implementation.device).call(implementation.op("user_item_embedding"))
     assert_close(x, by_plain_loops(a))
 
 
 @every_implementation
 def test_gradcheck_with_dropout(implementation):
-    a = arguments(Ragged("small", (2, 0, 3), spare=1))
+    a = replace(
+        arguments(Ragged("small", (2, 0, 3), spare=1)), dropout_p=0.3, seed=torch.tensor([9])
+    ).to(implementation.device)
 
     def embed(item_weight, user_weight, position_weight):
         changed = replace(
-            a,
-            item_weight=item_weight,
-            user_weight=user_weight,
-            position_weight=position_weight,
-            dropout_p=0.3,
-            seed=torch.tensor([9]),
+            a, item_weight=item_weight, user_weight=user_weight, position_weight=position_weight
         )
         return changed.call(implementation.op("user_item_embedding"))
 
@@ -98,7 +99,7 @@ def test_gradcheck_with_dropout(implementation):
 
 @every_implementation
 def test_row_zero_is_never_used_and_spare_capacity_is_zero(implementation):
-    a = arguments(Ragged("spare", (3, 2), spare=2))
+    a = arguments(Ragged("spare", (3, 2), spare=2)).to(implementation.device)
     a.item_weight[0] = torch.nan
     a.user_weight[0] = torch.nan
     a.items[1] = a.users[0] = 0
@@ -117,10 +118,20 @@ def test_row_zero_is_never_used_and_spare_capacity_is_zero(implementation):
 )
 @every_implementation
 def test_an_id_outside_its_table_is_an_index_error_that_names_it(implementation, name, id_, rows):
-    a = arguments()
+    a = arguments().to(implementation.device)
     getattr(a, name)[1] = id_
-    with pytest.raises(IndexError, match=f"{name} has id {id_}, outside its table of {rows} rows"):
-        a.call(implementation.op("user_item_embedding"))
+    op = implementation.op("user_item_embedding")
+    match = f"{name} has id {id_}, outside its table of {rows} rows"
+    if not implementation.is_cuda_kernel:
+        with pytest.raises(IndexError, match=match):
+            a.call(op)
+        return
+    x = a.call(op)  # counts as 0, and is reported when somebody asks
+    with pytest.raises(IndexError, match=match):
+        implementation.raise_pending_errors()
+    implementation.raise_pending_errors()  # once only
+    getattr(a, name)[1] = 0
+    assert torch.equal(x, a.call(op))
 
 
 WRONG = [
@@ -137,8 +148,9 @@ WRONG = [
 @pytest.mark.parametrize(("match", "change"), WRONG, ids=[match for match, _ in WRONG])
 @every_implementation
 def test_a_wrong_shape_or_type_is_a_value_error(implementation, match, change):
+    a = arguments().to(implementation.device)
     with pytest.raises(ValueError, match=match):
-        replace(arguments(), **change(arguments())).call(implementation.op("user_item_embedding"))
+        replace(a, **change(a)).call(implementation.op("user_item_embedding"))
 
 
 def gradients(a, op, grad):
@@ -176,20 +188,24 @@ def test_output_and_gradients_match_the_reference(
     a = arguments(ragged, item_width, user_width)
     a = replace(a, dropout_p=dropout_p, seed=torch.tensor([-(3**39)]), site=2**31 + 5)
     grad = torch.randn(ragged.num_tokens, item_width + user_width, dtype=torch.float64)
-    actual = gradients(a, implementation.op("user_item_embedding"), grad)
+    device = implementation.device
+    actual = gradients(a.to(device), implementation.op("user_item_embedding"), grad.to(device))
     exact = gradients(a, reference.user_item_embedding, grad)
     for x, y in zip(actual, exact, strict=True):
         assert_close(x, y)
 
 
+# Rows by 1, 2 and 4 elements at a time, and wider than a warp's one look.
+@pytest.mark.parametrize("widths", [(7, 3), (50, 50), (64, 0), (300, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
 @every_implementation
-def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
-    a = converted(arguments(item_width=50, user_width=50), dtype)
-    grad = torch.randn(RAGGED_BATCH.num_tokens, 100).to(dtype)
+def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype, widths):
+    a = converted(arguments(RAGGED_BATCH, *widths), dtype)
+    grad = torch.randn(RAGGED_BATCH.num_tokens, sum(widths)).to(dtype)
     exact = gradients(converted(a, torch.float64), reference.user_item_embedding, grad.double())
     plain = gradients(a, in_plain_pytorch, grad)
-    actual = gradients(a, implementation.op("user_item_embedding"), grad)
+    device = implementation.device
+    actual = gradients(a.to(device), implementation.op("user_item_embedding"), grad.to(device))
     for x, y, z in zip(actual, exact, plain, strict=True):
         assert x.dtype == dtype
         assert_close(x, y, z)
@@ -197,7 +213,7 @@ def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
 
 @every_kernel
 def test_inputs_need_not_be_contiguous(implementation):
-    a = arguments()
+    a = arguments().to(implementation.device)
     op = implementation.op("user_item_embedding")
     strided = {
         k: torch.stack([v, torch.zeros_like(v)], -1)[..., 0]
@@ -209,16 +225,29 @@ def test_inputs_need_not_be_contiguous(implementation):
 
 @every_kernel
 def test_backward_does_not_follow_an_id_outside_its_table(implementation):
-    a = arguments()
-    a.items[0] = 10**9
+    a = arguments().to(implementation.device)
     backward = implementation.op("user_item_embedding_backward")
-    with pytest.raises(IndexError, match="items has id 1000000000"):
-        backward(torch.ones(RAGGED_BATCH.num_tokens, 10).double(), *vars(a).values())
+    grad = torch.ones(RAGGED_BATCH.num_tokens, 10, dtype=torch.float64, device=a.items.device)
+    if implementation.is_cuda_kernel:
+        a.items[0] = a.users[0] = 0
+        exact = backward(grad, *vars(a).values(), None)
+        a.items[0] = a.users[0] = 10**9
+        for item_order in (None, a.items.argsort(stable=True)):
+            actual = backward(grad, *vars(a).values(), item_order)
+            with pytest.raises(IndexError):
+                implementation.raise_pending_errors()
+            for x, y in zip(actual, exact, strict=True):
+                assert_close(x, y)
+    else:
+        a.items[0] = 10**9
+        with pytest.raises(IndexError, match="items has id 1000000000"):
+            backward(grad, *vars(a).values(), None)
 
 
 @every_kernel
 def test_opcheck(implementation):
     a = replace(arguments(dtype=torch.float32), dropout_p=0.3, seed=torch.tensor([4]))
+    a = a.to(implementation.device)
     leaves = [
         x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for x in vars(a).values()
@@ -227,14 +256,30 @@ def test_opcheck(implementation):
     torch.library.opcheck(op, tuple(leaves))
 
 
+@pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
+def test_summing_in_a_fixed_order_gives_the_atomics_gradient(implementation):
+    a = arguments(Ragged("spare", (40, 3), spare=4), 50, 50)
+    a = replace(a, dropout_p=0.3, seed=torch.tensor([4])).to(implementation.device)
+    grad = torch.randn(47, 100, dtype=torch.float64).to(implementation.device)
+    backward = implementation.op("user_item_embedding_backward")
+    by_atomics = backward(grad, *vars(a).values(), None)
+    in_order = backward(grad, *vars(a).values(), a.items.argsort(stable=True))
+    for x, y in zip(in_order, by_atomics, strict=True):
+        assert_close(x, y)
+
+
 @every_kernel
-def test_gradients_of_tables_do_not_depend_on_the_number_of_threads(implementation):
+def test_gradients_of_tables_are_the_same_bits_every_time(implementation):
     a = arguments(Ragged("long", (2000, 1000)), 50, 50, torch.float32)
-    a = replace(a, dropout_p=0.3, seed=torch.tensor([4]))
+    a = replace(a, dropout_p=0.3, seed=torch.tensor([4])).to(implementation.device)
     op = implementation.op("user_item_embedding")
-    grad = torch.randn(3000, 100)
-    first = gradients(a, op, grad)
-    torch.set_num_threads(1)
-    second = gradients(a, op, grad)
-    torch.set_num_threads(2)
+    grad = torch.randn(3000, 100).to(implementation.device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = gradients(a, op, grad)
+        torch.set_num_threads(1)
+        second = gradients(a, op, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(2)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))

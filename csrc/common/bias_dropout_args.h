@@ -1,19 +1,9 @@
 // From the tensors of a `bias_dropout` call to checked, contiguous arguments for its kernels.
 #pragma once
+#include "common/bias_dropout.h"
 #include "common/dropout_args.h"
 
 namespace ssept {
-
-template <class T>
-struct BiasDropout {
-  const T* x;           // (N, C)
-  const T* bias;        // (C)
-  const T* residual;    // (N, C), or null
-  const int64_t* seed;  // (1), or null where nothing is dropped
-  DropoutSite dropout;
-  bool relu;
-  int64_t num_rows, width;  // N, C
-};
 
 class BiasDropoutArgs {
  public:
@@ -62,6 +52,42 @@ class BiasDropoutArgs {
  private:
   Tensor x_, bias_;
   std::optional<Tensor> residual_, seed_;
+  bool relu_;
+  DropoutSite dropout_;
+};
+
+class BiasDropoutBackwardArgs {
+ public:
+  ScalarType type;
+  int64_t num_rows, width;
+
+  BiasDropoutBackwardArgs(const Tensor& grad, const Tensor& out, bool relu, double dropout_p,
+                          const std::optional<Tensor>& seed, int64_t site)
+      : type(out.scalar_type()), relu_(relu), dropout_(check_dropout(dropout_p, seed, site)) {
+    check_devices(
+        {{"out", &out}, {"grad", &grad}, {"seed", dropout_p > 0 ? pointer(seed) : nullptr}});
+    check_dims("out", out, 2);
+    check_dims("grad", grad, 2);
+    num_rows = out.size(0);
+    width = out.size(1);
+    check_size("grad", grad, 0, num_rows);
+    check_size("grad", grad, 1, width);
+    check_type("grad", grad, type);
+    grad_ = torch::stable::contiguous(grad);
+    out_ = torch::stable::contiguous(out);
+    if (dropout_p > 0) seed_ = *seed;
+  }
+
+  // Valid while this object lives. T must have the size and layout of `type`.
+  template <class T>
+  BiasDropoutBackward<T> kernel_args() const {
+    return {data<T>(grad_), data<T>(out_), seed_ ? data<int64_t>(*seed_) : nullptr, dropout_, relu_,
+            num_rows,       width};
+  }
+
+ private:
+  Tensor grad_, out_;
+  std::optional<Tensor> seed_;
   bool relu_;
   DropoutSite dropout_;
 };

@@ -76,6 +76,16 @@ inline void check_users(const std::optional<Tensor>& user_weight,
   check_type("user_weight", *user_weight, type);
 }
 
+// item_order: a stable argsort of items.flatten(), or nothing.
+inline void check_item_order(const std::optional<Tensor>& item_order, const Tensor& items) {
+  if (!item_order) return;
+  check_devices({{"items", &items}, {"item_order", &*item_order}});
+  check_type("item_order", *item_order, ScalarType::Long);
+  check_dims("item_order", *item_order, 1);
+  check_size("item_order", *item_order, 0, items.numel());
+  check(item_order->is_contiguous(), "item_order must be contiguous");
+}
+
 template <class T>
 const T* data(const Tensor& x) {
   return static_cast<const T*>(x.data_ptr());

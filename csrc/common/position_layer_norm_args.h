@@ -2,19 +2,9 @@
 // kernels.
 #pragma once
 #include "common/checks.h"
+#include "common/position_layer_norm.h"
 
 namespace ssept {
-
-template <class T>
-struct PositionLayerNorm {
-  const T* x;                 // (N, D)
-  const T* gamma;             // (T, D)
-  const T* beta;              // (T, D)
-  const int64_t* positions;   // (N)
-  const int32_t* cu_seqlens;  // (B + 1)
-  int64_t num_tokens, width, position_rows, num_sequences;
-  double eps;
-};
 
 class PositionLayerNormArgs {
  public:
@@ -60,6 +50,16 @@ class PositionLayerNormArgs {
             gamma_.size(0),
             cu_seqlens_.size(0) - 1,
             eps_};
+  }
+
+  // The gradient of the output, checked and contiguous.
+  Tensor contiguous_grad(const Tensor& grad) const {
+    check_devices({{"x", &x_}, {"grad", &grad}});
+    check_dims("grad", grad, 2);
+    check_size("grad", grad, 0, x_.size(0));
+    check_size("grad", grad, 1, x_.size(1));
+    check_type("grad", grad, type);
+    return torch::stable::contiguous(grad);
   }
 
  private:

@@ -34,18 +34,11 @@ SSEPT_SIMD_CLONES void forward(const BiasDropout<T>& in, T* out, int64_t begin, 
   }
 }
 
-struct BackwardSettings {
-  const int64_t* seed;  // null where nothing is dropped
-  DropoutSite dropout;
-  bool relu;
-  int64_t width;
-};
-
 // grad_x of rows [begin, end), and their sum. Where there is a ReLU, what it or dropout set to zero
 // shows in `out`.
 template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward(const BackwardSettings& s, const T* grad, const T* out, T* grad_x,
-                                A* sum, int64_t begin, int64_t end) {
+SSEPT_SIMD_CLONES void backward(const BiasDropoutBackward<T>& s, T* grad_x, A* sum, int64_t begin,
+                                int64_t end) {
   const A scale = s.seed ? static_cast<A>(s.dropout.scale) : A(1);
   std::vector<A> row(s.width);
   A* g = row.data();
@@ -53,10 +46,10 @@ SSEPT_SIMD_CLONES void backward(const BackwardSettings& s, const T* grad, const 
   RowDropout dropout(s.relu ? nullptr : s.seed, s.dropout, s.width, end);
   std::fill_n(sum, s.width, A(0));
   for (int64_t n = begin; n < end; ++n) {
-    for (int64_t i = 0; i < s.width; ++i) g[i] = scale * static_cast<A>(grad[n * s.width + i]);
+    for (int64_t i = 0; i < s.width; ++i) g[i] = scale * static_cast<A>(s.grad[n * s.width + i]);
     if (s.relu)
       for (int64_t i = 0; i < s.width; ++i)
-        g[i] = static_cast<A>(out[n * s.width + i]) > 0 ? g[i] : A(0);
+        g[i] = static_cast<A>(s.out[n * s.width + i]) > 0 ? g[i] : A(0);
     dropout.apply(g, s.width, n);
     for (int64_t i = 0; i < s.width; ++i) {
       sum[i] += g[i];
@@ -81,30 +74,18 @@ Tensor bias_dropout(const Tensor& x, const Tensor& bias, const std::optional<Ten
 std::tuple<Tensor, Tensor> bias_dropout_backward(const Tensor& grad, const Tensor& out, bool relu,
                                                  double dropout_p,
                                                  const std::optional<Tensor>& seed, int64_t site) {
-  check_devices({{"out", &out}, {"grad", &grad}});
-  check_dims("out", out, 2);
-  check_dims("grad", grad, 2);
-  const int64_t num_rows = out.size(0), width = out.size(1);
-  check_size("grad", grad, 0, num_rows);
-  check_size("grad", grad, 1, width);
-  check_type("grad", grad, out.scalar_type());
-  const DropoutSite dropout = check_dropout(dropout_p, seed, site);
-  const BackwardSettings settings{dropout_p > 0 ? data<int64_t>(*seed) : nullptr, dropout, relu,
-                                  width};
-  const Tensor g = torch::stable::contiguous(grad);
-  const Tensor y = torch::stable::contiguous(out);
+  const BiasDropoutBackwardArgs args(grad, out, relu, dropout_p, seed, site);
+  const int64_t num_rows = args.num_rows, width = args.width;
   const Tensor grad_x = torch::stable::new_empty(grad, {num_rows, width});
-  const Tensor grad_bias =
-      torch::stable::new_zeros(grad, {width}, accumulator_type(out.scalar_type()));
-  dispatch_floating("out", out.scalar_type(), [&]<class T>() {
+  const Tensor grad_bias = torch::stable::new_zeros(grad, {width}, accumulator_type(args.type));
+  dispatch_floating("out", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const int64_t parts = (num_rows + kRowsPerPart - 1) / kRowsPerPart;
     std::vector<A> sums(parts * width);
     torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part)
-        backward<T>(settings, data<T>(g), data<T>(y), mutable_data<T>(grad_x),
-                    sums.data() + part * width, part * kRowsPerPart,
-                    std::min(num_rows, (part + 1) * kRowsPerPart));
+        backward<T>(args.kernel_args<T>(), mutable_data<T>(grad_x), sums.data() + part * width,
+                    part * kRowsPerPart, std::min(num_rows, (part + 1) * kRowsPerPart));
     });
     A* total = mutable_data<A>(grad_bias);
     for (int64_t part = 0; part < parts; ++part)

@@ -119,12 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
     const Tensor& grad, const Tensor& x, const Tensor& gamma, const Tensor& beta,
     const Tensor& positions, const Tensor& cu_seqlens, double eps) {
   const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
-  check_devices({{"x", &x}, {"grad", &grad}});
-  check_dims("grad", grad, 2);
-  check_size("grad", grad, 0, x.size(0));
-  check_size("grad", grad, 1, x.size(1));
-  check_type("grad", grad, args.type);
-  const Tensor g = torch::stable::contiguous(grad);
+  const Tensor g = args.contiguous_grad(grad);
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   const Tensor grad_gamma = torch::stable::new_zeros(x, {gamma.size(0), gamma.size(1)}, wide);

@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
     const Tensor& grad_out, const Tensor& item_weight, const std::optional<Tensor>& user_weight,
     const Tensor& position_weight, const Tensor& items, const std::optional<Tensor>& users,
     const Tensor& positions, const Tensor& cu_seqlens, double dropout_p,
-    const std::optional<Tensor>& seed, int64_t site) {
+    const std::optional<Tensor>& seed, int64_t site, const std::optional<Tensor>&) {
   const UserItemEmbeddingArgs args(item_weight, user_weight, position_weight, items, users,
                                    positions, cu_seqlens, dropout_p, seed, site);
   const auto& s = args.size;

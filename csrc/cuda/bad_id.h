@@ -6,7 +6,7 @@
 
 namespace ssept::cuda {
 
-enum class IdArgument : int32_t { kItems = 0, kUsers = 1 };
+enum class IdArgument : int32_t { kItems = 0, kUsers = 1, kPositions = 2 };
 
 struct BadIdNote {
   unsigned int claimed;  // by the first thread that has something to note

@@ -47,12 +47,6 @@ struct alignas(sizeof(T) * VEC) Pack {
   T value[VEC];
 };
 
-// Whether rows of `width` elements from `base` on can be read VEC elements at a time.
-template <class T, int VEC>
-bool rows_are_aligned(const T* base, int64_t width) {
-  return width % VEC == 0 && reinterpret_cast<uintptr_t>(base) % (sizeof(T) * VEC) == 0;
-}
-
 // The first error of the launch, as a value: nothing is left behind for an unrelated call to find.
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem_bytes,

@@ -62,7 +62,8 @@ void raise_pending_errors() {
     const BadIdNote copy = note;
     note.ready = 0;
     static_cast<volatile unsigned int&>(note.claimed) = 0;
-    throw_bad_id(copy.argument == IdArgument::kItems ? "items" : "users", copy.id, copy.table_rows);
+    constexpr std::array kNames = {"items", "users", "positions"};  // as in IdArgument
+    throw_bad_id(kNames[static_cast<size_t>(copy.argument)], copy.id, copy.table_rows);
   }
 }
 

@@ -34,13 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   const SampledLogitsArgs args(hidden, item_weight, user_weight, items, users, cu_seqlens);
   const SampledLogitsSizes& s = args.size;
   const Tensor grad = args.contiguous_grad(grad_logits);
-  if (item_order) {
-    check_devices({{"hidden", &hidden}, {"item_order", &*item_order}});
-    check_type("item_order", *item_order, ScalarType::Long);
-    check_dims("item_order", *item_order, 1);
-    check_size("item_order", *item_order, 0, s.num_tokens * s.num_items);
-    check(item_order->is_contiguous(), "item_order must be contiguous");
-  }
+  check_item_order(item_order, items);
   const DeviceOf device(hidden);
   const int index = hidden.get_device_index();
   const ScalarType wide = accumulator_type(args.type);

@@ -1,4 +1,5 @@
 // CUDA kernels of `sampled_logits`.
+#include "cuda/column_sums.cuh"
 #include "cuda/ids.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/sampled_logits.h"
@@ -65,12 +66,16 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
 }
 
 // One warp for one token: grad_hidden, the sum of the logits' gradients (all that the users'
-// gradient needs of them), and, unless grad_item is null, the items' gradient by atomics.
-template <class T, class A = Accumulator<T>>
+// gradient needs of them), and, unless grad_item is null, the items' gradient by atomics. A lane
+// owns VEC columns and keeps the token's hidden state and the sum of them in registers, so all that
+// an item costs is one load and one atomic of its row: where many tokens score a popular item, the
+// atomics meet in the L2 cache, and no thread waits for them.
+template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
     backward_tokens_kernel(SampledLogits<T> in, const T* __restrict__ grad_logits,
                            T* __restrict__ grad_hidden, A* __restrict__ grad_item,
                            A* __restrict__ grad_sum, BadIdNote* note) {
+  constexpr int kAtOnce = 4;  // rows in flight
   const SampledLogitsSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
@@ -81,55 +86,85 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
     return;
   }
 
-  // Lane l owns elements l, l + 32, ... of both rows throughout, so no barrier is needed.
-  A* h = reinterpret_cast<A*>(smem_raw) + 2 * warp * s.item_width;
-  A* sum = h + s.item_width;
-  for (int64_t i = lane; i < s.item_width; i += kWarpSize) {
-    h[i] = widen(in.hidden[n * s.width + i]);
-    sum[i] = 0;
-  }
   A total = 0;
-  for (int64_t k0 = 0; k0 < s.num_items; k0 += kWarpSize) {
-    const int64_t k = k0 + lane;
-    int64_t my_item = 0;
-    A my_grad = 0;
-    if (k < s.num_items) {
-      my_item = in.items[n * s.num_items + k];
-      if (!usable(my_item, s.item_rows, IdArgument::kItems, note)) my_item = 0;
-      if (my_item != 0) my_grad = widen(grad_logits[n * s.num_items + k]);
+  // Once around for most widths. The items' gradients are summed up in the first round.
+  for (int64_t first = 0; first < max(s.item_width, int64_t{1}); first += kWarpSize * VEC) {
+    const int64_t column = first + lane * VEC;
+    const bool owner = column < s.item_width;
+    A h[VEC] = {}, sum[VEC] = {};
+    if (owner) {
+      const auto pack = *reinterpret_cast<const Pack<T, VEC>*>(in.hidden + n * s.width + column);
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) h[j] = widen(pack.value[j]);
     }
-    total += my_grad;
-    const int count = static_cast<int>(min(s.num_items - k0, static_cast<int64_t>(kWarpSize)));
-    for (int j = 0; j < count; ++j) {
-      const int64_t item = __shfl_sync(kAllLanes, my_item, j);
-      const A g = __shfl_sync(kAllLanes, my_grad, j);
-      if (item == 0) continue;
-      const T* row = in.item_weight + item * s.item_width;
-      for (int64_t i = lane; i < s.item_width; i += kWarpSize) {
-        sum[i] += g * widen(row[i]);
-        if (grad_item != nullptr) atomicAdd(grad_item + item * s.item_width + i, g * h[i]);
+    for (int64_t k0 = 0; k0 < s.num_items; k0 += kWarpSize) {
+      const int64_t k = k0 + lane;
+      int64_t my_item = 0;
+      A my_grad = 0;
+      if (k < s.num_items) {
+        my_item = in.items[n * s.num_items + k];
+        if (!usable(my_item, s.item_rows, IdArgument::kItems, note)) my_item = 0;
+        if (my_item != 0) my_grad = widen(grad_logits[n * s.num_items + k]);
       }
+      if (first == 0) total += my_grad;
+      const int count = static_cast<int>(min(s.num_items - k0, static_cast<int64_t>(kWarpSize)));
+      for (int j0 = 0; j0 < count; j0 += kAtOnce) {
+        int64_t item[kAtOnce];
+        A g[kAtOnce];
+        Pack<T, VEC> row[kAtOnce];
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {  // lanes from `count` on have item 0
+          item[j] = __shfl_sync(kAllLanes, my_item, j0 + j);
+          g[j] = __shfl_sync(kAllLanes, my_grad, j0 + j);
+          row[j] = {};
+          if (owner && item[j] != 0)
+            row[j] = *reinterpret_cast<const Pack<T, VEC>*>(in.item_weight +
+                                                            item[j] * s.item_width + column);
+        }
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          A to_item[VEC];
+#pragma unroll
+          for (int c = 0; c < VEC; ++c) {
+            sum[c] += g[j] * widen(row[j].value[c]);
+            to_item[c] = g[j] * h[c];
+          }
+          if (grad_item != nullptr && owner && item[j] != 0)
+            atomic_add<VEC>(grad_item + item[j] * s.item_width + column, to_item);
+        }
+      }
+    }
+    if (owner) {
+      Pack<T, VEC> pack;
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) pack.value[j] = narrow<T>(sum[j]);
+      *reinterpret_cast<Pack<T, VEC>*>(out + column) = pack;
     }
   }
   total = group_sum<kWarpSize>(total);
-  for (int64_t i = lane; i < s.item_width; i += kWarpSize) out[i] = narrow<T>(sum[i]);
   if (lane == 0) grad_sum[n] = total;
   if (in.users == nullptr) return;
   const int64_t user = in.users[sequence_of(n, in.cu_seqlens, s.num_sequences)];
   const bool known = usable(user, s.user_rows, IdArgument::kUsers, note);
   const T* row = in.user_weight + user * s.user_width;
-  for (int64_t i = lane; i < s.user_width; i += kWarpSize)
-    out[s.item_width + i] =
-        narrow<T>(known ? total * static_cast<A>(s.user_scale) * widen(row[i]) : A(0));
+  const A scale = total * static_cast<A>(s.user_scale);
+  for (int64_t i = lane * VEC; i < s.user_width; i += kWarpSize * VEC) {
+    Pack<T, VEC> pack{};
+    if (known) pack = *reinterpret_cast<const Pack<T, VEC>*>(row + i);
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) pack.value[j] = narrow<T>(scale * widen(pack.value[j]));
+    *reinterpret_cast<Pack<T, VEC>*>(out + s.item_width + i) = pack;
+  }
 }
 
 // The items' gradient in a fixed order: the warp at the first of an item's entries sums all of
 // them.
-template <class T, class A = Accumulator<T>>
+template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
     backward_items_in_order_kernel(SampledLogits<T> in, const T* __restrict__ grad_logits,
                                    const int64_t* __restrict__ item_order,
                                    A* __restrict__ grad_item) {
+  constexpr int kAtOnce = 4;  // rows in flight
   const SampledLogitsSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t count = s.num_tokens * s.num_items;
@@ -139,43 +174,63 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
   const int64_t item = in.items[item_order[begin]];
   if (item <= 0 || item >= s.item_rows) return;
   if (begin > 0 && in.items[item_order[begin - 1]] == item) return;
-  for (int64_t i = lane; i < s.item_width; i += kWarpSize) {
-    A sum = 0;
-    for (int64_t e = begin; e < count; ++e) {
-      const int64_t entry = item_order[e];
-      if (in.items[entry] != item) break;
-      const int64_t n = entry / s.num_items;
-      if (n < num_real) sum += widen(grad_logits[entry]) * widen(in.hidden[n * s.width + i]);
+  for (int64_t first = 0; first < s.item_width; first += kWarpSize * VEC) {
+    const int64_t column = first + lane * VEC;
+    const bool owner = column < s.item_width;
+    A sum[VEC] = {};
+    unsigned in_run = kAllLanes;
+    for (int64_t e0 = begin; in_run == kAllLanes; e0 += kWarpSize) {
+      const int64_t entry = e0 + lane < count ? item_order[e0 + lane] : -1;
+      const bool mine = entry >= 0 && in.items[entry] == item;
+      in_run = __ballot_sync(kAllLanes, mine);
+      const int64_t my_token = mine ? entry / s.num_items : num_real;
+      const A my_grad = my_token < num_real ? widen(grad_logits[entry]) : A(0);
+      for (int j0 = 0; j0 < __popc(in_run); j0 += kAtOnce) {
+        A g[kAtOnce];
+        Pack<T, VEC> row[kAtOnce];
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int64_t n = __shfl_sync(kAllLanes, my_token, j0 + j);
+          g[j] = __shfl_sync(kAllLanes, my_grad, j0 + j);
+          row[j] = {};
+          if (owner && n < num_real)
+            row[j] = *reinterpret_cast<const Pack<T, VEC>*>(in.hidden + n * s.width + column);
+        }
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j)
+#pragma unroll
+          for (int c = 0; c < VEC; ++c) sum[c] += g[j] * widen(row[j].value[c]);
+      }
     }
-    grad_item[item * s.item_width + i] = sum;
+    if (owner)
+#pragma unroll
+      for (int c = 0; c < VEC; ++c) grad_item[item * s.item_width + column + c] = sum[c];
   }
 }
 
-// One block for one sequence: grad_user[b] = sqrt(Du) · Σ grad_sum[n] · hidden[n, Di:], in a fixed
-// order. Each warp sums every kWarpsPerBlock-th token.
-template <class T, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
+// Block x for sequence x: grad_user[b] = sqrt(Du) · Σ grad_sum[n] · hidden[n, Di:], in a fixed
+// order.
+template <class T, int VEC, class A = Accumulator<T>>
+__global__ void __launch_bounds__(kSumThreads)
     backward_users_kernel(SampledLogits<T> in, const A* __restrict__ grad_sum,
                           A* __restrict__ grad_user) {
-  __shared__ A partial[kWarpsPerBlock][kWarpSize];
   const SampledLogitsSizes& s = in.size;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const ColumnSums sums(s.user_width);
   const int64_t b = blockIdx.x, user = in.users[b];
-  const bool known = user > 0 && user < s.user_rows;
-  for (int64_t i0 = 0; i0 < s.user_width; i0 += kWarpSize) {
-    const int64_t i = i0 + lane;
-    A sum = 0;
-    if (known && i < s.user_width)
-      for (int64_t n = in.cu_seqlens[b] + warp; n < in.cu_seqlens[b + 1]; n += kWarpsPerBlock)
-        sum += grad_sum[n] * widen(in.hidden[n * s.width + s.item_width + i]);
-    partial[warp][lane] = sum;
-    __syncthreads();
-    if (warp == 0 && i < s.user_width) {
-      for (int w = 1; w < kWarpsPerBlock; ++w) sum += partial[w][lane];
-      grad_user[b * s.user_width + i] = sum * static_cast<A>(s.user_scale);
+  A sum[kQuad] = {};
+  if (user > 0 && user < s.user_rows && sums.works()) {
+    for (int64_t n = in.cu_seqlens[b] + sums.lane; n < in.cu_seqlens[b + 1]; n += sums.lanes) {
+      A h[kQuad];
+      load_quad<VEC>(in.hidden + n * s.width + s.item_width, sums.column, s.user_width, h);
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) sum[j] += grad_sum[n] * h[j];
     }
-    __syncthreads();
   }
+  sums.reduce(sum);
+  if (sums.lane != 0) return;
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) sum[j] *= static_cast<A>(s.user_scale);
+  store_quad<VEC>(grad_user + b * s.user_width, sums.column, s.user_width, sum);
 }
 
 dim3 blocks_of_warps(int64_t warps, int64_t y = 1) {
@@ -195,12 +250,9 @@ cudaError_t launch_sampled_logits(const SampledLogits<T>& in, T* logits, BadIdNo
   const dim3 grid =
       blocks_of_warps(s.num_tokens, (s.num_items + kItemsPerBlock - 1) / kItemsPerBlock);
   const size_t smem = kWarpsPerBlock * s.width * sizeof(Accumulator<T>);
-  constexpr int kWide = 16 / sizeof(T), kMedium = 8 / sizeof(T);
-  if (rows_are_aligned<T, kWide>(in.item_weight, s.item_width))
-    return launch(forward_kernel<T, kWide>, grid, kThreads, smem, stream, in, logits, note);
-  if (rows_are_aligned<T, kMedium>(in.item_weight, s.item_width))
-    return launch(forward_kernel<T, kMedium>, grid, kThreads, smem, stream, in, logits, note);
-  return launch(forward_kernel<T, 1>, grid, kThreads, smem, stream, in, logits, note);
+  return with_pack_size<T>({s.item_width}, {in.item_weight}, [&]<int VEC>() {
+    return launch(forward_kernel<T, VEC>, grid, kThreads, smem, stream, in, logits, note);
+  });
 }
 
 template <class T, class A>
@@ -209,22 +261,24 @@ cudaError_t launch_sampled_logits_backward(const SampledLogits<T>& in, const T* 
                                            A* grad_user, A* grad_sum, BadIdNote* note,
                                            cudaStream_t stream) {
   const SampledLogitsSizes& s = in.size;
-  if (s.num_tokens > 0) {
-    const cudaError_t error =
-        launch(backward_tokens_kernel<T>, blocks_of_warps(s.num_tokens), kThreads,
-               2 * kWarpsPerBlock * s.item_width * sizeof(A), stream, in, grad_logits, grad_hidden,
-               item_order == nullptr ? grad_item : nullptr, grad_sum, note);
-    if (error != cudaSuccess) return error;
-  }
-  if (item_order != nullptr && s.num_tokens * s.num_items > 0) {
-    const cudaError_t error =
-        launch(backward_items_in_order_kernel<T>, blocks_of_warps(s.num_tokens * s.num_items),
-               kThreads, 0, stream, in, grad_logits, item_order, grad_item);
-    if (error != cudaSuccess) return error;
-  }
-  if (grad_user == nullptr || s.num_sequences == 0) return cudaSuccess;
-  return launch(backward_users_kernel<T>, dim3(static_cast<unsigned>(s.num_sequences)), kThreads, 0,
-                stream, in, grad_sum, grad_user);
+  return with_pack_size<T>(
+      {s.item_width, s.user_width}, {in.hidden, in.item_weight, in.user_weight, grad_hidden},
+      [&]<int VEC>() {
+        cudaError_t error = cudaSuccess;
+        if (s.num_tokens > 0)
+          error = launch(backward_tokens_kernel<T, VEC>, blocks_of_warps(s.num_tokens), kThreads, 0,
+                         stream, in, grad_logits, grad_hidden,
+                         item_order == nullptr ? grad_item : nullptr, grad_sum, note);
+        if (error == cudaSuccess && item_order != nullptr && s.num_tokens * s.num_items > 0)
+          error = launch(backward_items_in_order_kernel<T, VEC>,
+                         blocks_of_warps(s.num_tokens * s.num_items), kThreads, 0, stream, in,
+                         grad_logits, item_order, grad_item);
+        if (error == cudaSuccess && grad_user != nullptr && s.num_sequences > 0 && s.user_width > 0)
+          error = launch(backward_users_kernel<T, VEC>,
+                         dim3(static_cast<unsigned>(s.num_sequences), sum_blocks(s.user_width)),
+                         kSumThreads, 0, stream, in, grad_sum, grad_user);
+        return error;
+      });
 }
 
 template cudaError_t launch_sampled_logits(const SampledLogits<float>&, float*, BadIdNote*,

@@ -1,4 +1,11 @@
-"""The fused operations, on packed tokens, each with a native and a reference implementation."""
+"""The fused operations, on packed tokens, each with a native and a reference implementation.
+
+Under `torch.autocast` hidden states are of autocast's type, and tables stay as they are: `user_item_embedding` reads
+the tables in their own type and returns autocast's; `position_layer_norm` and `bias_dropout` cast what they get, as
+`torch.nn.functional.linear` does; `sampled_logits` widens the hidden states to the tables' type, so that logits and the
+gradients of tables are not rounded; `causal_attention` works in the type of q, k and v, which linear layers have made
+autocast's. float64 is never cast.
+"""
 
 import sys
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops._autocast import autocast_type, cast
 
 
 def bias_dropout(
@@ -29,8 +30,8 @@ def bias_dropout(
     Parameters
     ----------
     x : (N, C) float16, bfloat16, float32 or float64, a matrix product
-    bias : (C,), same type
-    residual : (N, C), same type, or None; not together with `relu`
+    bias : (C,), same type, or any under autocast
+    residual : (N, C), as `bias`, or None; not together with `relu`
     relu : whether negative sums become 0
     dropout_p : probability in [0, 1) that an element is dropped; the others are scaled by 1 / (1 - dropout_p)
     seed : (1,) int64, needed where dropout_p > 0
@@ -46,6 +47,9 @@ def bias_dropout(
     ValueError
         If a shape, type or device does not fit; names the argument.
     """
+    dtype = autocast_type(x.device)
+    x, bias = cast(x, dtype), cast(bias, dtype)
+    residual = None if residual is None else cast(residual, dtype)
     args = (x, bias, residual, relu, dropout_p, seed, site)
     if use_native("bias_dropout", x.device, backend):
         return torch.ops.ssept_ext.bias_dropout(*args)  # type: ignore[no-any-return]

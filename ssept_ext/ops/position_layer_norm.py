@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops._autocast import autocast_type, cast
 
 
 def position_layer_norm(
@@ -28,7 +29,7 @@ def position_layer_norm(
     Parameters
     ----------
     x : (N, D) float16, bfloat16, float32 or float64
-    gamma, beta : (T, D), same type
+    gamma, beta : (T, D), same type, or any under autocast
     positions : (N,) int64 in 0..T-1
     cu_seqlens : (B + 1,) int32 offsets of the sequences
     eps : added to the variance
@@ -43,8 +44,10 @@ def position_layer_norm(
     ValueError
         If a shape, type or device does not fit; names the argument.
     IndexError
-        If a position is outside 0..T-1; names it and T.
+        If a position is outside 0..T-1; names it and T. On CUDA it counts as 0 and the error is raised by the next
+        `ssept_ext.ops.raise_pending_errors`.
     """
+    x, gamma, beta = (cast(t, autocast_type(x.device)) for t in (x, gamma, beta))
     args = (x, gamma, beta, positions, cu_seqlens, eps)
     if use_native("position_layer_norm", x.device, backend):
         return torch.ops.ssept_ext.position_layer_norm(*args)  # type: ignore[no-any-return]

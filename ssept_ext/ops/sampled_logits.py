@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops._user_table import gradient_of_user_table
+from ssept_ext.ops._autocast import autocast_type, without_autocast
+from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 
 def sampled_logits(
@@ -32,8 +33,8 @@ def sampled_logits(
     Parameters
     ----------
     hidden : (N, Di + Du) float16, bfloat16, float32 or float64
-    item_weight : (I + 1, Di), same type; row 0 is never read
-    user_weight : (U + 1, Du), same type; row 0 is never read. None for SASRec (then Du = 0)
+    item_weight : (I + 1, Di), same type, or a wider one under autocast; row 0 is never read
+    user_weight : (U + 1, Du), type of `item_weight`; row 0 is never read. None for SASRec (then Du = 0)
     items : (N, K) int64 in 0..I
     users : (B,) int64 in 0..U, None where `user_weight` is
     cu_seqlens : (B + 1,) int32 offsets of the sequences
@@ -41,7 +42,7 @@ def sampled_logits(
 
     Returns
     -------
-    (N, K), same type; sums are accumulated in float32 or wider
+    (N, K), the tables' type; sums are accumulated in float32 or wider
 
     Raises
     ------
@@ -51,10 +52,14 @@ def sampled_logits(
         If an id is outside its table; names the id and the table's size. On CUDA the id counts as 0
         and the error is raised by the next `ssept_ext.ops.raise_pending_errors`.
     """
+    device = hidden.device
+    if autocast_type(device) is not None:
+        hidden = hidden.to(torch.promote_types(hidden.dtype, item_weight.dtype))
     args = (hidden, item_weight, user_weight, items, users, cu_seqlens)
-    if use_native("sampled_logits", hidden.device, backend):
+    if use_native("sampled_logits", device, backend):
         return torch.ops.ssept_ext.sampled_logits(*args)  # type: ignore[no-any-return]
-    return reference.sampled_logits(*args)
+    with without_autocast(device):
+        return reference.sampled_logits(*args)
 
 
 def register(namespace: str) -> None:
@@ -95,11 +100,8 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, item_weight, user_weight, items, users, cu_seqlens = ctx.saved_tensors
-        # The CPU kernel always sums in a fixed order; the CUDA kernel can if told where each item occurs.
-        fixed_order = hidden.is_cuda and torch.are_deterministic_algorithms_enabled()
-        item_order = items.flatten().argsort(stable=True) if fixed_order else None
         grad_hidden, grad_item, grad_by_sequence = backward_op(
-            grad, hidden, item_weight, user_weight, items, users, cu_seqlens, item_order
+            grad, hidden, item_weight, user_weight, items, users, cu_seqlens, fixed_order(items)
         )
         grad_user = gradient_of_user_table(user_weight, users, grad_by_sequence)
         return grad_hidden, grad_item.to(item_weight.dtype), grad_user, None, None, None

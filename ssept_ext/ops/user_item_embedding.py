@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops._user_table import gradient_of_user_table
+from ssept_ext.ops._autocast import autocast_type, cast
+from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 
 def user_item_embedding(
@@ -46,20 +47,24 @@ def user_item_embedding(
 
     Returns
     -------
-    (N, Di + Du), same type; zeros for tokens from `cu_seqlens[B]` on
+    (N, Di + Du), same type, or autocast's; zeros for tokens from `cu_seqlens[B]` on
 
     Raises
     ------
     ValueError
         If a shape, type or device does not fit; names the argument.
     IndexError
-        If an id or position is outside its table; names it and the table's size.
+        If an id or position is outside its table; names it and the table's size. On CUDA it counts as 0 and the error
+        is raised by the next `ssept_ext.ops.raise_pending_errors`.
     """
     tables = (item_weight, user_weight, position_weight)
     args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
-    if use_native("user_item_embedding", item_weight.device, backend):
-        return torch.ops.ssept_ext.user_item_embedding(*args)  # type: ignore[no-any-return]
-    return reference.user_item_embedding(*args)
+    device = item_weight.device
+    if use_native("user_item_embedding", device, backend):
+        x = torch.ops.ssept_ext.user_item_embedding(*args)
+    else:
+        x = reference.user_item_embedding(*args)
+    return cast(x, autocast_type(device))
 
 
 def register(namespace: str) -> None:
@@ -92,6 +97,7 @@ def register(namespace: str) -> None:
         dropout_p: float,
         seed: Tensor | None,
         site: int,
+        item_order: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(grad.dtype, torch.float32)
         num_sequences = 0 if users is None else users.shape[0]
@@ -108,9 +114,9 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, seed = ctx.saved_tensors
-        item_weight, user_weight, position_weight, _, users, _, _ = tensors
+        item_weight, user_weight, position_weight, items, users, _, _ = tensors
         grad_item, grad_by_sequence, grad_position = backward_op(
-            grad, *tensors, ctx.dropout_p, seed, ctx.site
+            grad, *tensors, ctx.dropout_p, seed, ctx.site, fixed_order(items)
         )
         return (
             grad_item.to(item_weight.dtype),

@@ -1,6 +1,19 @@
+"""What the ops with tables share: gradients of rows that occur many times."""
+
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def fixed_order(items: Tensor) -> Tensor | None:
+    """In what order to sum the gradients of items, where it must be fixed: a stable argsort of all ids, or None.
+
+    The CPU kernels sum in a fixed order without it, the CUDA kernels by atomics.
+    """
+    if items.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return items.flatten().argsort(stable=True)
+    return None
 
 
 def gradient_of_user_table(
