@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "cpu/simd.h"
 #include "sampler/prefetcher.h"
 
 namespace py = pybind11;
@@ -71,8 +72,10 @@ class PrefetchingSampler {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels and batch sampler of ssept_ext.";
   m.def("build_info", [] {
-    return std::map<std::string, std::string>{
-        {"compiler", SSEPT_COMPILER}, {"torch", SSEPT_TORCH_VERSION}, {"cuda", SSEPT_CUDA_STATUS}};
+    return std::map<std::string, std::string>{{"compiler", SSEPT_COMPILER},
+                                              {"torch", SSEPT_TORCH_VERSION},
+                                              {"cuda", SSEPT_CUDA_STATUS},
+                                              {"simd", ssept::cpu::simd_name()}};
   });
   using ssept::sampler::IntArray;
   using ssept::sampler::PrefetchingSampler;
