@@ -14,6 +14,7 @@
 #include <malloc.h>
 #endif
 
+#include "cpu/simd.h"
 #include "sampler/prefetcher.h"
 
 namespace py = pybind11;
@@ -133,8 +134,10 @@ class PrefetchingSampler {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels and batch sampler of ssept_ext.";
   m.def("build_info", [] {
-    return std::map<std::string, std::string>{
-        {"compiler", SSEPT_COMPILER}, {"torch", SSEPT_TORCH_VERSION}, {"cuda", SSEPT_CUDA_STATUS}};
+    return std::map<std::string, std::string>{{"compiler", SSEPT_COMPILER},
+                                              {"torch", SSEPT_TORCH_VERSION},
+                                              {"cuda", SSEPT_CUDA_STATUS},
+                                              {"simd", ssept::cpu::simd_name()}};
   });
   // Called by ssept_ext.training only.
   m.def("keep_freed_memory", &ssept::keep_freed_memory, py::arg("keep"));

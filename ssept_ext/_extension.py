@@ -49,6 +49,7 @@ def _find_kernels() -> frozenset[tuple[str, str]]:
 
 
 native, _reason_not_loaded = _load()
+_built: dict[str, str] = native.build_info() if native is not None else {}
 _kernels = _find_kernels()
 _backend: Backend = "auto"
 
@@ -61,10 +62,13 @@ class BuildInfo:
     python: str
     torch_at_run_time: str
     torch_at_build_time: str
-    """Empty where the extension did not load, as are the two below."""
+    """Empty where the extension did not load, as are the three below."""
     compiler: str
     cuda: str
     """The CUDA architectures compiled for, or why there are none."""
+    simd: str
+    """What attention and dropout compute with on the CPU: the widest of "baseline", "avx2" and "avx512" that the
+    machine has, and at most what the environment variable SSEPT_SIMD says."""
     backend: Backend
     """What `set_backend` chose."""
     ops: dict[str, dict[str, str]]
@@ -77,7 +81,6 @@ def build_info() -> BuildInfo:
         package_version = version("ssept_ext")
     except PackageNotFoundError:
         package_version = "unknown (imported from a source tree)"
-    built = cast("dict[str, str]", native.build_info()) if native is not None else {}
     ops = {}
     for op in OPS:
         missing = {device: why_not_native(op, device) for device in ("cpu", "cuda")}
@@ -88,9 +91,10 @@ def build_info() -> BuildInfo:
         version=package_version,
         python=platform.python_version(),
         torch_at_run_time=torch.__version__,
-        torch_at_build_time=built.get("torch", ""),
-        compiler=built.get("compiler", ""),
-        cuda=built.get("cuda", ""),
+        torch_at_build_time=_built.get("torch", ""),
+        compiler=_built.get("compiler", ""),
+        cuda=_built.get("cuda", ""),
+        simd=_built.get("simd", ""),
         backend=_backend,
         ops=ops,
     )
@@ -105,7 +109,7 @@ def why_not_native(op: str, device_type: str) -> str:
     if (op, device_type) in _kernels:
         return ""
     if device_type == "cuda" and not built_with_cuda():
-        return f"the extension was built without CUDA ({native.build_info()['cuda']})"
+        return f"the extension was built without CUDA ({_built['cuda']})"
     return "it has no native kernel yet"
 
 

@@ -9,10 +9,14 @@ import pytest
 import torch
 from cuda_emulation.build import build_ops
 
-from ssept_ext import ops, reference
+from ssept_ext import build_info, ops, reference
 
 CPU = ("reference", "native")
 ALL = ("reference", "native", "emulated", pytest.param("cuda", marks=pytest.mark.cuda))
+
+SIMD = ("baseline", "avx2", "avx512")
+NARROWER_SIMD = SIMD[: SIMD.index(build_info().simd or "baseline")]
+"""What SSEPT_SIMD can hold the CPU kernels to, short of what they use anyway on this machine."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu/parallel.h"
+#include "cpu/simd.h"
 
 namespace ssept::cpu {
 
@@ -43,9 +44,9 @@ struct Simd {
   }
 };
 
-// Runs f(Simd) compiled for the widest registers of this machine. Unlike SSEPT_SIMD_CLONES, f knows
-// how wide they are: vectors wider than that would be computed in memory, dozens of times slower. f
-// and all it calls must be SSEPT_INLINE.
+// Runs f(Simd) compiled for the registers of `simd_level`. Unlike SSEPT_SIMD_CLONES, f knows how
+// wide they are: vectors wider than that would be computed in memory, dozens of times slower. f and
+// all it calls must be SSEPT_INLINE.
 #if defined(__x86_64__) && defined(__GNUC__)
 template <class F>
 [[gnu::target("arch=x86-64-v4")]] void run_with_avx512(F& f) {
@@ -57,14 +58,14 @@ template <class F>
 }
 template <class F>
 void with_simd(F&& f) {
-  static const bool avx512 = __builtin_cpu_supports("x86-64-v4");
-  static const bool avx2 = __builtin_cpu_supports("x86-64-v3");
-  if (avx512)
-    run_with_avx512(f);
-  else if (avx2)
-    run_with_avx2(f);
-  else
-    f(Simd<16, 4>());
+  switch (simd_level()) {
+    case SimdLevel::kAvx512:
+      return run_with_avx512(f);
+    case SimdLevel::kAvx2:
+      return run_with_avx2(f);
+    case SimdLevel::kBaseline:
+      return f(Simd<16, 4>());
+  }
 }
 #else
 template <class F>
@@ -223,7 +224,7 @@ SSEPT_INLINE typename S::template Vec<A> exponential(typename S::template Vec<A>
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    typedef int32_t Bits __attribute__((vector_size(sizeof(Vec))));
+    typedef uint32_t Bits __attribute__((vector_size(sizeof(Vec))));
     const Bits bits = reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23);
     return x < -87.0f ? Vec{} : reinterpret_cast<Vec>(bits);
   } else {

@@ -1,0 +1,15 @@
+// Which instructions the kernels use that are compiled for several kinds of registers.
+#pragma once
+
+namespace ssept::cpu {
+
+enum class SimdLevel { kBaseline, kAvx2, kAvx512 };
+
+// The widest that this machine has, and at most what the environment variable SSEPT_SIMD says:
+// "baseline", "avx2" or "avx512". Read once. Throws std::invalid_argument for anything else.
+SimdLevel simd_level();
+
+// `simd_level` as SSEPT_SIMD would say it.
+const char* simd_name();
+
+}  // namespace ssept::cpu
