@@ -8,7 +8,7 @@ import re
 import pytest
 from cuda_emulation.build import run_python
 
-TESTS = ["test_sampled_logits.py"]
+TESTS = ["test_sampled_logits.py", "test_causal_attention.py"]
 
 
 @pytest.mark.parametrize(
