@@ -14,7 +14,8 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
                                             int64_t max_seqlen_q, int64_t max_seqlen_k,
                                             double scale, double dropout_p,
-                                            const std::optional<Tensor>& seed, int64_t site) {
+                                            const std::optional<Tensor>& seed, int64_t site,
+                                            bool allow_tf32) {
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
   const CausalAttentionSizes& s = args.size;
@@ -25,7 +26,7 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
   dispatch_floating("q", args.type, [&]<class T>() {
     check_cuda("causal_attention",
                launch_causal_attention(args.kernel_args<T>(), mutable_data<T>(out),
-                                       mutable_data<Accumulator<T>>(lse),
+                                       mutable_data<Accumulator<T>>(lse), allow_tf32,
                                        current_stream(q.get_device_index())));
   });
   return {out, lse};
@@ -35,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
     const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
     const Tensor& lse, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, double scale, double dropout_p, const std::optional<Tensor>& seed,
-    int64_t site) {
+    int64_t site, bool allow_tf32) {
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
   const CausalAttentionSizes& s = args.size;
@@ -54,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
                launch_causal_attention_backward(
                    args.kernel_args<T>(), data<T>(grad), data<T>(result), data<A>(log_sum),
                    mutable_data<A>(delta), mutable_data<T>(grad_q), mutable_data<T>(grad_k),
-                   mutable_data<T>(grad_v), current_stream(q.get_device_index())));
+                   mutable_data<T>(grad_v), allow_tf32, current_stream(q.get_device_index())));
   });
   return {grad_q, grad_k, grad_v};
 }

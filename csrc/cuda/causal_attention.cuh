@@ -17,6 +17,8 @@ constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 template <class A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();
 
+constexpr int min_of(int x, int y) { return x < y ? x : y; }
+
 // The sizes of tiles for heads of up to WIDTH features: what fits into the 163 KiB of shared memory
 // of sm_80, more than once where heads are small, and into registers.
 template <class M, int WIDTH>
@@ -26,15 +28,20 @@ struct Tiles {
   static constexpr int kRowBytes = WIDTH * sizeof(T);
   static constexpr int kWarps = kRowBytes <= 512 ? 4 : kRowBytes <= 1024 ? 2 : 1;
   static constexpr int kThreads = kWarps * kWarpSize;
+  static constexpr int kMinBlocks =
+      65536 / 256 / kThreads;  // on a multiprocessor: any registers go
   static constexpr int kRows = kWarps * kWarpRows;
   // Rows of the tiles that a tile of queries, or of keys, meets.
   static constexpr int kKeys = kRowBytes > 512 ? 16 : kRowBytes > 256 || M::kIsExact ? 32 : 64;
-  static constexpr int kQueries = kRowBytes > 512 ? 16 : kRowBytes > 128 || M::kIsExact ? 32 : 64;
+  static constexpr int kQueries = kRowBytes > (M::kIsExact ? 256 : 512)           ? 16
+                                  : kRowBytes > 128 || sizeof(T) > sizeof(__half) ? 32
+                                                                                  : 64;
   // Rows in shared memory start 16 bytes further in the banks than the row above.
   static constexpr int kLd = WIDTH + 16 / sizeof(T);
-  // How many features' sums fit into registers, for one sum or two; other blocks compute the rest.
-  static constexpr int kSlice = WIDTH * sizeof(A) > 1024 ? 1024 / sizeof(A) : WIDTH;
-  static constexpr int kSliceOfTwo = WIDTH * sizeof(A) > 512 ? 512 / sizeof(A) : WIDTH;
+  // How many features' sums fit into registers; other blocks compute the rest.
+  static constexpr int kForwardSlice = min_of(WIDTH, 1024 / sizeof(A));
+  static constexpr int kQueriesSlice = min_of(WIDTH, (M::kIsExact ? 512 : 1024) / sizeof(A));
+  static constexpr int kKeysSlice = min_of(WIDTH, 512 / sizeof(A));
 };
 
 // Blocks for each head that write zeros behind the last sequence. They come first, as they have
@@ -134,7 +141,7 @@ __device__ __forceinline__ void load_tile(T* tile, const T* from, int64_t row, i
   });
 }
 
-// Zeros for the features that a tile has and heads do not: no copy touches them again.
+// Zeros for the features that a tile has and heads do not.
 template <int WIDTH, int LD, int THREADS, class T>
 __device__ __forceinline__ void clear_padding(T* tile, int num_rows, int head_size) {
   const int padding = WIDTH - head_size;
@@ -270,6 +277,18 @@ __device__ __forceinline__ unsigned kept_by_columns(const DropoutMask& mask, int
   bits |= __shfl_xor_sync(kAllLanes, bits, 4);
   bits = (bits | __shfl_xor_sync(kAllLanes, bits, 8)) >> part;
   return (bits & 1) | (bits >> 3 & 2) | (bits >> 6 & 4) | (bits >> 9 & 8);
+}
+
+// Calls f.template operator()<M>() for what computes products of T.
+template <class T, class F>
+cudaError_t with_arithmetic_for(bool allow_tf32, F&& f) {
+  if constexpr (std::is_same_v<T, double>)
+    return f.template operator()<Exact<double>>();
+  else if constexpr (std::is_same_v<T, float>)
+    return allow_tf32 ? f.template operator()<TensorCores<float>>()
+                      : f.template operator()<Exact<float>>();
+  else
+    return f.template operator()<TensorCores<T>>();
 }
 
 // Calls f.template operator()<WIDTH>() for the narrowest tiles that hold a head.

@@ -10,7 +10,7 @@ namespace {
 using namespace attention;
 
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
-__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
+__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
     backward_queries_kernel(CausalAttention<T> in, const T* grad_out, const T* out, const A* lse,
                             A* delta, T* grad_q, int copy_bytes, int tiles_per_sequence) {
   using S = Tiles<M, WIDTH>;
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
   if (segment.first_tile * int64_t{kRows} >= segment.num_queries) return;
 
   const int shift = segment.shift();
-  const int first_feature = segment.slice * S::kSlice;
+  const int first_feature = segment.slice * S::kQueriesSlice;
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
   const T* const k = in.k + segment.k_begin * row + segment.head * head_size;
   const T* const v = in.v + segment.k_begin * row + segment.head * head_size;
@@ -41,7 +41,6 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
     load_tile<kKeys, WIDTH, kLd, kThreads>(tile, from + first * row, row, end - first, head_size,
                                            copy_bytes);
   };
-  clear_padding<WIDTH, kLd, kThreads>(q_tile, 2 * kRows + 2 * kKeys, head_size);
 
   for (int64_t q0 = segment.first_tile * int64_t{kRows}; q0 < segment.num_queries;
        q0 += segment.tile_step * int64_t{kRows}) {
@@ -58,9 +57,10 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
         (segment.q_begin + first_query) * row + segment.head * head_size;  // of its first query
 
     OwnRows<M, WIDTH, kLd, 64> q(q_tile + warp_row * kLd), grad(grad_tile + warp_row * kLd);
-    Sums<A> sums[S::kSlice / 8];
+    Sums<A> sums[S::kQueriesSlice / 8];
     A log2_sum[2], row_delta[2];
     if (num_keys > 0) {
+      clear_padding<WIDTH, kLd, kThreads>(q_tile, 2 * kRows + 2 * kKeys, head_size);
       const int64_t offset = (segment.q_begin + q0) * row + segment.head * head_size;
       load_tile<kRows, WIDTH, kLd, kThreads>(q_tile, in.q + offset, row, num_rows, head_size,
                                              copy_bytes);
@@ -113,14 +113,14 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
             weight *= grad_kept - row_delta[e / 2];
           }
         }
-        add_weighted_rows<M, S::kSlice, kLd, kKeys>(sums, weights, k_tile + first_feature);
+        add_weighted_rows<M, S::kQueriesSlice, kLd, kKeys>(sums, weights, k_tile + first_feature);
       }
     }
     const A scale[2] = {static_cast<A>(size.scale), static_cast<A>(size.scale)};
     if (warp_rows > 0)
-      store_sums<S::kSlice, kLd>(sums, scale, q_tile + warp_row * kLd,
-                                 grad_q + warp_offset + first_feature, row, warp_rows,
-                                 min(S::kSlice, head_size - first_feature), copy_bytes);
+      store_sums<S::kQueriesSlice, kLd>(
+          sums, scale, q_tile + warp_row * kLd, grad_q + warp_offset + first_feature, row,
+          warp_rows, min(S::kQueriesSlice, head_size - first_feature), copy_bytes);
     __syncthreads();  // the next tile's queries go where this one's gradient was
   }
 }
@@ -128,12 +128,12 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
 // As FlashAttention-2's backward, but for the gradient of the queries. Of the scores, rows are keys
 // and columns are queries.
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
-__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
+__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
     backward_keys_kernel(CausalAttention<T> in, const T* grad_out, const A* lse, const A* delta,
                          T* grad_k, T* grad_v, int copy_bytes, int tiles_per_sequence) {
   using S = Tiles<M, WIDTH>;
   constexpr int kRows = S::kRows, kQueries = S::kQueries, kLd = S::kLd, kThreads = S::kThreads;
-  constexpr int kSlice = S::kSliceOfTwo;
+  constexpr int kSlice = S::kKeysSlice;
   T* const k_tile = reinterpret_cast<T*>(smem_raw);
   T* const v_tile = k_tile + kRows * kLd;
   T* const q_tile = v_tile + kRows * kLd;
@@ -167,7 +167,6 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
     else
       tile[threadIdx.x] = missing;
   };
-  clear_padding<WIDTH, kLd, kThreads>(k_tile, 2 * kRows + 3 * kQueries, head_size);
 
   for (int64_t k0 = segment.first_tile * int64_t{kRows}; k0 < segment.num_keys;
        k0 += segment.tile_step * int64_t{kRows}) {
@@ -182,6 +181,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
     T* grad_tile = grad_tiles;
     T* next_grad_tile = grad_tiles + kQueries * kLd;
     if (first_query < segment.num_queries) {
+      clear_padding<WIDTH, kLd, kThreads>(k_tile, 2 * kRows + 3 * kQueries, head_size);
       load_tile<kRows, WIDTH, kLd, kThreads>(k_tile, in.k + tile_offset, row, num_rows, head_size,
                                              copy_bytes);
       load_tile<kRows, WIDTH, kLd, kThreads>(v_tile, in.v + tile_offset, row, num_rows, head_size,
@@ -262,15 +262,15 @@ cudaError_t launch_backward(const CausalAttention<T>& in, const T* grad_out, con
     const auto slices = [&](int slice) {
       return static_cast<int>((size.head_size - 1) / slice + 1);
     };
-    const cudaError_t error =
-        launch_tiles(backward_queries_kernel<M, WIDTH>, size, size.max_seqlen_q, S::kRows,
-                     slices(S::kSlice), S::kThreads, 2 * (S::kRows + S::kKeys) * S::kLd * sizeof(T),
-                     stream, in, grad_out, out, lse, delta, grad_q, copy_bytes);
+    const cudaError_t error = launch_tiles(
+        backward_queries_kernel<M, WIDTH>, size, size.max_seqlen_q, S::kRows,
+        slices(S::kQueriesSlice), S::kThreads, 2 * (S::kRows + S::kKeys) * S::kLd * sizeof(T),
+        stream, in, grad_out, out, lse, delta, grad_q, copy_bytes);
     if (error != cudaSuccess) return error;
     const size_t smem =
         (2 * S::kRows + 3 * S::kQueries) * S::kLd * sizeof(T) + 2 * S::kQueries * sizeof(A);
     return launch_tiles(backward_keys_kernel<M, WIDTH>, size, size.max_seqlen_k, S::kRows,
-                        slices(S::kSliceOfTwo), S::kThreads, smem, stream, in, grad_out, lse, delta,
+                        slices(S::kKeysSlice), S::kThreads, smem, stream, in, grad_out, lse, delta,
                         grad_k, grad_v, copy_bytes);
   });
 }
@@ -280,22 +280,27 @@ cudaError_t launch_backward(const CausalAttention<T>& in, const T* grad_out, con
 template <class T, class A>
 cudaError_t launch_causal_attention_backward(const CausalAttention<T>& in, const T* grad_out,
                                              const T* out, const A* lse, A* delta, T* grad_q,
-                                             T* grad_k, T* grad_v, cudaStream_t stream) {
-  return launch_backward<Exact<T>>(in, grad_out, out, lse, delta, grad_q, grad_k, grad_v, stream);
+                                             T* grad_k, T* grad_v, bool allow_tf32,
+                                             cudaStream_t stream) {
+  return with_arithmetic_for<T>(allow_tf32, [&]<class M>() {
+    return launch_backward<M>(in, grad_out, out, lse, delta, grad_q, grad_k, grad_v, stream);
+  });
 }
 
 template cudaError_t launch_causal_attention_backward(const CausalAttention<float>&, const float*,
                                                       const float*, const float*, float*, float*,
-                                                      float*, float*, cudaStream_t);
+                                                      float*, float*, bool, cudaStream_t);
 template cudaError_t launch_causal_attention_backward(const CausalAttention<double>&, const double*,
                                                       const double*, const double*, double*,
-                                                      double*, double*, double*, cudaStream_t);
+                                                      double*, double*, double*, bool,
+                                                      cudaStream_t);
 template cudaError_t launch_causal_attention_backward(const CausalAttention<__half>&, const __half*,
                                                       const __half*, const float*, float*, __half*,
-                                                      __half*, __half*, cudaStream_t);
+                                                      __half*, __half*, bool, cudaStream_t);
 template cudaError_t launch_causal_attention_backward(const CausalAttention<__nv_bfloat16>&,
                                                       const __nv_bfloat16*, const __nv_bfloat16*,
                                                       const float*, float*, __nv_bfloat16*,
-                                                      __nv_bfloat16*, __nv_bfloat16*, cudaStream_t);
+                                                      __nv_bfloat16*, __nv_bfloat16*, bool,
+                                                      cudaStream_t);
 
 }  // namespace ssept::cuda

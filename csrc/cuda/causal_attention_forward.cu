@@ -42,7 +42,7 @@ __device__ __forceinline__ void online_softmax(Sums<A> (&scores)[COLUMNS / 8], A
 }
 
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
-__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
+__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
     forward_kernel(CausalAttention<T> in, T* out, A* lse, int copy_bytes, int tiles_per_sequence) {
   using S = Tiles<M, WIDTH>;
   constexpr int kRows = S::kRows, kKeys = S::kKeys, kLd = S::kLd, kThreads = S::kThreads;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
   if (segment.first_tile * int64_t{kRows} >= segment.num_queries) return;
 
   const int shift = segment.shift();
-  const int first_feature = segment.slice * S::kSlice;
+  const int first_feature = segment.slice * S::kForwardSlice;
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
   const T* const k = in.k + segment.k_begin * row + segment.head * head_size;
   const T* const v = in.v + segment.k_begin * row + segment.head * head_size;
@@ -69,7 +69,6 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
     load_tile<kKeys, WIDTH, kLd, kThreads>(tile, from + first * row, row, end - first, head_size,
                                            copy_bytes);
   };
-  clear_padding<WIDTH, kLd, kThreads>(q_tile, kRows + 2 * kKeys, head_size);
 
   for (int64_t q0 = segment.first_tile * int64_t{kRows}; q0 < segment.num_queries;
        q0 += segment.tile_step * int64_t{kRows}) {
@@ -84,10 +83,11 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
     const int64_t entry[2] = {first_entry, first_entry + 8 * size.num_heads};
 
     OwnRows<M, WIDTH, kLd, 128> q(q_tile + warp_row * kLd);
-    Sums<A> sums[S::kSlice / 8];
+    Sums<A> sums[S::kForwardSlice / 8];
     A maximum[2] = {-kInfinity<A>, -kInfinity<A>}, sum[2] = {};
     A factor = static_cast<A>(size.scale * kLog2E);
     if (num_keys > 0) {
+      clear_padding<WIDTH, kLd, kThreads>(q_tile, kRows + 2 * kKeys, head_size);
       load_tile<kRows, WIDTH, kLd, kThreads>(
           q_tile, in.q + (segment.q_begin + q0) * row + segment.head * head_size, row, num_rows,
           head_size, copy_bytes);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
               if (k0 + j * 8 + lane_column() + e % 2 > shift + first_query + lane_row() + e / 2 * 8)
                 scores[j].x[e] = -kInfinity<A>;
         }
-        online_softmax<M, kKeys, S::kSlice>(scores, score_factor, maximum, sum, sums);
+        online_softmax<M, kKeys, S::kForwardSlice>(scores, score_factor, maximum, sum, sums);
         if (in.seed != nullptr) {
 #pragma unroll
           for (int j = 0; j < kKeys / 8; ++j) {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
       __syncthreads();  // the values are there, and no warp reads the keys any more
       if (k0 + kKeys < num_keys) load_keys(k_tile, k, k0 + kKeys, num_keys);
       if (k0 < warp_keys)
-        add_weighted_rows<M, S::kSlice, kLd, kKeys>(sums, scores, v_tile + first_feature);
+        add_weighted_rows<M, S::kForwardSlice, kLd, kKeys>(sums, scores, v_tile + first_feature);
     }
 
     const A kept = in.seed == nullptr ? A(1) : static_cast<A>(in.dropout.scale);
@@ -147,10 +147,10 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads)
       }
     }
     if (warp_rows > 0)
-      store_sums<S::kSlice, kLd>(
+      store_sums<S::kForwardSlice, kLd>(
           sums, out_factor, q_tile + warp_row * kLd,
           out + (segment.q_begin + first_query) * row + segment.head * head_size + first_feature,
-          row, warp_rows, min(S::kSlice, head_size - first_feature), copy_bytes);
+          row, warp_rows, min(S::kForwardSlice, head_size - first_feature), copy_bytes);
     __syncthreads();  // the next tile's queries go where this one's output was
   }
 }
@@ -160,7 +160,7 @@ cudaError_t launch_forward(const CausalAttention<T>& in, T* out, A* lse, cudaStr
   const int copy_bytes = bytes_per_copy<T>(in.size.head_size, in.q, in.k, in.v, out);
   return for_width_of(in.size.head_size, [&]<int WIDTH>() {
     using S = Tiles<M, WIDTH>;
-    const int slices = static_cast<int>((in.size.head_size - 1) / S::kSlice + 1);
+    const int slices = static_cast<int>((in.size.head_size - 1) / S::kForwardSlice + 1);
     return launch_tiles(forward_kernel<M, WIDTH>, in.size, in.size.max_seqlen_q, S::kRows, slices,
                         S::kThreads, (S::kRows + 2 * S::kKeys) * S::kLd * sizeof(T), stream, in,
                         out, lse, copy_bytes);
@@ -170,18 +170,19 @@ cudaError_t launch_forward(const CausalAttention<T>& in, T* out, A* lse, cudaStr
 }  // namespace
 
 template <class T, class A>
-cudaError_t launch_causal_attention(const CausalAttention<T>& in, T* out, A* lse,
+cudaError_t launch_causal_attention(const CausalAttention<T>& in, T* out, A* lse, bool allow_tf32,
                                     cudaStream_t stream) {
-  return launch_forward<Exact<T>>(in, out, lse, stream);
+  return with_arithmetic_for<T>(allow_tf32,
+                                [&]<class M>() { return launch_forward<M>(in, out, lse, stream); });
 }
 
-template cudaError_t launch_causal_attention(const CausalAttention<float>&, float*, float*,
+template cudaError_t launch_causal_attention(const CausalAttention<float>&, float*, float*, bool,
                                              cudaStream_t);
-template cudaError_t launch_causal_attention(const CausalAttention<double>&, double*, double*,
+template cudaError_t launch_causal_attention(const CausalAttention<double>&, double*, double*, bool,
                                              cudaStream_t);
-template cudaError_t launch_causal_attention(const CausalAttention<__half>&, __half*, float*,
+template cudaError_t launch_causal_attention(const CausalAttention<__half>&, __half*, float*, bool,
                                              cudaStream_t);
 template cudaError_t launch_causal_attention(const CausalAttention<__nv_bfloat16>&, __nv_bfloat16*,
-                                             float*, cudaStream_t);
+                                             float*, bool, cudaStream_t);
 
 }  // namespace ssept::cuda
