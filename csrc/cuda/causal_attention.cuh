@@ -28,14 +28,12 @@ struct Tiles {
   static constexpr int kRowBytes = WIDTH * sizeof(T);
   static constexpr int kWarps = kRowBytes <= 512 ? 4 : kRowBytes <= 1024 ? 2 : 1;
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kMinBlocks =
-      65536 / 256 / kThreads;  // on a multiprocessor: any registers go
+  // On a multiprocessor: leaves a thread all registers it can have.
+  static constexpr int kMinBlocks = 65536 / 256 / kThreads;
   static constexpr int kRows = kWarps * kWarpRows;
   // Rows of the tiles that a tile of queries, or of keys, meets.
   static constexpr int kKeys = kRowBytes > 512 ? 16 : kRowBytes > 256 || M::kIsExact ? 32 : 64;
-  static constexpr int kQueries = kRowBytes > (M::kIsExact ? 256 : 512)           ? 16
-                                  : kRowBytes > 128 || sizeof(T) > sizeof(__half) ? 32
-                                                                                  : 64;
+  static constexpr int kQueries = kRowBytes > (M::kIsExact ? 256 : 512) ? 16 : 32;
   // Rows in shared memory start 16 bytes further in the banks than the row above.
   static constexpr int kLd = WIDTH + 16 / sizeof(T);
   // How many features' sums fit into registers; other blocks compute the rest.
