@@ -32,14 +32,17 @@ struct Tiles {
   static constexpr int kMinBlocks = 65536 / 256 / kThreads;
   static constexpr int kRows = kWarps * kWarpRows;
   // Rows of the tiles that a tile of queries, or of keys, meets.
-  static constexpr int kKeys = kRowBytes > 512 ? 16 : kRowBytes > 256 || M::kIsExact ? 32 : 64;
-  static constexpr int kQueries = kRowBytes > (M::kIsExact ? 256 : 512) ? 16 : 32;
+  static constexpr bool kIsDouble = sizeof(T) == 8;
+  static constexpr int kKeys = kRowBytes > 512 || kIsDouble     ? 16
+                               : kRowBytes > 256 || M::kIsExact ? 32
+                                                                : 64;
+  static constexpr int kQueries = kRowBytes > (M::kIsExact ? 256 : 512) || kIsDouble ? 16 : 32;
   // Rows in shared memory start 16 bytes further in the banks than the row above.
   static constexpr int kLd = WIDTH + 16 / sizeof(T);
   // How many features' sums fit into registers; other blocks compute the rest.
   static constexpr int kForwardSlice = min_of(WIDTH, 1024 / sizeof(A));
   static constexpr int kQueriesSlice = min_of(WIDTH, (M::kIsExact ? 512 : 1024) / sizeof(A));
-  static constexpr int kKeysSlice = min_of(WIDTH, 512 / sizeof(A));
+  static constexpr int kKeysSlice = min_of(WIDTH, kIsDouble ? 32 : 128);
 };
 
 // Blocks for each head that write zeros behind the last sequence. They come first, as they have
