@@ -15,15 +15,16 @@ SSEPT_LIBRARY(m) {
       "Tensor position_weight, Tensor items, Tensor? users, Tensor positions, Tensor cu_seqlens, "
       "float dropout_p, Tensor? seed, int site, Tensor? item_order) "
       "-> (Tensor grad_item, Tensor grad_user, Tensor grad_position)");
+  // allow_tf32: a CUDA kernel may round float32 to TF32 before it multiplies.
   m.def(
       "causal_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
       "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, float dropout_p=0.0, "
-      "Tensor? seed=None, int site=0) -> (Tensor out, Tensor lse)");
+      "Tensor? seed=None, int site=0, bool allow_tf32=False) -> (Tensor out, Tensor lse)");
   m.def(
       "causal_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
-      "SymInt max_seqlen_k, float scale, float dropout_p, Tensor? seed, int site) "
-      "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+      "SymInt max_seqlen_k, float scale, float dropout_p, Tensor? seed, int site, "
+      "bool allow_tf32) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
   m.def(
       "sampled_logits(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor items, "
       "Tensor? users, Tensor cu_seqlens) -> Tensor");

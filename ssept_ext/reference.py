@@ -148,10 +148,12 @@ def causal_attention(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Causal softmax attention within each sequence: see `ssept_ext.ops`.
 
     The dropout row of query token i and head h is `i * H + h`, its column the key's index in its sequence.
+    `allow_tf32` speaks to kernels only: products here follow `torch.backends.cuda.matmul` by themselves.
     """
     _check_dropout(dropout_p, seed)
     for name, x in (("q", q), ("k", k), ("v", v)):

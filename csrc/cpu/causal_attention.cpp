@@ -401,7 +401,8 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
                                             int64_t max_seqlen_q, int64_t max_seqlen_k,
                                             double scale, double dropout_p,
-                                            const std::optional<Tensor>& seed, int64_t site) {
+                                            const std::optional<Tensor>& seed, int64_t site,
+                                            bool /*allow_tf32*/) {
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
   const auto& s = args.size;
@@ -438,7 +439,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
     const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
     const Tensor& lse, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, double scale, double dropout_p, const std::optional<Tensor>& seed,
-    int64_t site) {
+    int64_t site, bool /*allow_tf32*/) {
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
   const auto& s = args.size;

@@ -45,6 +45,9 @@ def causal_attention(
     site : which dropout of the model this is
     backend : overrides `ssept_ext.set_backend` for this call
 
+    On CUDA, products of float32 are computed in float32, or by TF32 tensor cores (inputs rounded to 10 bits)
+    where `torch.backends.cuda.matmul.allow_tf32` or `torch.set_float32_matmul_precision` lets matmul do so.
+
     Returns
     -------
     out : (Nq, H, Dh), same type; zeros for queries that see no key
@@ -54,13 +57,20 @@ def causal_attention(
     Raises
     ------
     ValueError
-        If a shape, type or device does not fit; names the argument.
+        If a shape, type or device does not fit; names the argument. On CUDA a sequence longer than max_seqlen
+        goes unnoticed, and costs time only.
     """
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     args = (q, k, v, *lengths, scale, dropout_p, seed, site)
     if use_native("causal_attention", q.device, backend):
-        return torch.ops.ssept_ext.causal_attention(*args)  # type: ignore[no-any-return]
+        return torch.ops.ssept_ext.causal_attention(*args, _matmul_takes_tf32())  # type: ignore[no-any-return]
     return reference.causal_attention(*args)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[misc]
+def _matmul_takes_tf32() -> bool:
+    """A graph of torch.compile is made anew where this changes: torch guards it as part of its global state."""
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def padded_causal_attention(
@@ -144,6 +154,7 @@ def register(namespace: str) -> None:
             ctx.dropout_p,
             seed,
             ctx.site,
+            ctx.allow_tf32,
         ) = inputs
         out, lse = output
         ctx.mark_non_differentiable(lse)
@@ -152,9 +163,15 @@ def register(namespace: str) -> None:
     def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, seed = ctx.saved_tensors
         gradients = backward_op(
-            grad_out, *tensors, *ctx.lengths_and_scale, ctx.dropout_p, seed, ctx.site
+            grad_out,
+            *tensors,
+            *ctx.lengths_and_scale,
+            ctx.dropout_p,
+            seed,
+            ctx.site,
+            ctx.allow_tf32,
         )
-        return *gradients, *(None,) * 8
+        return *gradients, *(None,) * 9
 
     torch.library.register_fake(f"{namespace}::causal_attention", fake)
     torch.library.register_fake(f"{namespace}::causal_attention_backward", fake_backward)
