@@ -299,7 +299,7 @@ def test_tf32_is_as_exact_as_the_policy_asks_and_used_where_allowed_only(impleme
 TILES = Ragged("", (0, 1, 15, 16, 17, 33, 63, 64, 65, 130))
 
 
-@pytest.mark.parametrize("head_size", [20, 50, 100])
+@pytest.mark.parametrize("head_size", [50, 100])
 @pytest.mark.parametrize("dtype", ["tf32", *HALF_TYPES], ids=str)
 @every_kernel
 def test_tensor_cores_match_the_reference_around_tiles(implementation, dtype, head_size):

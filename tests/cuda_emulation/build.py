@@ -84,9 +84,9 @@ def environment(mode: Mode) -> dict[str, str]:
     return {"SSEPT_EMULATION_MODE": mode, **checker}
 
 
-def run_python(mode: Mode, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`building.run_python` with the `environment` of this mode."""
-    return building.run_python(environment(mode), *arguments)
+def run_python(mode: Mode, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`building.run_python` with the `environment` of this mode and further variables."""
+    return building.run_python(environment(mode) | variables, *arguments)
 
 
 def _cuda_include_folder() -> Path:
