@@ -27,8 +27,9 @@ from measure import Options, machine_kind
 from workload import SHARED
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
-from ssept_ext.checkpoint import replace_file, save_checkpoint
+from ssept_ext.checkpoint import save_checkpoint
 from ssept_ext.datasets import synthetic
+from ssept_ext.files import replace_file
 from ssept_ext.losses import LossName
 from ssept_ext.model import Architecture, EmbeddingInit
 from ssept_ext.training import (

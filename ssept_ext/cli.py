@@ -1,8 +1,8 @@
 """The command `ssept`: prepare, train, resume, evaluate, predict, info.
 
-A run folder holds all that the later commands need: the checkpoint (`config.json` and
-`model.safetensors`), `run.json` with the source of the data and every option, and `metrics.csv`;
-and, until the training is over, `training.safetensors`, from which it can go on.
+A run folder holds all that the later commands need: the checkpoint (see `ssept_ext.checkpoint`),
+`run.json` with the source of the data and every option, and `metrics.csv`; and, until the training is
+over, `training.safetensors`, from which it can go on.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, get_args
+from uuid import UUID
 
 import torch
 
 from ssept_ext import prepare
 from ssept_ext._extension import Backend, build_info
-from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, replace_file, save_checkpoint
-from ssept_ext.data import SASRecDataSet, to_csr
+from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, save_checkpoint
+from ssept_ext.data import SASRecDataSet
 from ssept_ext.datasets import synthetic
 from ssept_ext.evaluation import (
     Exclude,
@@ -32,10 +33,12 @@ from ssept_ext.evaluation import (
     evaluate_popularity,
     evaluate_valid,
 )
+from ssept_ext.files import replace_file
+from ssept_ext.id_map import IdMap, load_id_maps
+from ssept_ext.known_histories import KnownHistories
 from ssept_ext.losses import LossName
 from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
-from ssept_ext.packing import PackedBatch
-from ssept_ext.ranking import last_events
+from ssept_ext.recommendation import recommend
 from ssept_ext.sampler import WarpSampler
 from ssept_ext.training import (
     History,
@@ -49,7 +52,6 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 USER_ERROR = 2
 INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
-CANDIDATES_AT_A_TIME = 1 << 16
 USER_EMBEDDING_DIM = 16
 
 Metrics = dict[str, tuple[float, float]]
@@ -96,6 +98,8 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
     device = _choose_device(options)
     training_options = _training_options(options)
     dataset = _load_data(source)
+    ids = _load_ids(source)
+    known = None if ids is None else KnownHistories.from_dataset(dataset, *ids)
     torch.manual_seed(options.seed)
     model = _make_model(options, dataset).to(device)
     # First, because it is quick and refuses data that the model could not be measured on either.
@@ -129,6 +133,7 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
             checkpoint=run,
             on_epoch_end=_epoch_recorder(model, run, options.val_epoch),
         )
+    model.known = known
     save_checkpoint(model, run)
     num_finished = len(history["loss"])
     if num_finished < options.epochs and not is_out_of_patience(history, options.patience):
@@ -145,7 +150,7 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
 
 def evaluate_run(options: argparse.Namespace) -> int:
     """Measure a trained model again."""
-    model, dataset, trained_with = _open_run(options)
+    model, dataset, trained_with, _ = _open_run(options)
     seed = trained_with["seed"] if options.seed is None else options.seed
     popularity = _measure_popularity(dataset, model.num_neg_test, seed, options.exclude)
     _print_results(popularity, model, _measure(model, dataset, seed, options.exclude))
@@ -154,19 +159,22 @@ def evaluate_run(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Print the best unseen items of some users, judged by all their events."""
-    model, dataset, _ = _open_run(options)
-    for user in options.users:
-        if user not in dataset.User:
-            raise ValueError(
-                f"user {user} has no events in the data, whose users are within 1..{dataset.usernum}"
-            )
-    histories = to_csr({user: dataset.User[user] for user in options.users})
-    print(f"{'user':>8} {'rank':>5} {'item':>8} {'score':>9}")
-    for row, user in enumerate(histories.users):
-        batch = last_events(histories, slice(row, row + 1), model.seq_max_len)
-        best = top_unseen(model, batch, dataset.User[user], dataset.itemnum, options.k)
-        for rank, (item, score) in enumerate(best, 1):
-            print(f"{user:>8} {rank:>5} {item:>8} {score:>9.4f}")
+    model, dataset, _, ids = _open_run(options)
+    users = [_user_number(text, dataset, ids) for text in options.users]
+    found = recommend(model, dataset, users, options.k)
+    items = found.items.astype(object)
+    if ids is not None:
+        items[found.items > 0] = ids[1].decode(found.items[found.items > 0])
+    rows = [("user", "rank", "item", "score")]
+    for text, row, scores in zip(options.users, items, found.scores, strict=True):
+        rows += [
+            (text, str(rank), str(item), f"{score:.4f}")
+            for rank, (item, score) in enumerate(zip(row, scores, strict=True), 1)
+            if item != 0 and math.isfinite(score)
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
     return 0
 
 
@@ -180,33 +188,6 @@ def info(options: argparse.Namespace) -> int:
         for device, backend in by_device.items():
             print(f"{op:<20}  {device:<4}  {backend}")
     return 0
-
-
-def top_unseen(
-    model: SASREC, batch: PackedBatch, seen: Sequence[int], itemnum: int, k: int
-) -> list[tuple[int, float]]:
-    """(item, score) of the best k items of 1..itemnum outside `seen`, best first; fewer if k are not left.
-
-    Parameters
-    ----------
-    batch : one sequence
-
-    Raises
-    ------
-    ValueError
-        If a score is not finite.
-    """
-    batch = batch.to(model.device)
-    blocks = torch.split(torch.arange(1, itemnum + 1, device=model.device), CANDIDATES_AT_A_TIME)
-    with torch.inference_mode():
-        scores = torch.cat([model.score(batch, block[None])[0].cpu() for block in blocks])
-        if not scores.isfinite().all():
-            raise ValueError(
-                "scores are not finite: the model's parameters hold NaN or infinite values"
-            )
-        scores[torch.tensor(seen) - 1] = -math.inf
-        best = scores.topk(min(k, itemnum - len(set(seen))))
-    return list(zip((best.indices + 1).tolist(), best.values.tolist(), strict=True))
 
 
 def _new_run_folder(out: str | None) -> Path:
@@ -235,14 +216,39 @@ def _epoch_recorder(model: SASREC, run: Path, val_epoch: int) -> Callable[[int, 
     return record
 
 
-def _open_run(options: argparse.Namespace) -> tuple[SASREC, SASRecDataSet, dict[str, Any]]:
-    """The model of a run folder, its data (or those given instead), and the options it was made with."""
+def _open_run(
+    options: argparse.Namespace,
+) -> tuple[SASREC, SASRecDataSet, dict[str, Any], tuple[IdMap, IdMap] | None]:
+    """The model of a run folder, its data (or those given instead), the options it was made with, and raw ids."""
     device = _choose_device(options)
     source, trained_with = _read_run_file(Path(options.run))
-    model = load_checkpoint(options.run, options.backend).to(device).eval()
-    dataset = _load_data(_given_source(options) or source)
+    model = load_checkpoint(options.run, options.backend, device).eval()
+    source = _given_source(options) or source
+    dataset = _load_data(source)
     check_dataset_fits(model, dataset)
-    return model, dataset, trained_with
+    return model, dataset, trained_with, _load_ids(source)
+
+
+def _load_ids(source: dict[str, Any]) -> tuple[IdMap, IdMap] | None:
+    """The raw ids of users and items that `ssept prepare` wrote beside the data, if it did."""
+    path = Path(f"{source.get('filename')}{prepare.IDS_SUFFIX}")
+    return load_id_maps(path) if path.is_file() else None
+
+
+def _user_number(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | None) -> int:
+    """The number of a user, given by raw id if there are such, who has events."""
+    try:
+        if ids is None:
+            user = int(text)
+        else:
+            parse = {"int64": int, "str": str, "uuid": UUID}[ids[0].type]
+            user = int(ids[0].encode([parse(text)], unknown="zero")[0])
+    except ValueError:  # no number, or no UUID
+        user = 0
+    if user not in dataset.User:
+        known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"
+        raise ValueError(f"user {text} has no events in the data, whose users are {known}")
+    return user
 
 
 def _read_run_file(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -551,9 +557,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--users",
         nargs="+",
         required=True,
-        type=_at_least(1),
         metavar="ID",
-        help="whom to recommend to (required)",
+        help="whom to recommend to, by raw id where ssept prepare made the data (required)",
     )
     sub.add_argument("-k", **_integer(1, 10, "how many items for each"))
     _add_data_options(sub, "the data it was trained on")

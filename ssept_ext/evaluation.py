@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssept_ext.checkpoint import replace_file
 from ssept_ext.data import Histories, IntArray, SASRecDataSet, to_csr
+from ssept_ext.files import replace_file
 from ssept_ext.ranking import (
     SeenItems,
     TopK,

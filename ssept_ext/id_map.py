@@ -15,8 +15,8 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from ssept_ext.checkpoint import replace_file
 from ssept_ext.data import IntArray
+from ssept_ext.files import replace_file
 
 RawId: TypeAlias = int | str | UUID
 RawIds: TypeAlias = Sequence[RawId] | NDArray[Any]

@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,15 @@ from ssept_ext.sse import SSE, replace_ids
 if TYPE_CHECKING:
     from ssept_ext.data import SASRecDataSet
     from ssept_ext.evaluation import Exclude, FullMetrics, Split
-    from ssept_ext.recommendation import Recommendations
+    from ssept_ext.id_map import RawId
+    from ssept_ext.interactions import Interactions
+    from ssept_ext.known_histories import KnownHistories
     from ssept_ext.training import Sampler
 
 Architecture = Literal["recommenders", "original"]
 EmbeddingInit = Literal["uniform", "xavier"]
 Array = Tensor | npt.NDArray[Any]
+Self = TypeVar("Self", bound="SASREC")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +206,8 @@ class SASREC(nn.Module):
     config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
     config: SASRECConfig
     user_embedding_layer: nn.Embedding | None
+    known: KnownHistories | None = None
+    """Raw ids and histories, of a model that `fit` made; `recommend` and `similar_items` then speak raw ids."""
 
     def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
         super().__init__()
@@ -363,20 +368,32 @@ class SASREC(nn.Module):
         users = batch.users if user_part else None
         return self._score(hidden, candidates, users, one_each)
 
-    def encode_newest(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def encode_newest(
+        self, batch: PackedBatch, user_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Split scores for the next item into queries (B, Di) and the user's part of them (B,), without dropout.
 
         The score of item j is `queries @ E_item[j] + user_part`: the second is the same for all items. Both are
         float32 or wider.
+
+        Parameters
+        ----------
+        batch : B sequences; an empty one gets finite scores
+        user_vectors : (B, Du) of the type of the table, used instead of the table's rows
         """
-        hidden = self._newest_hidden(batch)
+        hidden = self._newest_hidden(batch, user_vectors)
         item_width = self.config.item_width
         queries, rest = hidden[:, :item_width].contiguous(), hidden[:, item_width:]
         table = self.user_embedding_layer
         if table is None:
             return queries, queries.new_zeros(len(queries))
-        vectors = table(batch.users).to(hidden.dtype) * math.sqrt(rest.shape[1])
-        return queries, (rest * vectors).sum(1)
+        vectors = table(batch.users) if user_vectors is None else user_vectors
+        return queries, (rest * vectors.to(hidden.dtype) * math.sqrt(rest.shape[1])).sum(1)
+
+    def mean_user_vector(self) -> Tensor | None:
+        """(Du,) mean over the users of the table, which stands for an unknown one; None where there is no table."""
+        table = self.user_embedding_layer
+        return None if table is None else table.weight[1:].mean(0)
 
     def forward(
         self, x: Mapping[str, Array], training: bool = True
@@ -527,19 +544,111 @@ class SASREC(nn.Module):
 
     def recommend(
         self,
-        histories: SASRecDataSet | Mapping[int, Sequence[int]],
-        users: Sequence[int] | None = None,
+        histories: SASRecDataSet | Mapping[Any, Sequence[Any]] | None = None,
+        users: Sequence[Any] | None = None,
         k: int = 10,
         *,
+        candidates: Sequence[Any] | None = None,
         exclude_seen: bool = True,
+        with_scores: bool = True,
         batch_size: int = 256,
-    ) -> Recommendations:
-        """Return each user's best items and their scores: see `ssept_ext.recommendation.recommend`."""
-        from ssept_ext.recommendation import recommend
+    ) -> Any:
+        """Return each user's best items: raw ids in, a data frame out, if the model knows them (`fit` makes such).
 
-        return recommend(
-            self, histories, users, k, exclude_seen=exclude_seen, batch_size=batch_size
-        )
+        Then see `ssept_ext.recommendation.recommend_raw`. On other models, and for a `SASRecDataSet`, ids are the
+        table's numbers, `histories` is required, and the result is `Recommendations`: see
+        `ssept_ext.recommendation.recommend`.
+        """
+        from ssept_ext.data import SASRecDataSet
+        from ssept_ext.recommendation import recommend, recommend_raw
+
+        options: dict[str, Any] = {
+            "candidates": candidates,
+            "exclude_seen": exclude_seen,
+            "batch_size": batch_size,
+        }
+        if self.known is not None and not isinstance(histories, SASRecDataSet):
+            return recommend_raw(self, histories, users, k, with_scores=with_scores, **options)
+        if histories is None:
+            raise ValueError(
+                f"histories are needed, as this model knows none: {type(self).__name__}.fit makes one that does"
+            )
+        if not with_scores:
+            raise ValueError("with_scores must be True for ids that are numbers, got False")
+        return recommend(self, histories, users, k, **options)
+
+    def similar_items(self, items: Sequence[Any], k: int = 10) -> Any:
+        """Return the items closest to each of `items` by the cosine of their vectors, itself left out.
+
+        A model that `fit` made takes raw ids and returns a data frame: see
+        `ssept_ext.recommendation.similar_items_raw`. Others take numbers and return `Recommendations`: see
+        `ssept_ext.recommendation.similar_items`.
+        """
+        from ssept_ext.recommendation import similar_items, similar_items_raw
+
+        return (similar_items if self.known is None else similar_items_raw)(self, items, k)
+
+    @classmethod
+    def fit(cls: type[Self], interactions: Interactions, **options: Any) -> Self:
+        """Train a model on events under raw ids: see `ssept_ext.fitting.fit`."""
+        from ssept_ext.fitting import fit
+
+        return fit(cls, interactions, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model with its raw ids and histories: see `ssept_ext.checkpoint.save_checkpoint`."""
+        from ssept_ext.checkpoint import save_checkpoint
+
+        save_checkpoint(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        folder: str | os.PathLike[str],
+        *,
+        backend: Backend = "auto",
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Read what `save_pretrained` wrote: see `ssept_ext.checkpoint.load_checkpoint`.
+
+        Raises
+        ------
+        ValueError
+            If `folder` holds a model of another class; `SASREC` takes an SSEPT, which is one.
+        """
+        from ssept_ext.checkpoint import load_checkpoint
+
+        model = load_checkpoint(folder, backend, device)
+        if not isinstance(model, cls):
+            raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    @classmethod
+    def from_recommenders(
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        *,
+        attention_num_heads: int,
+        **arguments: Any,
+    ) -> Self:
+        """Read a state dict of recommenders' class: see `ssept_ext.checkpoint.load_recommenders`."""
+        from ssept_ext.checkpoint import load_recommenders
+
+        return cast("Self", load_recommenders(cls, path, attention_num_heads, **arguments))
+
+    def item_vectors(self) -> npt.NDArray[np.floating]:
+        """(item_num, Di), for an index by inner product: see `ssept_ext.export.item_vectors`."""
+        from ssept_ext.export import item_vectors
+
+        return item_vectors(self)
+
+    def user_state(
+        self, history: Sequence[RawId], user: RawId | None = None
+    ) -> npt.NDArray[np.floating]:
+        """(Di,), what to ask that index for: see `ssept_ext.export.user_state`."""
+        from ssept_ext.export import user_state
+
+        return user_state(self, history, user)
 
     def _encode_targets(
         self, batch: PackedBatch, training: bool, seed: Tensor | None
@@ -563,15 +672,26 @@ class SASREC(nn.Module):
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
         return self._score(hidden, items, batch.users, batch.cu_seqlens), items
 
-    def _encode(self, batch: PackedBatch, drop: Dropout, newest_only: bool) -> Tensor:
+    def _encode(
+        self,
+        batch: PackedBatch,
+        drop: Dropout,
+        newest_only: bool,
+        user_vectors: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states, (N, D), or with `newest_only` (B, D)."""
-        users = self.user_embedding_layer
+        table, users = None, None
+        if self.user_embedding_layer is not None:
+            table, users = self.user_embedding_layer.weight, batch.users
+            if user_vectors is not None:  # a table of their own, for this batch
+                table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
+                users = torch.arange(1, len(table), device=table.device)
         x = ops.user_item_embedding(
             self.item_embedding_layer.weight,
-            None if users is None else users.weight,
+            table,
             self.positional_embedding_layer.weight,
             batch.items,
-            None if users is None else batch.users,
+            users,
             batch.positions,
             batch.cu_seqlens,
             drop.p,
@@ -582,9 +702,9 @@ class SASREC(nn.Module):
         tokens = self.encoder(tokens, drop, 1, newest_only)
         return cast("Tensor", self.layer_normalization(tokens))
 
-    def _newest_hidden(self, batch: PackedBatch) -> Tensor:
+    def _newest_hidden(self, batch: PackedBatch, user_vectors: Tensor | None = None) -> Tensor:
         """Hidden states after the last tokens, (B, D), in float32 or wider."""
-        hidden = self._encode(batch, Dropout.none(), newest_only=True)
+        hidden = self._encode(batch, Dropout.none(), True, user_vectors)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def _score(

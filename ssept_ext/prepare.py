@@ -12,8 +12,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast, get_args
 
-from ssept_ext.checkpoint import replace_file
 from ssept_ext.download import MOVIELENS_MD5, download
+from ssept_ext.files import replace_file
 from ssept_ext.id_map import save_id_maps
 from ssept_ext.interactions import Duplicates, Interactions
 from ssept_ext.raw_events import (
@@ -31,6 +31,9 @@ from ssept_ext.raw_events import (
 
 EVENT_FILES = ("u.data", "ratings.dat", "ratings.csv")
 """How MovieLens names its events, in folders and archives with other files."""
+
+IDS_SUFFIX = ".ids.json"
+"""What the file of raw ids is called, after the file that it belongs to."""
 
 
 class Records(NamedTuple):
@@ -86,7 +89,7 @@ _SHAPES = {
 
 def run(options: argparse.Namespace) -> int:
     """Turn a data set as it is published, or a CSV file, into a file for --data."""
-    out, ids = Path(options.out), Path(f"{options.out}.ids.json")
+    out, ids = Path(options.out), Path(f"{options.out}{IDS_SUFFIX}")
     for path in (out, ids):
         if path.exists():
             raise ValueError(f"{path} exists: remove it first, or choose another --out")

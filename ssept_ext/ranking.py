@@ -58,18 +58,25 @@ def encode_groups(
     model: SASREC, histories: Histories, batch_size: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Encode all rows of `histories`: m <= `USERS_AT_A_TIME` rows at a time, their queries (m, Di) and
-    user parts (m,), as `model.encode_newest` returns them.
+    user parts (m,), as `model.encode_newest` returns them. User 0 stands for an unknown one, who gets the
+    mean of all users' vectors.
     """
     num_rows = len(histories.users)
+    unknown = None if histories.users.all() else model.mean_user_vector()
+
+    def encode(rows: slice) -> tuple[Tensor, Tensor]:
+        batch = last_events(histories, rows, model.seq_max_len).to(model.device)
+        if unknown is None or model.user_embedding_layer is None:
+            return model.encode_newest(batch)
+        vectors = model.user_embedding_layer(batch.users)
+        return model.encode_newest(batch, vectors.where(batch.users[:, None] != 0, unknown))
+
     for start in range(0, num_rows, USERS_AT_A_TIME):
         end = min(start + USERS_AT_A_TIME, num_rows)
         parts = [
-            model.encode_newest(
-                last_events(histories, slice(first, min(first + batch_size, end)), model.seq_max_len)
-                .to(model.device)
-            )
+            encode(slice(first, min(first + batch_size, end)))
             for first in range(start, end, batch_size)
-        ]  # fmt: skip
+        ]
         queries, user_parts = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         yield slice(start, end), queries, user_parts
 

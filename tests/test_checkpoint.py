@@ -1,31 +1,69 @@
 """Checkpoints: a model comes back as it was, or the file that is wrong is named."""
 
 import json
+import os
+import random
+import subprocess
+import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
+from uuid import UUID
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssept_ext import SASREC, SSEPT
-from ssept_ext.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
+from ssept_ext import SASREC, SSEPT, IdMap
+from ssept_ext.checkpoint import CONFIG_FILE, FORMAT, load_checkpoint, save_checkpoint
+from ssept_ext.data import Histories
+from ssept_ext.files import digest
+from ssept_ext.known_histories import KnownHistories
 
 SIZES = {"item_num": 20, "seq_max_len": 5, "num_blocks": 1, "dropout_rate": 0.25, "l2_reg": 0.5}
 
 
 def make_ssept(**arguments):
     sizes = SIZES | {"embedding_dim": 6, "user_embedding_dim": 2, "conv_dims": [4, 8]}
-    return SSEPT(user_num=7, **(sizes | arguments))
+    return SSEPT(**(sizes | {"user_num": 7} | arguments))
 
 
 def make_sasrec(**arguments):
     return SASREC(**(SIZES | {"embedding_dim": 6, "conv_dims": [6, 6]} | arguments))
 
 
+def knowing(model, users="abcdefg"):
+    """The model, with raw ids and four events."""
+    offsets = np.array([0, 3, 3, *[4] * (len(users) - 2)])
+    events = Histories(np.arange(1, len(users) + 1), offsets, np.array([4, 1, 20, 4]))
+    model.known = KnownHistories(IdMap(list(users), "user"), IdMap(range(100, 120), "item"), events)
+    return model
+
+
 @pytest.fixture
 def folder(tmp_path):
     save_checkpoint(make_ssept(), tmp_path)
     return tmp_path
+
+
+def named(folder, stem="model"):
+    """The file that the checkpoint has now."""
+    return folder / json.loads((folder / CONFIG_FILE).read_text())["files"][stem]
+
+
+def write_tensors(folder, stem, tensors):
+    """Put other tensors in the place of a file, as if they had been saved."""
+    path = named(folder, stem)
+    save_file(tensors, path)
+    new = path.rename(path.with_name(f"{stem}-{digest(path)}.safetensors"))
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    edit_config(folder, files=config["files"] | {stem: new.name})
+
+
+def as_format_1(folder):
+    named(folder).rename(folder / "model.safetensors")
+    edit_config(folder, format=1)
 
 
 def edit_config(folder, **changes):
@@ -66,23 +104,176 @@ def test_the_backend_is_chosen_when_loading(folder):
     assert load_checkpoint(folder, backend="reference").backend == "reference"
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_saving_makes_the_folder_and_leaves_two_files(tmp_path):
-    save_checkpoint(make_sasrec(), tmp_path / "a" / "b")
+    folder = tmp_path / "a" / "b"
+    save_checkpoint(make_sasrec(), folder)
 
-    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert names(folder) == [CONFIG_FILE, named(folder).name]
 
 
-def test_saving_again_replaces_the_checkpoint(folder):
-    model = make_sasrec()
+def test_saving_again_replaces_the_checkpoint_and_nothing_else(folder):
+    save_checkpoint(knowing(make_ssept()), folder)
+    for name in (".model.safetensors.123", ".ids.json.9", ".config.json.4"):  # of killed processes
+        (folder / name).mkdir()
+        (folder / name / "part").touch()
+    (folder / "model.safetensors").touch()  # of format 1
+    for name in ("run.json", ".hidden", "model-mine.safetensors"):
+        (folder / name).touch()
 
-    save_checkpoint(model, folder)
+    save_checkpoint(make_sasrec(), folder)
 
-    assert isinstance(load_checkpoint(folder), SASREC)
-    assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert type(load_checkpoint(folder)) is SASREC
+    kept = [CONFIG_FILE, named(folder).name, "run.json", ".hidden", "model-mine.safetensors"]
+    assert names(folder) == sorted(kept)
+
+
+def test_equal_models_make_equal_folders(tmp_path):
+    model = knowing(make_ssept())
+    for name in ("a", "b"):
+        save_checkpoint(model, tmp_path / name)
+
+    assert names(tmp_path / "a") == names(tmp_path / "b")
+    assert (tmp_path / "a" / CONFIG_FILE).read_bytes() == (
+        tmp_path / "b" / CONFIG_FILE
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "users",
+    ["abcdefg", [*range(-3, 4)], [UUID(int=i) for i in range(7)]],
+    ids=["str", "int", "uuid"],
+)
+@pytest.mark.parametrize("make", [make_ssept, make_sasrec])
+def test_raw_ids_and_histories_come_back(tmp_path, make, users):
+    known = knowing(make(), users).known
+
+    knowing(make(), users).save_pretrained(tmp_path)
+    loaded = SASREC.from_pretrained(tmp_path).known
+
+    assert (loaded.user_ids, loaded.item_ids) == (known.user_ids, known.item_ids)
+    for expected, got in zip(known.histories, loaded.histories, strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == np.int64
+
+
+def test_raw_ids_that_do_not_fit_the_model_are_not_saved(tmp_path):
+    model = knowing(make_ssept(), users="abcdef")
+
+    with pytest.raises(ValueError, match="has 7 users and 20 items, but knows raw ids of 6 users"):
+        save_checkpoint(model, tmp_path)
+
+    assert not names(tmp_path)
+
+
+def test_a_folder_of_another_class_is_refused(tmp_path):
+    make_sasrec().save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="holds a SASREC, not a SSEPT"):
+        SSEPT.from_pretrained(tmp_path)
+
+
+def test_a_model_is_loaded_to_the_device_asked_for(folder):
+    assert SSEPT.from_pretrained(folder, device="meta").device.type == "meta"
+
+
+@pytest.mark.cuda
+def test_a_model_goes_to_the_gpu_and_back(folder, tmp_path):
+    expected = load_checkpoint(folder).state_dict()
+
+    SSEPT.from_pretrained(folder, device="cuda").save_pretrained(tmp_path / "copy")
+
+    got = load_checkpoint(tmp_path / "copy").state_dict()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_format_1_is_still_read(folder):
+    expected = load_checkpoint(folder).state_dict()
+    as_format_1(folder)
+
+    got = load_checkpoint(folder).state_dict()
+
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+KILLS = 50
+
+
+def save_models_for_ever(folder):
+    """Models of two shapes and classes in turn, one of them with raw ids."""
+    torch.set_num_threads(1)
+    models = [knowing(make_ssept()), make_sasrec(item_num=33)]
+    print("ready", flush=True)
+    while True:
+        for model in models:
+            save_checkpoint(model, folder)
+
+
+def serve(folder):
+    """For each line of stdin fork a process that saves, say which one, and say so when it is dead."""
+    torch.set_num_threads(1)
+    for _ in sys.stdin:
+        child = os.fork()
+        if not child:
+            save_models_for_ever(folder)
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+
+
+def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path):
+    folder, rng = tmp_path / "model", random.Random(0)
+    save_checkpoint(make_sasrec(item_num=33), folder)
+    # One process imports torch and forks those that are killed: 50 imports would take minutes.
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"from test_checkpoint import serve; serve({str(folder)!r})"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    found, interrupted = [], 0
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as server:
+        try:
+            for _ in range(KILLS):
+                server.stdin.write("\n")
+                server.stdin.flush()
+                child, ready = sorted(server.stdout.readline().strip() for _ in range(2))
+                time.sleep(rng.uniform(0, 0.1))
+                os.kill(int(child), 9)
+                assert (ready, server.stdout.readline()) == ("ready", "dead\n")
+                interrupted += any(name.startswith(".") for name in names(folder))
+                found.append(load_checkpoint(folder))
+        finally:
+            os.killpg(server.pid, 9)
+    assert {type(model) for model in found} == {SASREC, SSEPT}
+    assert all((model.known is not None) == (type(model) is SSEPT) for model in found)
+    assert interrupted > 0  # or nobody was killed at a bad moment
+    save_checkpoint(make_sasrec(), folder)
+    assert names(folder) == [CONFIG_FILE, named(folder).name]
+
+
+def test_a_checkpoint_can_be_read_while_another_process_saves(folder, monkeypatch):
+    """The other process saves between the reading of the config and that of the files it names."""
+    honest, others = json.loads, [make_sasrec(item_num=33)]
+
+    def loads(text):
+        config = honest(text)
+        if others:
+            save_checkpoint(others.pop(), folder)
+        return config
+
+    monkeypatch.setattr("ssept_ext.checkpoint.json.loads", loads)
+
+    assert load_checkpoint(folder).item_num == 33
 
 
 def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
     expected = load_checkpoint(folder).state_dict()
+
+    before = names(folder)
 
     def fail(tensors, path):
         path.write_bytes(b"half")
@@ -94,7 +285,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
 
     got = load_checkpoint(folder).state_dict()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert names(folder) == before
 
 
 def test_a_class_that_could_not_be_loaded_is_not_saved(tmp_path):
@@ -107,11 +298,13 @@ def test_a_class_that_could_not_be_loaded_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
+@pytest.mark.parametrize("stem", ["config", "model", "ids", "histories"])
+def test_a_missing_file_is_named(folder, stem):
+    save_checkpoint(knowing(make_ssept()), folder)
+    path = folder / CONFIG_FILE if stem == "config" else named(folder, stem)
+    path.unlink()
 
-    with pytest.raises(FileNotFoundError, match=rf"{name} is missing: .* is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing: .* is no checkpoint"):
         load_checkpoint(folder)
 
 
@@ -126,7 +319,11 @@ def test_a_config_that_is_none_is_named(folder, content):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this version reads 1 to {FORMAT}"),
+        ({"format": "new"}, "has format new"),
+        ({"files": {}}, "is damaged: its files are {}"),
+        ({"files": None}, "is damaged: its files are None"),
+        ({"files": {"model": "../model-0123456789abcdef.safetensors"}}, "is damaged: its files"),
         ({"class": "GRU4Rec"}, "names the class GRU4Rec, this version knows SASREC, SSEPT"),
         ({"class": ["SSEPT"]}, "names the class"),
         ({"arguments": {"item_num": 20}}, "arguments that do not fit: SSEPT needs .* user_num"),
@@ -142,11 +339,32 @@ def test_a_config_of_another_version_or_class_is_named(folder, changes, message)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_truncated_weights_are_named(folder, keep):
-    path = folder / WEIGHTS_FILE
+@pytest.mark.parametrize("stem", ["model", "ids", "histories"])
+def test_a_truncated_file_is_named(folder, stem, keep):
+    save_checkpoint(knowing(make_ssept()), folder)
+    path = named(folder, stem)
     path.write_bytes(path.read_bytes()[:keep])
 
-    with pytest.raises(ValueError, match=rf"{WEIGHTS_FILE} is damaged"):
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights_of_format_1_are_named(folder, keep):
+    as_format_1(folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        load_checkpoint(folder)
+
+
+def test_one_changed_bit_is_noticed(folder):
+    content = bytearray(named(folder).read_bytes())
+    content[-1] ^= 1
+    named(folder).write_bytes(content)
+
+    with pytest.raises(ValueError, match=rf"{named(folder).name} is damaged: it is not as it was"):
         load_checkpoint(folder)
 
 
@@ -160,21 +378,120 @@ def test_truncated_weights_are_named(folder, keep):
     ids=["missing", "extra", "shape"],
 )
 def test_weights_of_another_model_are_named(folder, change):
-    tensors = load_file(folder / WEIGHTS_FILE)
+    tensors = load_file(named(folder))
     change(tensors)
-    save_file(tensors, folder / WEIGHTS_FILE)
+    write_tensors(folder, "model", tensors)
 
-    with pytest.raises(ValueError, match=rf"{WEIGHTS_FILE} does not belong to .*{CONFIG_FILE}"):
+    with pytest.raises(ValueError, match=rf"{named(folder).name} does not belong to .*config.json"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": torch.tensor([4, 1, 21, 4])},
+        {"items": torch.tensor([4, 1])},
+        {"offsets": torch.tensor([0, 4])},
+        {"offsets": torch.tensor([0, 3, 2, 4, 4, 4, 4, 4])},
+    ],
+    ids=["unknown item", "too few", "other users", "falling"],
+)
+def test_histories_of_other_ids_are_named(folder, change):
+    save_checkpoint(knowing(make_ssept()), folder)
+    tensors = load_file(named(folder, "histories"))
+    write_tensors(folder, "histories", tensors | change)
+
+    with pytest.raises(ValueError, match=r"histories-.* does not belong to .*ids-"):
+        load_checkpoint(folder)
+
+
+def test_raw_ids_of_another_model_are_named(tmp_path):
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    save_checkpoint(knowing(make_ssept()), folder)
+    save_checkpoint(knowing(make_ssept(user_num=6), users="abcdef"), other)
+    files = json.loads((folder / CONFIG_FILE).read_text())["files"]
+    for stem in ("ids", "histories"):
+        files[stem] = named(other, stem).rename(folder / named(other, stem).name).name
+    edit_config(folder, files=files)
+
+    with pytest.raises(ValueError, match="ids-.* does not belong to .*: the model has 7 users"):
         load_checkpoint(folder)
 
 
 def test_a_loaded_model_does_not_follow_later_changes_of_the_file(folder):
     model = load_checkpoint(folder)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    path = folder / WEIGHTS_FILE
+    path = named(folder)
 
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         file.write(bytes(path.stat().st_size // 2))
 
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def recommenders_state(model):
+    """What recommenders would have: linear layers as convolutions, and norms that are never used."""
+    state = dict(model.state_dict())
+    for name in [name for name in state if "conv_layer" in name and name.endswith("weight")]:
+        state[name] = state[name].unsqueeze(2)
+    for norm in ("layernorm1", "layernorm2"):
+        state[f"encoder.enc_layers.0.{norm}.weight"] = torch.ones(8)
+    return state
+
+
+@pytest.mark.parametrize("make", [make_ssept, make_sasrec])
+def test_a_state_dict_of_recommenders_is_read(tmp_path, make):
+    model = make(num_blocks=2, attention_num_heads=2, dropout_rate=0.5, l2_reg=0.0)
+    torch.save(recommenders_state(model), tmp_path / "model.pt")
+
+    loaded = type(model).from_recommenders(tmp_path / "model.pt", attention_num_heads=2)
+
+    assert asdict(loaded.config) | {"embedding_dim": 6} == asdict(model.config)
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_wrong_argument_beside_a_state_dict_is_named(tmp_path):
+    torch.save(make_ssept().state_dict(), tmp_path / "model.pt")
+
+    with pytest.raises(TypeError, match='SSEPT has no argument "colour"'):
+        SSEPT.from_recommenders(tmp_path / "model.pt", attention_num_heads=1, colour=1)
+    with pytest.raises(FileNotFoundError, match=r"other.pt is missing"):
+        SSEPT.from_recommenders(tmp_path / "other.pt", attention_num_heads=1)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("run-by-pickle",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Evil(), "damaged or no state dict of tensors"),
+        ({"item_embedding_layer.weight": Evil()}, "damaged or no state dict of tensors"),
+        ({"weight": torch.zeros(1)}, "holds no SSEPT of recommenders"),
+        ([1, 2], "holds no SSEPT of recommenders"),
+        (make_sasrec().state_dict(), "holds no SSEPT of recommenders: .*user_embedding_layer"),
+    ],
+    ids=["code", "code inside", "other tensors", "a list", "SASREC"],
+)
+def test_a_foreign_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "model.pt")
+
+    with pytest.raises(ValueError, match=rf"model.pt (is|) ?{message}"):
+        SSEPT.from_recommenders("model.pt", attention_num_heads=1)
+
+    assert names(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, -20])
+def test_a_truncated_state_dict_is_named(tmp_path, keep):
+    path = tmp_path / "model.pt"
+    torch.save(make_ssept().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(ValueError, match=r"model.pt is damaged"):
+        SSEPT.from_recommenders(path, attention_num_heads=1)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ssept_ext import SASREC, SSEPT, SASRecDataSet, build_info, cli
+from ssept_ext import SASREC, SSEPT, IdMap, SASRecDataSet, build_info, cli
 from ssept_ext.checkpoint import load_checkpoint
 from ssept_ext.evaluation import evaluate, evaluate_popularity, evaluate_valid
+from ssept_ext.id_map import save_id_maps
 from ssept_ext.training import TrainingOptions
 
 TINY = [
@@ -69,6 +70,11 @@ def numbers(table_row):
     return [float(cell) for cell in table_row.split()[1:]]
 
 
+def weights_of(folder):
+    (path,) = folder.glob("model-*.safetensors")
+    return path
+
+
 def rows_of(output):
     """The two rows of the table of results: popularity, model."""
     return output.splitlines()[-2:]
@@ -96,7 +102,7 @@ def test_train_writes_a_run_folder_and_prints_popularity_beside_the_model(data, 
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.json",
         "metrics.csv",
-        "model.safetensors",
+        weights_of(folder).name,
         "run.json",
     ]
     output = capsys.readouterr().out
@@ -230,7 +236,7 @@ def test_the_seed_makes_a_run_reproducible(data, tmp_path):
     for out, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         assert train(data, "--seed", seed, out=out) == 0
 
-    a, b, c = ((tmp_path / out / "model.safetensors").read_bytes() for out in "abc")
+    a, b, c = (weights_of(tmp_path / out).read_bytes() for out in "abc")
     assert a == b != c
 
 
@@ -249,7 +255,7 @@ def test_the_run_folder_is_named_by_the_time_where_none_is_given(data, tmp_path)
     cli.main(["train", "--data", str(data), "--epochs", "1", *TINY])
 
     (folder,) = (tmp_path / "runs").iterdir()
-    assert (folder / "model.safetensors").is_file()
+    assert weights_of(folder).is_file()
 
 
 def test_a_folder_that_is_not_empty_is_never_written_to(data, tmp_path, capsys):
@@ -293,7 +299,7 @@ def test_resume_ends_like_a_run_that_was_not_interrupted(data, tmp_path, capsys,
     assert rows_of(capsys.readouterr().out) == table
     whole, resumed = (tmp_path / out for out in ("whole", "run"))
     assert sorted(p.name for p in resumed.iterdir()) == sorted(p.name for p in whole.iterdir())
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, resumed)]
+    weights = [weights_of(folder).read_bytes() for folder in (whole, resumed)]
     assert weights[0] == weights[1]
     rows = [list(csv.DictReader((f / "metrics.csv").open())) for f in (whole, resumed)]
     assert len(rows[1]) == 4
@@ -372,9 +378,7 @@ def test_evaluate_on_other_data(run, tmp_path, capsys):
     assert numbers(rows_of(capsys.readouterr().out)[1])[0] in (0, 1)  # one user
 
 
-def test_predict_prints_the_best_unseen_items(run, data, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "CANDIDATES_AT_A_TIME", 7)
-
+def test_predict_prints_the_best_unseen_items(run, data, capsys):
     code = cli.main(["predict", run, "--users", "14", "2", "-k", "4"])
 
     assert code == 0
@@ -406,10 +410,41 @@ def test_predict_prints_fewer_where_fewer_are_unseen(run, data, capsys):
     assert len(lines) == len(unseen)
 
 
+def test_from_a_csv_with_string_ids_to_a_table_of_them(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    events = [(f"user-{u}", f"item {i}") for u in range(15) for i in rng.permutation(20)[:9]]
+    lines = "".join(f'{user},"{item}",{time}\n' for time, (user, item) in enumerate(events))
+    (tmp_path / "events.csv").write_text(f"user,item,timestamp\n{lines}")
+
+    assert cli.main(["prepare", "events.csv", "--out", "events.txt", "--min-item-events", "1"]) == 0
+    assert train("events.txt") == 0
+    capsys.readouterr()
+    assert cli.main(["predict", "run", "--users", "user-3", "user-0"]) == 0
+
+    head, *rows = (line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines())
+    assert head == ["user", "rank", "item  score"] or head[:2] == ["user", "rank"]
+    expected = SSEPT.from_pretrained("run").recommend(users=["user-3", "user-0"], k=10)
+    assert [(user, int(rank), rest.rsplit(maxsplit=1)[0]) for user, rank, rest in rows] == list(
+        zip(expected["user"], expected["rank"], expected["item"], strict=True)
+    )
+    assert cli.main(["predict", "run", "--users", "3"]) == 2
+    assert "user 3 has no events in the data, whose users are 15 raw ids" in capsys.readouterr().err
+
+
+def test_raw_ids_of_other_data_are_refused_before_training(data, tmp_path, capsys):
+    users, items = IdMap(["a"], "user"), IdMap(["b"], "item")
+    save_id_maps(f"{data}.ids.json", users, items)
+
+    assert train(data) == 2
+
+    assert "raw ids of 1 users and 1 items: they are of other data" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_predict_refuses_parameters_that_are_not_finite(run, capsys, monkeypatch):
     model = load_checkpoint(run)
     torch.nn.init.constant_(model.item_embedding_layer.weight, torch.nan)
-    monkeypatch.setattr(cli, "load_checkpoint", lambda folder, backend: model)
+    monkeypatch.setattr(cli, "load_checkpoint", lambda folder, backend, device: model)
 
     assert cli.main(["predict", run, "--users", "1"]) == 2
     assert "scores are not finite" in capsys.readouterr().err
@@ -470,7 +505,6 @@ def test_the_package_is_a_command():
         (["evaluate", "nowhere"], "nowhere is no run folder"),
         (["predict", "nowhere", "--users", "1"], "nowhere is no run folder"),
         (["predict", "nowhere"], "the following arguments are required: --users"),
-        (["predict", "nowhere", "--users", "x"], "--users: must be an integer of at least 1"),
         (["predict", "nowhere", "--users", "1", "-k", "0"], "-k: must be an integer of at least 1"),
     ],
 )
@@ -495,6 +529,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, capsys, argv, 
     [
         (["predict", "run", "--users", "1", "13"], "user 13 has no events in the data"),
         (["predict", "run", "--users", "99"], "user 99 has no events in the data"),
+        (["predict", "run", "--users", "x"], "user x has no events in the data"),
         (["evaluate", "run", "--data", "large.txt"], "item 31, the model knows items 1..30"),
     ],
 )
@@ -517,12 +552,12 @@ def test_a_damaged_run_file_is_named(run, tmp_path, capsys, content):
 
 
 def test_a_damaged_checkpoint_is_one_line(run, tmp_path, capsys):
-    weights = tmp_path / "run" / "model.safetensors"
+    weights = weights_of(tmp_path / "run")
     weights.write_bytes(weights.read_bytes()[:50])
 
     assert cli.main(["evaluate", run]) == 2
     error = capsys.readouterr().err
-    assert "model.safetensors is damaged" in error
+    assert f"{weights.name} is damaged" in error
     assert error.count("\n") == 1
 
 

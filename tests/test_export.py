@@ -1,0 +1,158 @@
+"""What other runtimes make of an exported model is what `predict` and `recommend` say."""
+
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from ssept_ext import SASREC, SSEPT
+from ssept_ext.export import INPUTS, export_onnx, export_program
+
+NUM_ITEMS, T = 200, 6
+
+
+def make(kind=SSEPT, **arguments):
+    users = {"user_num": 9, "user_embedding_dim": 3} if kind is SSEPT else {}
+    width = 5 + users.get("user_embedding_dim", 0)
+    sizes = {"item_num": NUM_ITEMS, "seq_max_len": T, "num_blocks": 2, "embedding_dim": 5}
+    model = kind(**sizes, conv_dims=[4, width], **users, **arguments)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def batch(size, candidates):
+    """Histories of all lengths, one of them empty and one with a hole."""
+    generator = torch.Generator().manual_seed(0)
+    seq = torch.randint(1, NUM_ITEMS + 1, (size, T), generator=generator)
+    for row in range(size):
+        seq[row, : (row * 2) % (T + 2)] = 0
+    seq[size // 2, T - 2] = 0
+    return {
+        "user": torch.arange(size) % 9 + 1,
+        "input_seq": seq,
+        "candidate": torch.randint(0, NUM_ITEMS + 1, (size, candidates), generator=generator),
+    }
+
+
+MODELS = [
+    pytest.param(lambda: make(), id="SSEPT"),
+    pytest.param(lambda: make(SASREC, architecture="original", attention_num_heads=5), id="SASREC"),
+]
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def model(request):
+    return request.param()
+
+
+def test_an_exported_program_scores_as_predict_for_any_sizes(model, tmp_path):
+    path = tmp_path / "model.pt2"
+    torch.export.save(export_program(model), path)
+
+    program = torch.export.load(path).module()
+
+    for size, candidates in ((1, 1), (5, 9), (8, 1)):
+        inputs = batch(size, candidates)
+        torch.testing.assert_close(
+            program(*(inputs[name] for name in INPUTS)), model.predict(inputs)
+        )
+
+
+def test_a_program_runs_where_this_package_is_not(tmp_path):
+    model, inputs = make(), batch(5, 9)
+    torch.export.save(export_program(model), tmp_path / "model.pt2")
+    torch.save([inputs[name] for name in INPUTS], tmp_path / "inputs.pt")
+    program = (
+        "import sys, torch; sys.modules['ssept_ext'] = None\n"
+        "program = torch.export.load('model.pt2').module()\n"
+        "torch.save(program(*torch.load('inputs.pt')).detach(), 'scores.pt')"
+    )
+
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
+
+    torch.testing.assert_close(torch.load(tmp_path / "scores.pt"), model.predict(inputs))
+
+
+def test_onnxruntime_scores_as_predict_for_any_sizes(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path)
+
+    session = onnxruntime.InferenceSession(path)
+
+    names = [argument.name for argument in session.get_inputs()]
+    assert set(names) <= set(INPUTS)
+    assert [argument.name for argument in session.get_outputs()] == ["score"]
+    for size, candidates in ((1, 1), (5, 9), (8, 1)):
+        inputs = batch(size, candidates)
+        (scores,) = session.run(None, {name: inputs[name].numpy() for name in names})
+        torch.testing.assert_close(torch.from_numpy(scores), model.predict(inputs))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_program_keeps_its_parameters():
+    model, inputs = make(), batch(5, 9)
+    before, program = model.predict(inputs), export_program(model).module()
+
+    with torch.no_grad():
+        model.item_embedding_layer.weight.zero_()
+
+    torch.testing.assert_close(program(*(inputs[name] for name in INPUTS)), before)
+
+
+def test_a_model_too_large_for_onnx_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("ssept_ext.export.MAX_ONNX_SIZE", 1000)
+
+    with pytest.raises(
+        ValueError, match="parameters take .* bytes: an ONNX file must be below 1000"
+    ):
+        export_onnx(make(), tmp_path / "model.onnx")
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("user", [4, None])
+@pytest.mark.parametrize("kind", [SSEPT, SASREC])
+def test_an_inner_product_search_gives_the_list_of_recommend(kind, user):
+    model, history, k = make(kind).double(), [5, 9, 5, 200, 17, 4, 200, 131], 20
+    if user is None and kind is SSEPT:  # one who is unknown has the mean vector
+        with torch.no_grad():
+            model.user_embedding_layer.weight[1] = model.user_embedding_layer.weight[2:].mean(0)
+    index = faiss.IndexFlatIP(5)
+    index.add(model.item_vectors().astype(np.float32))
+
+    state = model.user_state(history, user)
+    distances, rows = index.search(state[None].astype(np.float32), k + len(set(history)))
+
+    items, scores = model.recommend({user or 1: history}, k=k)
+    found = [(row + 1, d) for row, d in zip(rows[0], distances[0], strict=True)]
+    unseen = [(item, d) for item, d in found if item not in history][:k]
+    assert [item for item, _ in unseen] == items[0].tolist()
+    gaps = scores[0] - np.array([d for _, d in unseen])
+    np.testing.assert_allclose(gaps, gaps[0], atol=1e-4)
+
+
+def test_vectors_are_float32_or_wider():
+    assert make().half().item_vectors().dtype == np.float32
+    assert make().half().user_state([1]).dtype == np.float32
+    assert make().double().user_state([1]).dtype == np.float64
+    assert make().item_vectors().shape == (NUM_ITEMS, 5)
+
+
+@pytest.mark.parametrize(
+    ("history", "user", "error", "message"),
+    [
+        ([], 1, ValueError, "history must hold an item that the model knows, got 0 others"),
+        ([201], 1, IndexError, "item has id 201, outside the model's table of 201 rows"),
+        ([0], 1, ValueError, "item id must be an integer from 1"),
+        ([1], 10, IndexError, "user has id 10, outside the model's table of 10 rows"),
+        ([1], 0, ValueError, "user id must be an integer from 1"),
+    ],
+)
+def test_bad_input_is_named(history, user, error, message):
+    with pytest.raises(error, match=message):
+        make().user_state(history, user)

@@ -1,0 +1,435 @@
+"""`fit`, `recommend` and `similar_items` under raw ids: nobody and nothing raises an index error."""
+
+import math
+from uuid import UUID
+
+import narwhals as nw
+import numpy as np
+import pytest
+import torch
+
+from ssept_ext import SASREC, SSEPT, IdMap, Interactions, fitting, ranking
+from ssept_ext.raw_events import Codes, RawEvents
+from ssept_ext.training import TrainingOptions
+
+NUM_ITEMS = 12
+HISTORIES = {
+    "anna": ["i3", "i1", "i4"],
+    "bert": ["i1", "i1", "i2"],
+    "cleo": ["i5"],
+    "dora": [f"i{i}" for i in range(NUM_ITEMS)],
+}
+SIZES = {"seq_max_len": 4, "embedding_dim": 4, "num_blocks": 1, "verbose": False}
+
+
+def interactions(histories=HISTORIES):
+    pairs = [(user, item) for user, items in histories.items() for item in items]
+    columns = []
+    for ids in zip(*pairs, strict=True):
+        distinct = list(dict.fromkeys(ids))
+        codes = np.array([distinct.index(value) for value in ids])
+        columns.append(Codes(codes, IdMap(distinct).raw))
+    return Interactions.from_events(RawEvents(*columns, None))
+
+
+@pytest.fixture(params=[SSEPT, SASREC], scope="module")
+def model(request):
+    """Trained for one step, then given parameters that tell items apart."""
+    model = request.param.fit(interactions(), **SIZES, num_epochs=1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model.double()
+
+
+def rows(frame):
+    return nw.from_native(frame).rows()
+
+
+def score(model, history, user_vector, item):
+    """By the definition, on a copy with one user of this vector; history and item in numbers."""
+    arguments = dict(vars(model.config))
+    kind = type(model)
+    if kind is SSEPT:
+        arguments["user_num"] = 1
+    alone = kind(**arguments).double()
+    state = model.state_dict()
+    if kind is SSEPT:
+        state["user_embedding_layer.weight"] = torch.stack([user_vector * 0, user_vector])
+    alone.load_state_dict(state)
+    seq = ([0] * 4 + list(history))[-4:]
+    inputs = {"user": np.array([1]), "input_seq": np.array([seq]), "candidate": np.array([[item]])}
+    return alone.predict(inputs).item()
+
+
+def expected(model, history, user_vector, k):
+    """Rows (item, score) of all unseen items by a full sort."""
+    ids = model.known.item_ids
+    numbers = ids.encode(history)
+    unseen = [item for item in range(1, NUM_ITEMS + 1) if item not in numbers]
+    scored = [(score(model, numbers, user_vector, item), item) for item in unseen]
+    return [(ids.raw[item - 1], value) for value, item in sorted(scored, reverse=True)][:k]
+
+
+def user_vector(model, user=None):
+    if model.user_embedding_layer is None:
+        return None
+    table = model.user_embedding_layer.weight.detach()
+    return table[1:].mean(0) if user is None else table[model.known.user_ids.encode([user])[0]]
+
+
+def assert_recommended(frame, user, wanted):
+    got = [row for row in rows(frame) if row[0] == user]
+    assert [(item, rank) for _, item, _, rank in got] == [
+        (item, rank) for rank, (item, _) in enumerate(wanted, 1)
+    ]
+    np.testing.assert_allclose([row[2] for row in got], [value for _, value in wanted], rtol=1e-9)
+
+
+def test_known_users_get_the_best_of_predict_by_what_the_model_knows_of_them(model):
+    frame = model.recommend(users=["cleo", "anna"], k=3)
+
+    assert nw.from_native(frame).columns == ["user", "item", "score", "rank"]
+    assert [row[0] for row in rows(frame)] == ["cleo"] * 3 + ["anna"] * 3
+    for user in ("cleo", "anna"):
+        wanted = expected(model, HISTORIES[user], user_vector(model, user), 3)
+        assert_recommended(frame, user, wanted)
+
+
+def test_everybody_known_is_asked_for_where_nobody_is_named(model):
+    frame = model.recommend(k=2)
+
+    # dora has seen everything
+    assert [row[0] for row in rows(frame)] == ["anna"] * 2 + ["bert"] * 2 + ["cleo"] * 2
+
+
+def test_a_live_history_takes_the_place_of_what_the_model_knows(model):
+    frame = model.recommend({"anna": ["i7"]}, users=["anna", "cleo"], k=4)
+
+    assert_recommended(frame, "anna", expected(model, ["i7"], user_vector(model, "anna"), 4))
+    assert_recommended(frame, "cleo", rows_of(model.recommend(users=["cleo"], k=4)))
+
+
+def test_an_unknown_user_with_a_history_is_served_by_the_mean_user(model):
+    frame = model.recommend({"zoe": ["i7", "i2"]}, k=5)
+
+    assert_recommended(frame, "zoe", expected(model, ["i7", "i2"], user_vector(model), 5))
+
+
+def test_a_user_without_events_gets_the_most_popular_items_without_scores(model):
+    frame = model.recommend({"anna": []}, users=["zoe", "bert", "anna"], k=4)
+
+    # i1 has 4 events, i2 to i5 have 2, and were seen in this order: i3, i1, i4, i2, i5
+    for user in ("zoe", "anna"):
+        got = [row for row in rows(frame) if row[0] == user]
+        assert [(item, rank) for _, item, _, rank in got] == [
+            *(("i1", 1), ("i3", 2), ("i4", 3), ("i2", 4)),
+        ]
+        assert all(math.isnan(row[2]) for row in got)
+    assert_recommended(frame, "bert", rows_of(model.recommend(users=["bert"], k=4)))
+
+
+def rows_of(frame):
+    return [(item, value) for _, item, value, _ in rows(frame)]
+
+
+def test_candidates_restrict_what_is_recommended(model):
+    everything = rows_of(model.recommend(users=["bert"], k=NUM_ITEMS))
+    wanted = [row for row in everything if row[0] in ("i9", "i0", "i8")]
+
+    # i2 was seen
+    frame = model.recommend(users=["bert", "zoe"], candidates=["i9", "i2", "i0", "i8", "i9"])
+
+    assert_recommended(frame, "bert", wanted)
+    assert [row[1] for row in rows(frame) if row[0] == "zoe"] == ["i2", "i0", "i8", "i9"]
+
+
+@pytest.mark.parametrize("size", [64 * 4, 1 << 22], ids=["blocks of 64 items", "one block"])
+def test_candidates_by_number_are_the_best_of_these(monkeypatch, size):
+    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", size)
+    torch.manual_seed(1)
+    model = SASREC(item_num=500, seq_max_len=4, embedding_dim=4, num_blocks=1, conv_dims=[4, 4])
+    histories = {u: torch.randint(1, 501, (9,)).tolist() for u in range(1, 9)}
+    candidates = torch.randperm(500)[:200].add(1).tolist()
+
+    items, scores = model.recommend(histories, k=150, candidates=candidates)
+
+    everything = model.recommend(histories, k=500)
+    for row, user in enumerate(histories):
+        inside = np.isin(everything.items[row], candidates)
+        np.testing.assert_array_equal(items[row], everything.items[row][inside][:150])
+        np.testing.assert_allclose(scores[row], everything.scores[row][inside][:150], rtol=1e-5)
+        assert not set(histories[user]) & set(items[row])
+
+
+def test_seen_items_come_back_where_they_are_not_excluded(model):
+    frame = model.recommend(users=["dora"], k=NUM_ITEMS, exclude_seen=False)
+
+    assert sorted(row[1] for row in rows(frame)) == sorted(HISTORIES["dora"])
+
+
+def test_the_column_of_scores_can_be_left_out(model):
+    frame = model.recommend(users=["anna", "zoe"], k=2, with_scores=False)
+
+    assert nw.from_native(frame).columns == ["user", "item", "rank"]
+
+
+def test_unknown_items_are_dropped_with_their_count(model):
+    with pytest.warns(UserWarning, match="dropped 3 of 5 events: .* none of the 12 that the model"):
+        frame = model.recommend({"zoe": ["i7", "new", "i2"], "anna": ["new", "newer"]}, k=5)
+
+    assert_recommended(frame, "zoe", expected(model, ["i7", "i2"], user_vector(model), 5))
+    assert next(row[1] for row in rows(frame) if row[0] == "anna") == "i1"  # the most popular
+    with pytest.warns(UserWarning, match="dropped 1 of 2 candidates"):
+        frame = model.recommend(users=["anna"], candidates=["i9", "new"])
+    assert [row[1] for row in rows(frame)] == ["i9"]
+
+
+def test_nobody_gets_no_rows(model):
+    frame = model.recommend(users=[])
+
+    assert nw.from_native(frame).columns == ["user", "item", "score", "rank"]
+    assert len(frame) == 0
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+@pytest.mark.parametrize("make", [str, int, lambda x: UUID(int=int(x))], ids=["str", "int", "uuid"])
+def test_any_ids_in_a_frame_of_the_first_library_there_is(monkeypatch, library, make):
+    installed = ("pandas", "polars", "pyarrow")[("pandas", "polars", "pyarrow").index(library) :]
+    monkeypatch.setattr(
+        "ssept_ext.recommendation.find_spec", lambda name: name in installed or None
+    )
+    histories = {make(u): [make(u + i) for i in range(4)] for u in range(8)}
+    model = SASREC.fit(interactions(histories), **SIZES, num_epochs=1)
+
+    for frame in (
+        model.recommend({make(99): [make(3)]}, users=[make(2), make(99), make(98)], k=2),
+        model.similar_items([make(2)], k=2),
+    ):
+        assert type(frame).__module__.split(".")[0] == library
+        column = nw.from_native(frame)[frame_columns(frame)[1]].to_list()
+        ids = model.known.item_ids.raw.tolist()
+        assert {str(value) for value in column} <= {str(value) for value in ids}
+
+
+def frame_columns(frame):
+    return nw.from_native(frame).columns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"users": [7]}, TypeError, "user ids must be str, as in training, got 7 of type int"),
+        ({"users": "anna"}, TypeError, "users must be a sequence of ids, got the string 'anna'"),
+        ({"histories": {"anna": [7]}}, TypeError, "item ids must be str, as in training, got 7"),
+        ({"histories": {"anna": "i1"}}, TypeError, "items must be a sequence of ids, got the str"),
+        ({"candidates": []}, ValueError, "candidates must hold an item that the model knows"),
+        ({"k": 0}, ValueError, "k must be an integer of at least 1, got 0"),
+        ({"k": 0, "users": ["zoe"]}, ValueError, "k must be an integer of at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_named(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        model.recommend(**arguments)
+
+
+def test_a_model_without_raw_ids_needs_histories_and_says_so():
+    model = SASREC(item_num=3, embedding_dim=4, conv_dims=[4, 4])
+
+    with pytest.raises(ValueError, match="histories are needed, .*: SASREC.fit makes one"):
+        model.recommend(users=["anna"])
+    with pytest.raises(ValueError, match="with_scores must be True for ids that are numbers"):
+        model.recommend({1: [1]}, with_scores=False)
+
+
+def test_a_data_set_has_numbers_also_for_a_model_of_raw_ids(model):
+    found = model.recommend(interactions().to_dataset(), [1, 3], k=2)
+
+    wanted = rows(model.recommend(users=["anna", "cleo"], k=2))
+    assert model.known.item_ids.decode(found.items).ravel().tolist() == [row[1] for row in wanted]
+
+
+@pytest.mark.parametrize("size", [64 * 4, 1 << 22], ids=["blocks of 64 items", "one block"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_similar_items_are_the_closest_by_cosine(monkeypatch, size, dtype):
+    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", size)
+    monkeypatch.setattr("ssept_ext.recommendation.ITEMS_AT_A_TIME", 3)
+    model = SASREC(item_num=300, embedding_dim=4, conv_dims=[4, 4]).to(dtype)
+    torch.nn.init.normal_(model.item_embedding_layer.weight)
+    with torch.no_grad():
+        model.item_embedding_layer.weight[7] = 0
+        model.item_embedding_layer.weight[150] = 2 * model.item_embedding_layer.weight[5]
+    asked = [5, 300, 1, 150, 7, 5]
+
+    items, scores = model.similar_items(asked, k=299)
+
+    vectors = model.item_embedding_layer.weight.detach()[1:]
+    wide = vectors.to(torch.promote_types(dtype, torch.float32))
+    cosines = torch.nn.functional.cosine_similarity(wide[:, None], wide, dim=2)
+    for row, item in enumerate(asked):
+        assert sorted([item, *items[row]]) == list(range(1, 301))
+        np.testing.assert_allclose(scores[row], cosines[item - 1, items[row] - 1], atol=1e-5)
+        assert (np.diff(scores[row]) <= 0).all()
+    assert (items[0, 0], items[3, 0]) == (150, 5)
+    assert not scores[4].any()
+    assert (np.diff(items[4]) > 0).all()  # equal ones by rising id
+
+
+def test_similar_items_under_raw_ids(model):
+    frame = model.similar_items(["i3", "i9"], k=20)
+
+    assert frame_columns(frame) == ["item", "similar_item", "score", "rank"]
+    ids = model.known.item_ids
+    found = model.known.item_ids.encode([row[1] for row in rows(frame)]).reshape(2, NUM_ITEMS - 1)
+    for item, row in zip(["i3", "i9"], found, strict=True):
+        assert sorted([*ids.encode([item]), *row]) == list(range(1, NUM_ITEMS + 1))
+    assert [row[3] for row in rows(frame)] == 2 * [*range(1, NUM_ITEMS)]
+
+
+@pytest.mark.parametrize(
+    ("items", "k", "error", "message"),
+    [
+        (["new"], 1, KeyError, "item 'new' at position 0 is unknown"),
+        ([3], 1, TypeError, "item ids must be str"),
+        (["i3"], 0, ValueError, "k must be an integer of at least 1, got 0"),
+    ],
+)
+def test_bad_input_for_similar_items_is_named(model, items, k, error, message):
+    with pytest.raises(error, match=message):
+        model.similar_items(items, k)
+
+
+def test_a_number_outside_the_table_is_named():
+    with pytest.raises(IndexError, match="item has id 4, outside the model's table of 4 rows"):
+        SASREC(item_num=3, embedding_dim=4, conv_dims=[4, 4]).similar_items([4])
+
+
+def test_a_model_that_was_saved_serves_the_same(model, tmp_path):
+    model.save_pretrained(tmp_path)
+
+    loaded = type(model).from_pretrained(tmp_path)
+
+    asked = {"users": ["anna", "zoe"], "k": 3}
+    np.testing.assert_equal(rows(loaded.recommend(**asked)), rows(model.recommend(**asked)))
+    assert rows(loaded.similar_items(["i3"])) == rows(model.similar_items(["i3"]))
+
+
+def fit(**options):
+    return SSEPT.fit(interactions(), **(SIZES | {"num_epochs": 2} | options))
+
+
+def test_fit_is_reproducible_and_leaves_torch_s_generator_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+
+    first, second, other = fit(seed=1), fit(seed=1), fit(seed=2)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [m.item_embedding_layer.weight for m in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
+    calls = {}
+
+    class Sampler(fitting.WarpSampler):
+        def __init__(self, histories, *args, **options):
+            calls["histories"] = histories
+            super().__init__(histories, *args, **options)
+
+    def train_model(model, dataset, sampler, *sizes, options, **others):
+        calls.update(sizes=sizes, options=options, settings=sampler.settings, others=others)
+        calls["dataset"] = dataset
+
+    monkeypatch.setattr(fitting, "WarpSampler", Sampler)
+    monkeypatch.setattr(fitting, "train_model", train_model)
+
+    events = interactions(HISTORIES | {"dora": ["i11", "i7", "i8", "i9", "i10", "i0", "i6"]})
+    model = SSEPT.fit(
+        events,
+        seq_max_len=4,
+        embedding_dim=4,
+        verbose=False,
+        num_epochs=3,
+        batch_size=5,
+        learning_rate=0.01,
+        val_epoch=2,
+        eval_batch_size=7,
+        seed=4,
+        n_workers=2,
+        backend="reference",
+        checkpoint="folder",
+        item_embedding_dim=6,
+        dropout_rate=0.25,
+        sse_user_prob=0.5,
+        num_negatives=2,
+        popularity_exponent=0.25,
+        window_sampling_prob=0.5,
+        loss="bpr",
+        max_grad_norm=1.0,
+    )
+
+    config = model.config
+    assert (config.user_num, config.item_num, config.seq_max_len) == (4, NUM_ITEMS, 4)
+    assert (config.item_width, config.user_width, config.conv_dims) == (6, 4, (10, 10))
+    assert (config.dropout_rate, config.sse_user_prob, model.backend) == (0.25, 0.5, "reference")
+    assert calls["sizes"] == (3, 5, 0.01, 2, 7, False)
+    assert calls["options"] == TrainingOptions(loss="bpr", max_grad_norm=1.0)
+    assert calls["others"] == {"checkpoint": "folder", "on_epoch_end": None}
+    assert calls["settings"] == {
+        "batch_size": 5,
+        "maxlen": 4,
+        "seed": 4,
+        "num_negatives": 2,
+        "popularity_exponent": 0.25,
+        "window_sampling_prob": 0.5,
+    }
+    assert calls["histories"] == events.to_dataset().user_train
+
+
+@pytest.mark.parametrize(("hold_out", "left"), [(True, 2), (False, 0)])
+def test_the_last_two_events_are_trained_on_only_without_hold_out(monkeypatch, hold_out, left):
+    seen = {}
+
+    def train_model(model, dataset, *args, **options):
+        seen.update(dataset.user_train)
+
+    monkeypatch.setattr(fitting, "train_model", train_model)
+
+    events = interactions(HISTORIES | {"dora": [f"i{i}" for i in range(5)]})
+    SSEPT.fit(events, hold_out=hold_out, **SIZES)
+
+    all_events = events.to_dataset().User
+    assert seen == {u: row[: len(row) - left * (len(row) > 2)] for u, row in all_events.items()}
+
+
+def test_fit_learns_what_comes_next():
+    """Everybody walks along the same ring of items."""
+    ring = {f"u{u}": [f"i{(u + step) % 10}" for step in range(9)] for u in range(10)}
+    training = {"num_epochs": 150, "learning_rate": 0.01, "batch_size": 10, "hold_out": False}
+    sizes = SIZES | {"embedding_dim": 16, "dropout_rate": 0.0}
+    model = SASREC.fit(interactions(ring), **training, **sizes)
+
+    frame = model.recommend({"zoe": ["i4", "i5", "i6"]}, k=1)
+
+    assert rows(frame)[0][1] == "i7"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"colour": 1}, TypeError, 'SSEPT.fit has no argument "colour"; it takes seq_max_len'),
+        ({"item_num": 1}, TypeError, "item_num is that of the interactions"),
+        ({"hold_out": False, "val_epoch": 1}, ValueError, "val_epoch must be 0 without hold_out"),
+        ({"dropout_rate": 1}, ValueError, "dropout_rate must be in"),
+        ({"gbce_t": 2}, ValueError, "gbce_t must be in"),
+    ],
+)
+def test_a_wrong_argument_of_fit_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        fit(**options)
+
+
+def test_fit_wants_interactions():
+    with pytest.raises(TypeError, match=r"must be Interactions, such as .* makes, got dict"):
+        SSEPT.fit({"anna": ["i1"]})
