@@ -14,7 +14,10 @@ from cuda_emulation.build import CSRC, ROOT
 
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 # What may use local memory, and why.
-EXEMPT = {r"<double\b": "float64 is for checking the other types: nobody waits for it"}
+EXEMPT = {
+    r"<double\b": "float64 is for checking the other types: nobody waits for it",
+    r"_kernel<.*\b256\b.*CausalAttention": "heads of more than 128 features: rare, and merely slower",
+}
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
