@@ -1,4 +1,4 @@
-"""The edge cases that every op is tested on."""
+"""The edge cases that every op is tested on, and how an op is asked for its gradients."""
 
 from dataclasses import dataclass
 
@@ -46,3 +46,18 @@ def random_ids(generator, shape, largest, padding=0.0):
     """Ids in 1..largest, some of them 0."""
     ids = torch.randint(1, largest + 1, shape, generator=generator)
     return torch.where(torch.rand(shape, generator=generator) < padding, 0, ids)
+
+
+def outputs_and_gradients(op, arguments, grad=None):
+    """All outputs, and the gradients of all floating tensors among the arguments; `grad` is ones if not given."""
+    arguments = [
+        x.detach().clone().requires_grad_()
+        if isinstance(x, torch.Tensor) and x.is_floating_point()
+        else x
+        for x in arguments
+    ]
+    out = op(*arguments)
+    out = out if isinstance(out, tuple) else (out,)
+    leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+    grad = torch.ones_like(out[0]) if grad is None else grad
+    return *out, *torch.autograd.grad(out[0], leaves, grad)

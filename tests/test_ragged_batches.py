@@ -3,7 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import Ragged, random_ids
+from samples import Ragged, outputs_and_gradients, random_ids
 from tolerances import assert_close
 
 from ssept_ext import reference
@@ -31,20 +31,6 @@ dropouts = st.tuples(
 
 def widened(x):
     return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-
-
-def outputs_and_gradients(op, arguments, grad):
-    """All outputs, and the gradients of all floating tensors among the arguments."""
-    arguments = [
-        x.detach().clone().requires_grad_()
-        if isinstance(x, torch.Tensor) and x.is_floating_point()
-        else x
-        for x in arguments
-    ]
-    out = op(*arguments)
-    out = out if isinstance(out, tuple) else (out,)
-    leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
-    return *out, *torch.autograd.grad(out[0], leaves, grad)
 
 
 def assert_native_matches_reference(op, generator, shape, *arguments):
