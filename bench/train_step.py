@@ -52,7 +52,9 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor], fused: bool) -> Call:
     return step
 
 
-def packed_step(model: SSEPT, batch: Batch, compiler: str | None = None) -> Call:
+def packed_step(
+    model: SSEPT, batch: Batch, compiler: str | None = None, bf16: bool = False
+) -> Call:
     packed = batch.packed
     assert packed.positives is not None
     # Every batch has another number of tokens, hence `dynamic`.
@@ -61,7 +63,12 @@ def packed_step(model: SSEPT, batch: Batch, compiler: str | None = None) -> Call
         if compiler
         else model.sampled_logits
     )
-    return step_of(model, lambda: bce(logits(packed), packed.positives), fused=True)
+
+    def loss() -> Tensor:
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return bce(logits(packed), packed.positives)
+
+    return step_of(model, loss, fused=True)
 
 
 def padded_step(model: EagerSSEPT, batch: Batch, compiler: str | None = None) -> Call:
@@ -102,6 +109,7 @@ def alternatives_of(workload: Workload, batch: Batch, options: Options) -> dict[
 
     alternatives = {
         OURS: packed_step(ours(), batch),
+        "ours, bfloat16 autocast": packed_step(ours(), batch, bf16=True),
         "ours, reference backend": packed_step(ours(backend="reference"), batch),
         BASELINE: padded_step(baseline(), batch),
     }
