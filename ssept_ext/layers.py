@@ -77,8 +77,11 @@ class LayerNormalization(nn.Module):
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)`, without the copy of the bias over all rows that PyTorch begins with on a CPU."""
-    if x.device.type != "cpu":
+    """`layer(x)`, without the copy of the bias over all rows that PyTorch begins with on a CPU.
+
+    In half types it begins with none, and a sum with a bias in float32 would take many passes.
+    """
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return cast("Tensor", layer(x))
     return F.linear(x, layer.weight).add_(layer.bias)
 
