@@ -23,6 +23,17 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _new_tensors_are_nan():
+    """Where kernels run under the emulation's checkers, what an op forgets to write cannot look right by chance."""
+    if "SSEPT_EMULATION_MODE" not in os.environ:
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty makes
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     """Splitting work over threads is tested on machines of any size."""
