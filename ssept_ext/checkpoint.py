@@ -38,7 +38,7 @@ from ssept_ext.model import SASREC, SSEPT
 FORMAT = 2
 CONFIG_FILE = "config.json"
 TRAINING_FILE = "training.safetensors"
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 
 _CLASSES = {"SASREC": SASREC, "SSEPT": SSEPT}
 _FORMAT_1_FILES = {"model": "model.safetensors"}
@@ -278,6 +278,8 @@ class TrainingState:
     """JSON; what a training that goes on from here must have been called with."""
     epoch: int
     """Epochs that are done."""
+    ended: bool
+    """Whether a callback ended it."""
     next_batch: int
     """The sampler's."""
     history: dict[str, list[float]]

@@ -23,6 +23,7 @@ import torch
 
 from ssept_ext import prepare
 from ssept_ext._extension import Backend, build_info
+from ssept_ext.callbacks import csv_log
 from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, save_checkpoint
 from ssept_ext.data import SASRecDataSet
 from ssept_ext.datasets import synthetic
@@ -40,13 +41,7 @@ from ssept_ext.losses import LossName
 from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
 from ssept_ext.recommendation import recommend
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import (
-    History,
-    Schedule,
-    TrainingOptions,
-    is_out_of_patience,
-    train_model,
-)
+from ssept_ext.training import Schedule, TrainingOptions, is_out_of_patience, train_model
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
@@ -131,7 +126,11 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
             val_epoch=options.val_epoch,
             options=training_options,
             checkpoint=run,
-            on_epoch_end=_epoch_recorder(model, run, options.val_epoch),
+            callbacks=[
+                csv_log(run / METRICS_FILE),
+                # So that a run that is killed leaves a usable folder.
+                lambda progress: save_checkpoint(progress.model, run),
+            ],
         )
     model.known = known
     save_checkpoint(model, run)
@@ -195,25 +194,6 @@ def _new_run_folder(out: str | None) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"--out {folder} is not empty: choose a new folder, or remove it first")
     return folder
-
-
-def _epoch_recorder(model: SASREC, run: Path, val_epoch: int) -> Callable[[int, History], None]:
-    """What `train` does after every epoch, so that a run that is killed leaves a usable folder."""
-
-    def record(epoch: int, history: History) -> None:
-        lines = ["epoch,seconds,loss,val_ndcg,val_hr"]
-        for i, (seconds, loss) in enumerate(
-            zip(history["seconds"], history["loss"], strict=True), 1
-        ):
-            which, rest = divmod(i, val_epoch) if val_epoch else (0, 1)
-            validated = (history["val_ndcg"], history["val_hr"]) if rest == 0 else ()
-            figures = [str(values[which - 1]) for values in validated] or ["", ""]
-            lines.append(",".join((str(i), f"{seconds:.3f}", str(loss), *figures)))
-        text = "\n".join(lines) + "\n"
-        replace_file(run / METRICS_FILE, lambda path: path.write_text(text))
-        save_checkpoint(model, run)
-
-    return record
 
 
 def _open_run(

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ssept_ext import _extension, ops
+from ssept_ext.callbacks import Callback, EpochFigures, Progress
 from ssept_ext.checkpoint import TrainingState, load_training, save_training
 from ssept_ext.evaluation import check_at_least, check_dataset_fits, draw_trials, measure
 from ssept_ext.graphs import Loss, training_step, training_work
@@ -134,7 +135,7 @@ def train_model(
     *,
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    on_epoch_end: Callable[[int, History], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> History:
     """Train by Adam on the sampler's batches.
 
@@ -163,7 +164,8 @@ def train_model(
         and called again with the same arguments, it ends as if it had never been interrupted, on a
         CPU bit for bit. A finished one returns at once or, where the schedule is constant and
         `num_epochs` larger than before, goes on. Needs a sampler with `seek` and `tell`.
-    on_epoch_end : called with the number of the epoch, from 1, and the history so far
+    callbacks : called one after another after each epoch, see `ssept_ext.callbacks`; any that returns True ends the
+        training
 
     Returns
     -------
@@ -177,6 +179,8 @@ def train_model(
         If an argument is out of range (named), the dataset has ids that the model does not know,
         there is nobody to validate on, or `checkpoint` is damaged or of a training with other
         arguments.
+    TypeError
+        If one of `callbacks` cannot be called.
     FloatingPointError
         If the loss of a step is not finite; names the first such step. The parameters are then of
         no use.
@@ -193,6 +197,9 @@ def train_model(
     options = options or TrainingOptions()
     if (options.patience or options.restore_best) and not val_epoch:
         raise ValueError("patience and restore_best need a val_epoch of at least 1, got 0")
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be functions, got {callback!r}")
     check_dataset_fits(model, dataset)
     trials = None
     if val_epoch:
@@ -219,7 +226,7 @@ def train_model(
     was_training = model.training
     model.train()
     try:
-        while training.epoch < num_epochs and not is_out_of_patience(history, options.patience):
+        while training.epoch < num_epochs and not training.is_ended():
             epoch = training.epoch + 1
             with tqdm(
                 total=num_steps,
@@ -238,8 +245,9 @@ def train_model(
                     ndcg, hr = measure(model, trials, eval_batch_size)
                     training.note_validation(ndcg, hr)
                     bar.set_postfix_str(f"{bar.postfix}, valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}")
-            if on_epoch_end is not None:
-                on_epoch_end(epoch, history)
+            if callbacks:
+                progress = Progress(model, _figures(history, num_steps, val_epoch))
+                training.ended = any([callback(progress) for callback in callbacks])
             if checkpoint is not None:
                 save_training(training.state(settings), checkpoint)
     except KeyboardInterrupt:
@@ -275,6 +283,17 @@ def is_out_of_patience(history: History, patience: int) -> bool:
     return 0 < patience < len(ndcgs) and max(ndcgs[-patience:]) <= max(ndcgs[:-patience])
 
 
+def _figures(history: History, num_steps: int, val_epoch: int) -> list[EpochFigures]:
+    """The history by epochs, of `num_steps` steps each."""
+    epochs = []
+    validations = zip(history["val_ndcg"], history["val_hr"], strict=True)
+    for i, (seconds, loss) in enumerate(zip(history["seconds"], history["loss"], strict=True), 1):
+        validated = val_epoch and i % val_epoch == 0
+        ndcg, hr = next(validations) if validated else (None, None)
+        epochs.append(EpochFigures(i, i * num_steps, round(seconds, 3), loss, ndcg, hr))
+    return epochs
+
+
 class _Training:
     """A model and its optimizer on their way, and all that a checkpoint of them holds."""
 
@@ -290,6 +309,8 @@ class _Training:
         self.optimizer = _adam(model, learning_rate, options.adam_betas)
         self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
         self.epoch = 0
+        self.ended = False
+        """Whether a callback said so."""
         self.best: dict[str, Tensor] = {}
         self._learning_rate, self._schedule, self._num_steps = learning_rate, schedule, 0
         if model.device.type == "cuda":  # a captured step reads it from there
@@ -317,6 +338,10 @@ class _Training:
         if is_best and self.options.restore_best:
             self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
 
+    def is_ended(self) -> bool:
+        """Whether a callback, or `patience`, ends the training before its last epoch."""
+        return self.ended or is_out_of_patience(self.history, self.options.patience)
+
     def state(self, settings: dict[str, Any]) -> TrainingState:
         """Everything, between two epochs."""
         assert isinstance(self.sampler, SeekableSampler)
@@ -324,6 +349,7 @@ class _Training:
         return TrainingState(
             settings=settings,
             epoch=self.epoch,
+            ended=self.ended,
             next_batch=self.sampler.tell(),
             history=self.history,
             rng=torch.get_rng_state(),
@@ -357,6 +383,7 @@ class _Training:
         torch.set_rng_state(state.rng)
         self.history, self.best = state.history, state.best
         self.epoch, self._num_steps = state.epoch, state.epoch * num_steps
+        self.ended = state.ended
 
 
 def _settings(

@@ -219,7 +219,7 @@ def test_a_truncated_state_is_named(tmp_path, keep):
 
 def test_a_state_of_another_format_is_named(tmp_path, monkeypatch):
     train(tmp_path, epochs=1)
-    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 2)
+    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 3)
 
-    with pytest.raises(ValueError, match=f"{TRAINING_FILE} has format 1, this version reads 2"):
+    with pytest.raises(ValueError, match=f"{TRAINING_FILE} has format 2, this version reads 3"):
         train(tmp_path)
