@@ -31,9 +31,10 @@ from ssept_ext.callbacks import Progress, csv_log
 from ssept_ext.checkpoint import save_checkpoint
 from ssept_ext.datasets import synthetic
 from ssept_ext.files import replace_file
+from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.losses import LossName
 from ssept_ext.model import Architecture, EmbeddingInit
-from ssept_ext.training import Schedule, TrainingOptions, is_out_of_patience, train_model
+from ssept_ext.training import Schedule, TrainingOptions, train_model
 
 RUN_FILE, METRICS_FILE, RESULT_FILE = "run.json", "metrics.csv", "result.json"
 CURVES_FILE, TABLE_FILE = "curves.png", "table.md"
@@ -254,9 +255,6 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
             checkpoint=run.folder,
             callbacks=[print_validation, csv_log(run.folder / METRICS_FILE)],
         )
-    num_epochs = len(history["loss"])
-    if num_epochs < settings.epochs and not is_out_of_patience(history, settings.patience):
-        sys.exit(f"interrupted after {num_epochs} epochs; call again to go on")
     best_epoch = settings.val_epoch * (1 + int(np.argmax(history["val_ndcg"])))
     save_checkpoint(model, run.folder)
     result = {
@@ -264,7 +262,7 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
         "best_valid_ndcg": max(history["val_ndcg"]),
         "best_epoch": best_epoch,
         "seconds_to_best": history["seconds"][best_epoch - 1],
-        "epochs": num_epochs,
+        "epochs": len(history["loss"]),
         "seconds": history["seconds"][-1],
         "machine": machine_kind(Options(quick=False, device=device, verbose=False)),
         "dataset": run.dataset,
@@ -361,6 +359,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run, data = run_from(options)
         command = f"python bench/reproduce.py {shlex.join(arguments)}"
         train(run, data, torch.device(options.device), command)
+    except TrainingInterrupted as error:
+        print(f"reproduce: {error}; call again to go on", file=sys.stderr)
+        raise
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"reproduce: {error}")
     plot(run.folder.parent)

@@ -2,7 +2,7 @@
 
 A run folder holds all that the later commands need: the checkpoint (see `ssept_ext.checkpoint`),
 `run.json` with the source of the data and every option, and `metrics.csv`; and, until the training is
-over, `training.safetensors`, from which it can go on.
+over, `training.safetensors`, from which it can go on. Ctrl-C and SIGTERM leave one, too.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from ssept_ext.evaluation import (
 )
 from ssept_ext.files import replace_file
 from ssept_ext.id_map import IdMap, load_id_maps
+from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.known_histories import KnownHistories
 from ssept_ext.losses import LossName
 from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
 from ssept_ext.recommendation import recommend
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import Schedule, TrainingOptions, is_out_of_patience, train_model
+from ssept_ext.training import Schedule, TrainingOptions, train_model
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
@@ -56,7 +57,8 @@ Metrics = dict[str, tuple[float, float]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, that of the process by default, and return the exit code.
 
-    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption.
+    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption by Ctrl-C, 143 one of a
+    training by SIGTERM.
     """
     try:
         options = make_parser().parse_args(argv)
@@ -83,7 +85,7 @@ def resume(options: argparse.Namespace) -> int:
     source, trained_with = _read_run_file(run)
     if not (run / TRAINING_FILE).is_file():
         raise ValueError(
-            f"{run} has no {TRAINING_FILE}: its training is over, or ended before its first epoch did"
+            f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
         )
     device = {"device": options.device, "backend": options.backend}
     return _train(argparse.Namespace(**(trained_with | device)), run, source)
@@ -116,32 +118,31 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
         record = json.dumps({"data": source, "options": settings}, indent=2)
         replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
         print(_summary(source, dataset, model, run), flush=True)
-        history = train_model(
-            model,
-            dataset,
-            sampler,
-            num_epochs=options.epochs,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            val_epoch=options.val_epoch,
-            options=training_options,
-            checkpoint=run,
-            callbacks=[
-                csv_log(run / METRICS_FILE),
-                # So that a run that is killed leaves a usable folder.
-                lambda progress: save_checkpoint(progress.model, run),
-            ],
-        )
+        interrupted: TrainingInterrupted | None = None
+        try:
+            train_model(
+                model,
+                dataset,
+                sampler,
+                num_epochs=options.epochs,
+                batch_size=options.batch_size,
+                learning_rate=options.learning_rate,
+                val_epoch=options.val_epoch,
+                options=training_options,
+                checkpoint=run,
+                callbacks=[
+                    csv_log(run / METRICS_FILE),
+                    # So that a run that is killed leaves a usable folder.
+                    lambda progress: save_checkpoint(progress.model, run),
+                ],
+            )
+        except TrainingInterrupted as error:
+            interrupted = error
     model.known = known
     save_checkpoint(model, run)
-    num_finished = len(history["loss"])
-    if num_finished < options.epochs and not is_out_of_patience(history, options.patience):
-        print(
-            f"ssept: interrupted after {num_finished} of {options.epochs} epochs; the model as it is "
-            f"was saved in {run}, and ssept resume {run} goes on",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    if interrupted is not None:
+        print(f"ssept: ssept resume {run} goes on", file=sys.stderr)
+        return interrupted.code
     (run / TRAINING_FILE).unlink()
     _print_results(popularity, model, _measure(model, dataset, options.seed))
     return 0

@@ -3,9 +3,12 @@
 import argparse
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,18 +83,24 @@ def rows_of(output):
     return output.splitlines()[-2:]
 
 
-def interrupt_after(monkeypatch, batches, error):
-    """Let the sampler raise instead of giving one batch more."""
+def before_batch(monkeypatch, index, act):
+    """Let the sampler do something before it gives the batch with this index."""
     honest = cli.WarpSampler.next_packed
-    left = [batches]
 
     def next_packed(self):
-        left[0] -= 1
-        if left[0] < 0:
-            raise error
+        if self.tell() == index:
+            act()
         return honest(self)
 
     monkeypatch.setattr(cli.WarpSampler, "next_packed", next_packed)
+
+
+def fail():
+    raise FloatingPointError("the loss is nan at step 2")
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_train_writes_a_run_folder_and_prints_popularity_beside_the_model(data, tmp_path, capsys):
@@ -272,27 +281,68 @@ def test_a_folder_that_is_not_empty_is_never_written_to(data, tmp_path, capsys):
     assert (folder / "model.safetensors").read_text() == "old"
 
 
-def test_ctrl_c_saves_what_there_is_and_says_so(data, tmp_path, capsys, monkeypatch):
-    interrupt_after(monkeypatch, batches=5, error=KeyboardInterrupt())  # 2 in an epoch
+def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
+    before_batch(monkeypatch, 4, ctrl_c)  # 2 in an epoch
 
     code = train(data, epochs="9")
 
     assert code == 130
-    assert (
-        "interrupted after 2 of 9 epochs; the model as it is was saved" in capsys.readouterr().err
-    )
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "SIGINT after step 1 of 2 of epoch 3 of 9: the training is saved in run, and the same call goes on",
+        "ssept: ssept resume run goes on",
+    ]
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
     assert cli.main(["evaluate", "run"]) == 0
 
 
-def test_resume_ends_like_a_run_that_was_not_interrupted(data, tmp_path, capsys, monkeypatch):
-    options = ("--val-epoch", "1", "--restore-best", "--sse-item-prob", "0.2")
-    train(data, *options, out="whole", epochs="4")
+# Stops where it gives batch `index`, until the signal has been sent: a file then says so.
+STOPPING = """
+import os, signal, sys, time
+import torch
+from ssept_ext import cli
+torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
+honest, index = cli.WarpSampler.next_packed, int(sys.argv[1])
+def next_packed(self):
+    if self.tell() == index:
+        print("stopped", flush=True)
+        while not os.path.exists("sent"):
+            time.sleep(0.01)
+    return honest(self)
+cli.WarpSampler.next_packed = next_packed
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def run_and_send(number, index, *argv):
+    """Run a command in a process of its own, and send it a signal before batch `index`; exit code and stderr."""
+    sent = Path("sent")
+    command = [sys.executable, "-c", STOPPING, str(index), *argv]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        while process.stdout.readline() not in ("stopped\n", ""):
+            pass
+        process.send_signal(number)
+        sent.touch()
+        _, error = process.communicate(timeout=120)
+    sent.unlink()
+    return process.returncode, error
+
+
+def test_a_run_interrupted_twice_ends_like_one_that_was_not(data, tmp_path, capsys):
+    options = (
+        *("--epochs", "4", "--val-epoch", "1", "--restore-best", "--sse-item-prob", "0.2"),
+        *("--data", str(data), *TINY),
+    )
+    assert cli.main(["train", "--out", "whole", *options]) == 0
     table = rows_of(capsys.readouterr().out)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, batches=5, error=KeyboardInterrupt())  # 2 in an epoch
-        assert train(data, *options, epochs="4") == 130
-    assert "ssept resume run goes on" in capsys.readouterr().err
+    # 2 steps are in an epoch.
+    code, error = run_and_send(signal.SIGTERM, 2, "train", "--out", "run", *options)
+    assert (code, error.splitlines()[-1]) == (143, "ssept: ssept resume run goes on")
+    assert "SIGTERM after step 1 of 2 of epoch 2 of 4" in error
+    code, error = run_and_send(signal.SIGINT, 5, "resume", "run", "--device", "cpu")
+    assert (code, error.splitlines()[-1]) == (130, "ssept: ssept resume run goes on")
+    assert "SIGINT after step 2 of 2 of epoch 3 of 4" in error
 
     code = cli.main(["resume", "run", "--device", "cpu"])
 
@@ -304,7 +354,7 @@ def test_resume_ends_like_a_run_that_was_not_interrupted(data, tmp_path, capsys,
     assert weights[0] == weights[1]
     rows = [list(csv.DictReader((f / "metrics.csv").open())) for f in (whole, resumed)]
     assert len(rows[1]) == 4
-    for name in ("epoch", "loss", "val_ndcg", "val_hr"):
+    for name in ("epoch", "step", "loss", "val_ndcg", "val_hr"):
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
 
 
@@ -332,7 +382,7 @@ def test_ctrl_c_elsewhere_is_one_line(data, capsys, monkeypatch):
 
 
 def test_a_run_that_fails_keeps_its_last_epoch(data, capsys, monkeypatch):
-    interrupt_after(monkeypatch, batches=3, error=FloatingPointError("the loss is nan at step 2"))
+    before_batch(monkeypatch, 3, fail)
 
     assert train(data, epochs="9") == 2
     assert capsys.readouterr().err.splitlines()[-1] == "ssept: error: the loss is nan at step 2"
