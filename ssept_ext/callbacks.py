@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssept_ext.files import replace_file
+from ssept_ext.raw_events import require
 
 if TYPE_CHECKING:
     from ssept_ext.model import SASREC
@@ -66,5 +68,43 @@ def csv_log(path: str | os.PathLike[str]) -> Callback:
     def log(progress: Progress) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda part: write(part, progress.epochs))
+
+    return log
+
+
+def tensorboard_log(folder: str | os.PathLike[str]) -> Callback:
+    """Make a callback that logs figures for TensorBoard in `folder`, over the steps of the training.
+
+    The scalars are "loss", "validation/NDCG@10" and "validation/HR@10", at the time of training from which they
+    are. A training that is taken up again logs all its epochs anew and has TensorBoard forget what it logged before, so
+    that none is missing or there twice. Use another folder, and another callback, for each training.
+
+    Raises
+    ------
+    ImportError
+        If tensorboard is missing: it comes with `ssept_ext[tensorboard]`.
+    """
+    require("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: SummaryWriter | None = None
+    num_logged = 0
+
+    def log(progress: Progress) -> None:
+        nonlocal writer, num_logged
+        if writer is None:  # not before there is something to log, because it makes a file
+            writer = SummaryWriter(folder, purge_step=0)
+        start = time.time() - progress.epochs[-1].seconds
+        for figures in progress.epochs[num_logged:]:
+            scalars = {
+                "loss": figures.loss,
+                "validation/NDCG@10": figures.val_ndcg,
+                "validation/HR@10": figures.val_hr,
+            }
+            for tag, value in scalars.items():
+                if value is not None:
+                    writer.add_scalar(tag, value, figures.step, walltime=start + figures.seconds)
+        num_logged = len(progress.epochs)
+        writer.flush()
 
     return log

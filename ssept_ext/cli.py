@@ -23,7 +23,7 @@ import torch
 
 from ssept_ext import prepare
 from ssept_ext._extension import Backend, build_info
-from ssept_ext.callbacks import csv_log
+from ssept_ext.callbacks import Callback, csv_log, tensorboard_log
 from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, save_checkpoint
 from ssept_ext.data import SASRecDataSet
 from ssept_ext.datasets import synthetic
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = make_parser().parse_args(argv)
         code: int = options.command(options)
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, ImportError) as error:
         print(f"ssept: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
@@ -87,13 +87,21 @@ def resume(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
         )
+    defaults = vars(make_parser().parse_args(["train"]))  # of options that an older version had not
     device = {"device": options.device, "backend": options.backend}
-    return _train(argparse.Namespace(**(trained_with | device)), run, source)
+    return _train(argparse.Namespace(**(defaults | trained_with | device)), run, source)
 
 
 def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> int:
     device = _choose_device(options)
     training_options = _training_options(options)
+    callbacks: list[Callback] = [
+        csv_log(run / METRICS_FILE),
+        # So that a run that is killed leaves a usable folder.
+        lambda progress: save_checkpoint(progress.model, run),
+    ]
+    if options.tensorboard:
+        callbacks.append(tensorboard_log(run))
     dataset = _load_data(source)
     ids = _load_ids(source)
     known = None if ids is None else KnownHistories.from_dataset(dataset, *ids)
@@ -130,11 +138,7 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
                 val_epoch=options.val_epoch,
                 options=training_options,
                 checkpoint=run,
-                callbacks=[
-                    csv_log(run / METRICS_FILE),
-                    # So that a run that is killed leaves a usable folder.
-                    lambda progress: save_checkpoint(progress.model, run),
-                ],
+                callbacks=callbacks,
             )
         except TrainingInterrupted as error:
             interrupted = error
@@ -513,6 +517,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--workers", **_integer(1, 1, "threads that draw batches"))
     add("--seed", **_integer(0, 0, "makes parameters, batches and negatives reproducible"))
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="log to the run folder for TensorBoard, beside metrics.csv",
+    )
     add("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
     _add_device_options(group)
 

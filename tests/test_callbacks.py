@@ -1,12 +1,13 @@
 """What is called after each epoch, on a model that trains in milliseconds."""
 
 import csv
+import sys
 
 import pytest
 import torch
 
 from ssept_ext import SSEPT, WarpSampler
-from ssept_ext.callbacks import csv_log
+from ssept_ext.callbacks import csv_log, tensorboard_log
 from ssept_ext.datasets import synthetic
 
 STEPS_IN_AN_EPOCH = 4
@@ -118,3 +119,34 @@ def test_an_interrupted_training_has_each_line_of_the_csv_log_once(tmp_path):
 
     assert [row["epoch"] for row in read(path)] == ["1", "2", "3", "4"]
     assert [float(row["loss"]) for row in read(path)] == whole["loss"]
+
+
+def test_an_interrupted_training_has_each_point_in_tensorboard_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = tmp_path / "logs"
+    with pytest.raises(OSError, match="disk full"):
+        train([tensorboard_log(logs), dies_in(epoch=3)], checkpoint=tmp_path)
+    history = train([tensorboard_log(logs)], checkpoint=tmp_path)
+
+    read = EventAccumulator(str(logs)).Reload()
+    points = {
+        tag: [(event.step, pytest.approx(event.value)) for event in read.Scalars(tag)]
+        for tag in read.Tags()["scalars"]
+    }
+    assert points == {
+        "loss": list(zip((4, 8, 12, 16), history["loss"], strict=True)),
+        "validation/NDCG@10": list(zip((8, 16), history["val_ndcg"], strict=True)),
+        "validation/HR@10": list(zip((8, 16), history["val_hr"], strict=True)),
+    }
+    times = [event.wall_time for event in read.Scalars("loss")]
+    assert [t - times[0] for t in times[1:]] == pytest.approx(
+        [s - history["seconds"][0] for s in history["seconds"][1:]], abs=0.1
+    )
+
+
+def test_tensorboard_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+
+    with pytest.raises(ImportError, match=r"pip install 'ssept_ext\[tensorboard\]'"):
+        tensorboard_log(tmp_path)

@@ -261,6 +261,27 @@ def test_train_without_data_uses_the_synthetic_set(tmp_path, capsys):
     )
 
 
+def test_tensorboard_finds_its_logs_in_the_run_folder_of_a_resumed_run(
+    data, tmp_path, capsys, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data, "--tensorboard") == 130
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 0
+
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2
+
+
+def test_tensorboard_that_is_missing_is_one_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+
+    assert train(data, "--tensorboard") == 2
+
+    error = capsys.readouterr().err
+    assert error == ("ssept: error: tensorboard is missing: pip install 'ssept_ext[tensorboard]'\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_run_folder_is_named_by_the_time_where_none_is_given(data, tmp_path):
     cli.main(["train", "--data", str(data), "--epochs", "1", *TINY])
 
@@ -365,6 +386,21 @@ def test_a_run_that_runs_out_of_patience_is_finished(data, tmp_path, capsys, mon
 
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
     assert not (tmp_path / "run" / "training.safetensors").exists()
+
+
+def test_a_run_of_an_older_version_is_named(data, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data) == 130
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["options"]["tensorboard"]
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 3)
+
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 2
+
+    assert "training.safetensors has format 2, this version reads 3" in capsys.readouterr().err
 
 
 def test_a_finished_run_cannot_be_resumed(run, capsys):
