@@ -11,7 +11,6 @@ folder above has `curves.png` and `table.md` of all its runs. The test set is lo
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
 import sys
@@ -22,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from measure import Options, machine_kind
 from workload import SHARED
 
@@ -34,6 +32,7 @@ from ssept_ext.files import replace_file
 from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.losses import LossName
 from ssept_ext.model import Architecture, EmbeddingInit
+from ssept_ext.plotting import plot_curves
 from ssept_ext.training import Schedule, TrainingOptions, train_model
 
 RUN_FILE, METRICS_FILE, RESULT_FILE = "run.json", "metrics.csv", "result.json"
@@ -285,21 +284,6 @@ def measure_test(model: SASREC, data: SASRecDataSet) -> Metrics:
     return dict(zip(_SAMPLED + _FULL, (hr, ndcg, full.hr[10], full.ndcg[10]), strict=True))
 
 
-def plot(folder: Path) -> None:
-    """Validation NDCG@10 against the seconds of training, of all runs in a folder, as in the authors' README."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for path in sorted(folder.glob(f"*/{METRICS_FILE}")):
-        with path.open() as file:
-            rows = [row for row in csv.DictReader(file) if row["val_ndcg"]]
-        seconds, ndcg = ([float(row[name]) for row in rows] for name in ("seconds", "val_ndcg"))
-        axes.plot(seconds, ndcg, label=path.parent.name)
-    axes.set(xlabel="training time (seconds)", ylabel="validation NDCG@10", title=folder.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(folder / CURVES_FILE, dpi=150)
-
-
 def tabulate(folder: Path) -> str:
     """A Markdown row of each finished run in a folder, its test figures beside the published ones."""
     results = {
@@ -364,7 +348,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"reproduce: {error}")
-    plot(run.folder.parent)
+    # As in the authors' README: over the seconds of training.
+    logs = {path.parent.name: path for path in sorted(run.folder.parent.glob(f"*/{METRICS_FILE}"))}
+    plot_curves(logs, run.folder.parent / CURVES_FILE, over="seconds")
     table = tabulate(run.folder.parent)
     (run.folder.parent / TABLE_FILE).write_text(table)
     print(table, end="")

@@ -1,4 +1,4 @@
-"""The command `ssept`: prepare, train, resume, evaluate, predict, info.
+"""The command `ssept`: prepare, train, resume, plot, evaluate, predict, info.
 
 A run folder holds all that the later commands need: the checkpoint (see `ssept_ext.checkpoint`),
 `run.json` with the source of the data and every option, and `metrics.csv`; and, until the training is
@@ -40,6 +40,7 @@ from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.known_histories import KnownHistories
 from ssept_ext.losses import LossName
 from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
+from ssept_ext.plotting import AXES, plot_curves
 from ssept_ext.recommendation import recommend
 from ssept_ext.sampler import WarpSampler
 from ssept_ext.training import Schedule, TrainingOptions, train_model
@@ -152,6 +153,18 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
     return 0
 
 
+def plot(options: argparse.Namespace) -> int:
+    """Draw the loss and the validation NDCG@10 of several runs in one picture."""
+    logs = {name: Path(name) / METRICS_FILE for name in options.runs}
+    for name, log in logs.items():
+        _run_file(Path(name))
+        if not log.is_file():
+            raise ValueError(f"{name} has no {METRICS_FILE} yet: its first epoch is not over")
+    plot_curves(logs, Path(options.out), options.over)
+    print(options.out)
+    return 0
+
+
 def evaluate_run(options: argparse.Namespace) -> int:
     """Measure a trained model again."""
     model, dataset, trained_with, _ = _open_run(options)
@@ -236,11 +249,16 @@ def _user_number(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | N
     return user
 
 
-def _read_run_file(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The source of the data, and the options of `train`."""
+def _run_file(run: Path) -> Path:
     path = run / RUN_FILE
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: {path} is missing")
+    return path
+
+
+def _read_run_file(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The source of the data, and the options of `train`."""
+    path = _run_file(run)
     try:
         record = json.loads(path.read_text())
         return record["data"], record["options"]
@@ -529,6 +547,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(sub)
     _add_device_options(sub)
 
+    sub = add_command("plot", plot)
+    _add_run(sub, nargs="+", dest="runs")
+    sub.add_argument("--out", default="curves.png", metavar="PNG", help="the picture")
+    sub.add_argument("--over", choices=AXES, default="epoch", help="what the curves are drawn over")
+
     sub = add_command("evaluate", evaluate_run)
     _add_run(sub)
     _add_data_options(sub, "the data it was trained on")
@@ -560,8 +583,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder made by ssept train")
+def _add_run(parser: argparse.ArgumentParser, dest: str = "run", nargs: str | None = None) -> None:
+    parser.add_argument(dest, nargs=nargs, metavar="RUN", help="a run folder made by ssept train")
 
 
 def _add_data_options(parser: argparse.ArgumentParser, otherwise: str) -> None:

@@ -465,6 +465,16 @@ def test_evaluate_on_other_data(run, tmp_path, capsys):
     assert numbers(rows_of(capsys.readouterr().out)[1])[0] in (0, 1)  # one user
 
 
+def test_plot_draws_runs_in_one_picture(run, data, tmp_path, capsys):
+    assert train(data, "--seed", "1", out="other") == 0
+    capsys.readouterr()
+
+    assert cli.main(["plot", run, "other", "--out", "both.png", "--over", "seconds"]) == 0
+
+    assert capsys.readouterr().out == "both.png\n"
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_predict_prints_the_best_unseen_items(run, data, capsys):
     code = cli.main(["predict", run, "--users", "14", "2", "-k", "4"])
 
@@ -589,6 +599,8 @@ def test_the_package_is_a_command():
         (["train", "--gbce-t", "2"], "gbce_t must be in [0, 1], got 2"),
         (["train", "--patience", "1", "--val-epoch", "0"], "--restore-best need a --val-epoch"),
         (["resume", "nowhere"], "nowhere is no run folder"),
+        (["plot", "nowhere"], "nowhere is no run folder"),
+        (["plot"], "the following arguments are required: RUN"),
         (["evaluate", "nowhere"], "nowhere is no run folder"),
         (["predict", "nowhere", "--users", "1"], "nowhere is no run folder"),
         (["predict", "nowhere"], "the following arguments are required: --users"),
@@ -618,10 +630,14 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, capsys, argv, 
         (["predict", "run", "--users", "99"], "user 99 has no events in the data"),
         (["predict", "run", "--users", "x"], "user x has no events in the data"),
         (["evaluate", "run", "--data", "large.txt"], "item 31, the model knows items 1..30"),
+        (["plot", "run", "new"], "new has no metrics.csv yet: its first epoch is not over"),
+        (["plot", "run", "--out", "curves.bmp"], "Format 'bmp' is not supported"),
     ],
 )
 def test_mistakes_about_a_run_are_one_line(run, tmp_path, capsys, argv, message):
     (tmp_path / "large.txt").write_text("1 31\n1 3\n1 1\n2 3\n")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.json").touch()
 
     assert cli.main(argv) == 2
     output, error = capsys.readouterr()
@@ -668,7 +684,7 @@ def test_every_option_has_help_with_its_default():
     parser = cli.make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert sorted(commands.choices) == [
-        *("evaluate", "info", "predict", "prepare", "resume", "train"),
+        *("evaluate", "info", "plot", "predict", "prepare", "resume", "train"),
     ]
     for sub in commands.choices.values():
         text = " ".join(sub.format_help().split())
