@@ -41,6 +41,7 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
         for name, curve in curves.items():
             axes.plot(*curve[column], marker=".", label=name)
         axes.set(xlabel="seconds of training" if over == "seconds" else over, ylabel=title)
+        axes.xaxis.get_major_locator().set_params(integer=over != "seconds")
         axes.grid(alpha=0.3)
         axes.legend()
     kind = out.suffix[1:] or "png"
