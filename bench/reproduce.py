@@ -11,7 +11,6 @@ folder above has `curves.png` and `table.md` of all its runs. The test set is lo
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
 import sys
@@ -22,23 +21,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from measure import Options, machine_kind
 from workload import SHARED
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
+from ssept_ext.callbacks import Progress, csv_log
 from ssept_ext.checkpoint import save_checkpoint
 from ssept_ext.datasets import synthetic
 from ssept_ext.files import replace_file
+from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.losses import LossName
 from ssept_ext.model import Architecture, EmbeddingInit
-from ssept_ext.training import (
-    History,
-    Schedule,
-    TrainingOptions,
-    is_out_of_patience,
-    train_model,
-)
+from ssept_ext.plotting import plot_curves
+from ssept_ext.training import Schedule, TrainingOptions, train_model
 
 RUN_FILE, METRICS_FILE, RESULT_FILE = "run.json", "metrics.csv", "result.json"
 CURVES_FILE, TABLE_FILE = "curves.png", "table.md"
@@ -245,17 +240,6 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
     model = settings.make_model(data).to(device)
     run.folder.mkdir(parents=True, exist_ok=True)
     _write_json(run.folder / RUN_FILE, {"command": command, "settings": asdict(settings)})
-    num_steps = max(1, len(data.user_train) // settings.batch_size)
-
-    def write_metrics(epoch: int, history: History) -> None:
-        if epoch % settings.val_epoch == 0:
-            seconds, ndcg = history["seconds"][-1], history["val_ndcg"][-1]
-            print(f"epoch {epoch}, {seconds:.0f} s: validation NDCG@10 {ndcg:.4f}", flush=True)
-        replace_file(
-            run.folder / METRICS_FILE,
-            lambda path: write_csv(path, history, num_steps, settings.val_epoch),
-        )
-
     with settings.make_sampler(data, run.seed) as sampler:
         history = train_model(
             model,
@@ -268,11 +252,8 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
             verbose=sys.stderr.isatty(),
             options=settings.training_options(),
             checkpoint=run.folder,
-            on_epoch_end=write_metrics,
+            callbacks=[print_validation, csv_log(run.folder / METRICS_FILE)],
         )
-    num_epochs = len(history["loss"])
-    if num_epochs < settings.epochs and not is_out_of_patience(history, settings.patience):
-        sys.exit(f"interrupted after {num_epochs} epochs; call again to go on")
     best_epoch = settings.val_epoch * (1 + int(np.argmax(history["val_ndcg"])))
     save_checkpoint(model, run.folder)
     result = {
@@ -280,7 +261,7 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
         "best_valid_ndcg": max(history["val_ndcg"]),
         "best_epoch": best_epoch,
         "seconds_to_best": history["seconds"][best_epoch - 1],
-        "epochs": num_epochs,
+        "epochs": len(history["loss"]),
         "seconds": history["seconds"][-1],
         "machine": machine_kind(Options(quick=False, device=device, verbose=False)),
         "dataset": run.dataset,
@@ -289,41 +270,18 @@ def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> 
     _write_json(run.folder / RESULT_FILE, result)
 
 
+def print_validation(progress: Progress) -> None:
+    last = progress.epochs[-1]
+    if last.val_ndcg is not None:
+        validated = f"validation NDCG@10 {last.val_ndcg:.4f}"
+        print(f"epoch {last.epoch}, {last.seconds:.0f} s: {validated}", flush=True)
+
+
 def measure_test(model: SASREC, data: SASRecDataSet) -> Metrics:
     """All figures of the table, under the names in PUBLISHED."""
     ndcg, hr = model.evaluate(data, seed=TEST_SEED)
     full = model.evaluate_full(data, ks=[10])
     return dict(zip(_SAMPLED + _FULL, (hr, ndcg, full.hr[10], full.ndcg[10]), strict=True))
-
-
-def write_csv(path: Path, history: History, num_steps: int, val_epoch: int) -> None:
-    """One line an epoch; validation figures where there was one."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr"])
-        for i, (loss, seconds) in enumerate(zip(history["loss"], history["seconds"], strict=True)):
-            epoch = i + 1
-            which = epoch // val_epoch - 1
-            validated = epoch % val_epoch == 0 and which < len(history["val_ndcg"])
-            figures = (
-                [history[name][which] for name in ("val_ndcg", "val_hr")] if validated else ["", ""]
-            )
-            writer.writerow([epoch, epoch * num_steps, f"{seconds:.3f}", loss, *figures])
-
-
-def plot(folder: Path) -> None:
-    """Validation NDCG@10 against the seconds of training, of all runs in a folder, as in the authors' README."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for path in sorted(folder.glob(f"*/{METRICS_FILE}")):
-        with path.open() as file:
-            rows = [row for row in csv.DictReader(file) if row["val_ndcg"]]
-        seconds, ndcg = ([float(row[name]) for row in rows] for name in ("seconds", "val_ndcg"))
-        axes.plot(seconds, ndcg, label=path.parent.name)
-    axes.set(xlabel="training time (seconds)", ylabel="validation NDCG@10", title=folder.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(folder / CURVES_FILE, dpi=150)
 
 
 def tabulate(folder: Path) -> str:
@@ -385,9 +343,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         run, data = run_from(options)
         command = f"python bench/reproduce.py {shlex.join(arguments)}"
         train(run, data, torch.device(options.device), command)
+    except TrainingInterrupted as error:
+        print(f"reproduce: {error}; call again to go on", file=sys.stderr)
+        raise
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"reproduce: {error}")
-    plot(run.folder.parent)
+    # As in the authors' README: over the seconds of training.
+    logs = {path.parent.name: path for path in sorted(run.folder.parent.glob(f"*/{METRICS_FILE}"))}
+    plot_curves(logs, run.folder.parent / CURVES_FILE, over="seconds")
     table = tabulate(run.folder.parent)
     (run.folder.parent / TABLE_FILE).write_text(table)
     print(table, end="")

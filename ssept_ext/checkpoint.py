@@ -38,7 +38,7 @@ from ssept_ext.model import SASREC, SSEPT
 FORMAT = 2
 CONFIG_FILE = "config.json"
 TRAINING_FILE = "training.safetensors"
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 
 _CLASSES = {"SASREC": SASREC, "SSEPT": SSEPT}
 _FORMAT_1_FILES = {"model": "model.safetensors"}
@@ -272,17 +272,23 @@ def _sizes(tensors: Mapping[str, Tensor], kind: type[SASREC]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that the rest of a training depends on, between two epochs."""
+    """All that the rest of a training depends on, between two steps."""
 
     settings: dict[str, Any]
     """JSON; what a training that goes on from here must have been called with."""
     epoch: int
     """Epochs that are done."""
+    ended: bool
+    """Whether a callback ended it."""
+    seconds: float
+    """Spent on the steps of the epoch in progress."""
     next_batch: int
     """The sampler's."""
     history: dict[str, list[float]]
     rng: Tensor
     """State of torch's generator on the CPU, which all seeds come from."""
+    losses: Tensor
+    """(steps that are done of the epoch in progress,) float64"""
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     """By number of the parameter and name, such as "3.exp_avg"."""
@@ -290,7 +296,7 @@ class TrainingState:
     """The model at the best validation so far; empty where it is not kept."""
 
 
-_GROUPS = ("model", "optimizer", "best")
+_TENSORS, _GROUPS = ("rng", "losses"), ("model", "optimizer", "best")
 
 
 def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:
@@ -304,11 +310,11 @@ def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:
     OSError
         If the folder cannot be written.
     """
-    tensors = {"rng": state.rng}
+    tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _TENSORS}
     for group in _GROUPS:
         named = getattr(state, group).items()
         tensors |= {f"{group}.{name}": tensor.contiguous() for name, tensor in named}
-    plain = {name: value for name, value in vars(state).items() if name not in ("rng", *_GROUPS)}
+    plain = {name: value for name, value in vars(state).items() if name not in _TENSORS + _GROUPS}
     header = {"format": str(TRAINING_FORMAT), "state": json.dumps(plain)}
     Path(folder).mkdir(parents=True, exist_ok=True)
     replace_file(Path(folder) / TRAINING_FILE, lambda path: save_file(tensors, path, header))

@@ -1,8 +1,8 @@
-"""The command `ssept`: prepare, train, resume, evaluate, predict, info.
+"""The command `ssept`: prepare, train, resume, plot, evaluate, predict, info.
 
 A run folder holds all that the later commands need: the checkpoint (see `ssept_ext.checkpoint`),
 `run.json` with the source of the data and every option, and `metrics.csv`; and, until the training is
-over, `training.safetensors`, from which it can go on.
+over, `training.safetensors`, from which it can go on. Ctrl-C and SIGTERM leave one, too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 from ssept_ext import prepare
 from ssept_ext._extension import Backend, build_info
+from ssept_ext.callbacks import Callback, csv_log, tensorboard_log
 from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, save_checkpoint
 from ssept_ext.data import SASRecDataSet
 from ssept_ext.datasets import synthetic
@@ -35,18 +36,14 @@ from ssept_ext.evaluation import (
 )
 from ssept_ext.files import replace_file
 from ssept_ext.id_map import IdMap, load_id_maps
+from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.known_histories import KnownHistories
 from ssept_ext.losses import LossName
 from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
+from ssept_ext.plotting import AXES, plot_curves
 from ssept_ext.recommendation import recommend
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import (
-    History,
-    Schedule,
-    TrainingOptions,
-    is_out_of_patience,
-    train_model,
-)
+from ssept_ext.training import Schedule, TrainingOptions, train_model
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
@@ -61,12 +58,13 @@ Metrics = dict[str, tuple[float, float]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, that of the process by default, and return the exit code.
 
-    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption.
+    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption by Ctrl-C, 143 one of a
+    training by SIGTERM.
     """
     try:
         options = make_parser().parse_args(argv)
         code: int = options.command(options)
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, ImportError) as error:
         print(f"ssept: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
@@ -88,15 +86,23 @@ def resume(options: argparse.Namespace) -> int:
     source, trained_with = _read_run_file(run)
     if not (run / TRAINING_FILE).is_file():
         raise ValueError(
-            f"{run} has no {TRAINING_FILE}: its training is over, or ended before its first epoch did"
+            f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
         )
+    defaults = vars(make_parser().parse_args(["train"]))  # of options that an older version had not
     device = {"device": options.device, "backend": options.backend}
-    return _train(argparse.Namespace(**(trained_with | device)), run, source)
+    return _train(argparse.Namespace(**(defaults | trained_with | device)), run, source)
 
 
 def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> int:
     device = _choose_device(options)
     training_options = _training_options(options)
+    callbacks: list[Callback] = [
+        csv_log(run / METRICS_FILE),
+        # So that a run that is killed leaves a usable folder.
+        lambda progress: save_checkpoint(progress.model, run),
+    ]
+    if options.tensorboard:
+        callbacks.append(tensorboard_log(run))
     dataset = _load_data(source)
     ids = _load_ids(source)
     known = None if ids is None else KnownHistories.from_dataset(dataset, *ids)
@@ -121,30 +127,41 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
         record = json.dumps({"data": source, "options": settings}, indent=2)
         replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
         print(_summary(source, dataset, model, run), flush=True)
-        history = train_model(
-            model,
-            dataset,
-            sampler,
-            num_epochs=options.epochs,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            val_epoch=options.val_epoch,
-            options=training_options,
-            checkpoint=run,
-            on_epoch_end=_epoch_recorder(model, run, options.val_epoch),
-        )
+        interrupted: TrainingInterrupted | None = None
+        try:
+            train_model(
+                model,
+                dataset,
+                sampler,
+                num_epochs=options.epochs,
+                batch_size=options.batch_size,
+                learning_rate=options.learning_rate,
+                val_epoch=options.val_epoch,
+                options=training_options,
+                checkpoint=run,
+                callbacks=callbacks,
+            )
+        except TrainingInterrupted as error:
+            interrupted = error
     model.known = known
     save_checkpoint(model, run)
-    num_finished = len(history["loss"])
-    if num_finished < options.epochs and not is_out_of_patience(history, options.patience):
-        print(
-            f"ssept: interrupted after {num_finished} of {options.epochs} epochs; the model as it is "
-            f"was saved in {run}, and ssept resume {run} goes on",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    if interrupted is not None:
+        print(f"ssept: ssept resume {run} goes on", file=sys.stderr)
+        return interrupted.code
     (run / TRAINING_FILE).unlink()
     _print_results(popularity, model, _measure(model, dataset, options.seed))
+    return 0
+
+
+def plot(options: argparse.Namespace) -> int:
+    """Draw the loss and the validation NDCG@10 of several runs in one picture."""
+    logs = {name: Path(name) / METRICS_FILE for name in options.runs}
+    for name, log in logs.items():
+        _run_file(Path(name))
+        if not log.is_file():
+            raise ValueError(f"{name} has no {METRICS_FILE} yet: its first epoch is not over")
+    plot_curves(logs, Path(options.out), options.over)
+    print(options.out)
     return 0
 
 
@@ -197,25 +214,6 @@ def _new_run_folder(out: str | None) -> Path:
     return folder
 
 
-def _epoch_recorder(model: SASREC, run: Path, val_epoch: int) -> Callable[[int, History], None]:
-    """What `train` does after every epoch, so that a run that is killed leaves a usable folder."""
-
-    def record(epoch: int, history: History) -> None:
-        lines = ["epoch,seconds,loss,val_ndcg,val_hr"]
-        for i, (seconds, loss) in enumerate(
-            zip(history["seconds"], history["loss"], strict=True), 1
-        ):
-            which, rest = divmod(i, val_epoch) if val_epoch else (0, 1)
-            validated = (history["val_ndcg"], history["val_hr"]) if rest == 0 else ()
-            figures = [str(values[which - 1]) for values in validated] or ["", ""]
-            lines.append(",".join((str(i), f"{seconds:.3f}", str(loss), *figures)))
-        text = "\n".join(lines) + "\n"
-        replace_file(run / METRICS_FILE, lambda path: path.write_text(text))
-        save_checkpoint(model, run)
-
-    return record
-
-
 def _open_run(
     options: argparse.Namespace,
 ) -> tuple[SASREC, SASRecDataSet, dict[str, Any], tuple[IdMap, IdMap] | None]:
@@ -251,11 +249,16 @@ def _user_number(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | N
     return user
 
 
-def _read_run_file(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The source of the data, and the options of `train`."""
+def _run_file(run: Path) -> Path:
     path = run / RUN_FILE
     if not path.is_file():
         raise ValueError(f"{run} is no run folder: {path} is missing")
+    return path
+
+
+def _read_run_file(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The source of the data, and the options of `train`."""
+    path = _run_file(run)
     try:
         record = json.loads(path.read_text())
         return record["data"], record["options"]
@@ -532,12 +535,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--workers", **_integer(1, 1, "threads that draw batches"))
     add("--seed", **_integer(0, 0, "makes parameters, batches and negatives reproducible"))
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="log to the run folder for TensorBoard, beside metrics.csv",
+    )
     add("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
     _add_device_options(group)
 
     sub = add_command("resume", resume)
     _add_run(sub)
     _add_device_options(sub)
+
+    sub = add_command("plot", plot)
+    _add_run(sub, nargs="+", dest="runs")
+    sub.add_argument("--out", default="curves.png", metavar="PNG", help="the picture")
+    sub.add_argument("--over", choices=AXES, default="epoch", help="what the curves are drawn over")
 
     sub = add_command("evaluate", evaluate_run)
     _add_run(sub)
@@ -570,8 +583,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder made by ssept train")
+def _add_run(parser: argparse.ArgumentParser, dest: str = "run", nargs: str | None = None) -> None:
+    parser.add_argument(dest, nargs=nargs, metavar="RUN", help="a run folder made by ssept train")
 
 
 def _add_data_options(parser: argparse.ArgumentParser, otherwise: str) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 
 from ssept_ext._extension import Backend
+from ssept_ext.callbacks import Callback
 from ssept_ext.data import SASRecDataSet
 from ssept_ext.interactions import Interactions
 from ssept_ext.known_histories import KnownHistories
 from ssept_ext.model import SASREC, SSEPT
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import History, TrainingOptions, train_model
+from ssept_ext.training import TrainingOptions, train_model
 
 Model = TypeVar("Model", bound=SASREC)
 
@@ -39,7 +40,7 @@ def fit(
     backend: Backend = "auto",
     device: torch.device | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    on_epoch_end: Callable[[int, History], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     **arguments: Any,
 ) -> Model:
     """Make a model for the users and items of `interactions` and train it.
@@ -56,7 +57,7 @@ def fit(
     seed : of parameters, batches and dropout; torch's global generator is as before afterwards
     n_workers : threads that draw batches
     device : None for CUDA where there is some
-    num_epochs to on_epoch_end : as for `ssept_ext.training.train_model`
+    num_epochs to callbacks : as for `ssept_ext.training.train_model`
     arguments : the constructor's but for `item_num` and `user_num`, such as `seq_max_len` (`conv_dims` defaults to
         the model's width); `num_negatives`, `popularity_exponent` and `window_sampling_prob` of `WarpSampler`;
         fields of `TrainingOptions`, such as `loss`
@@ -106,7 +107,7 @@ def fit(
                 verbose,
                 options=TrainingOptions(**training),
                 checkpoint=checkpoint,
-                on_epoch_end=on_epoch_end,
+                callbacks=callbacks,
             )
     model.known = KnownHistories.from_interactions(interactions)
     return model

@@ -27,6 +27,7 @@ from ssept_ext.packing import PackedBatch, pack
 from ssept_ext.sse import SSE, replace_ids
 
 if TYPE_CHECKING:
+    from ssept_ext.callbacks import Callback
     from ssept_ext.data import SASRecDataSet
     from ssept_ext.evaluation import Exclude, FullMetrics, Split
     from ssept_ext.id_map import RawId
@@ -491,6 +492,7 @@ class SASREC(nn.Module):
         verbose: bool = True,
         *,
         checkpoint: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> dict[str, list[float]]:
         """Train on the sampler's batches: see `ssept_ext.training.train_model`.
@@ -500,9 +502,15 @@ class SASREC(nn.Module):
         from ssept_ext.training import TrainingOptions, train_model  # it imports this module
 
         sizes = (num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size)
-        chosen = TrainingOptions(**options)
         return train_model(
-            self, dataset, sampler, *sizes, verbose, options=chosen, checkpoint=checkpoint
+            self,
+            dataset,
+            sampler,
+            *sizes,
+            verbose,
+            options=TrainingOptions(**options),
+            checkpoint=checkpoint,
+            callbacks=callbacks,
         )
 
     def evaluate(

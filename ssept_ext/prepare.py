@@ -95,12 +95,9 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"{path} exists: remove it first, or choose another --out")
     if (options.source is None) == (options.download is None):
         raise ValueError("give either SOURCE or --download, and not both")
-    try:
-        source = options.source or download(options.download, options.cache)
-        columns = Columns(options.user_col, options.item_col, options.time_col or None)
-        name, format_name, events = read_source(source, options.format, columns)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    source = options.source or download(options.download, options.cache)
+    columns = Columns(options.user_col, options.item_col, options.time_col or None)
+    name, format_name, events = read_source(source, options.format, columns)
     print(
         f"read   {name} ({format_name}): {len(events.users.codes):,} events, "
         f"{len(events.users.ids):,} users, {len(events.items.ids):,} items"

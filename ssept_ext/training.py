@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
@@ -21,9 +22,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ssept_ext import _extension, ops
+from ssept_ext.callbacks import Callback, EpochFigures, Progress
 from ssept_ext.checkpoint import TrainingState, load_training, save_training
 from ssept_ext.evaluation import check_at_least, check_dataset_fits, draw_trials, measure
 from ssept_ext.graphs import Loss, training_step, training_work
+from ssept_ext.interruption import TrainingInterrupted, noted_signals
 from ssept_ext.losses import LossName
 from ssept_ext.packing import PackedBatch, pack
 
@@ -134,7 +137,7 @@ def train_model(
     *,
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    on_epoch_end: Callable[[int, History], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> History:
     """Train by Adam on the sampler's batches.
 
@@ -143,8 +146,9 @@ def train_model(
     embedding tables only, as in the TensorFlow original (recommenders' torch port decays every
     weight); it acts through the gradient, so the loss in the history is that of the data alone.
 
-    Ctrl-C ends training and returns the epochs finished so far. However training ends, the model is
-    left in the mode (train or eval) it was in.
+    Ctrl-C ends training and returns the epochs finished so far; with `checkpoint`, see there. However
+    training ends, the model is left in the mode (train or eval) it was in. Dropout and SSE draw from
+    torch's global generator: `torch.manual_seed` makes them reproducible.
 
     Parameters
     ----------
@@ -162,8 +166,11 @@ def train_model(
         the training goes on from there, the sampler and torch's generator included: killed at any time
         and called again with the same arguments, it ends as if it had never been interrupted, on a
         CPU bit for bit. A finished one returns at once or, where the schedule is constant and
-        `num_epochs` larger than before, goes on. Needs a sampler with `seek` and `tell`.
-    on_epoch_end : called with the number of the epoch, from 1, and the history so far
+        `num_epochs` larger than before, goes on. SIGTERM and Ctrl-C finish the running step (or validation),
+        save, and raise `TrainingInterrupted`; a second Ctrl-C ends at once. Needs a sampler with `seek` and
+        `tell`.
+    callbacks : called one after another after each epoch, see `ssept_ext.callbacks`; any that returns True ends the
+        training
 
     Returns
     -------
@@ -177,6 +184,10 @@ def train_model(
         If an argument is out of range (named), the dataset has ids that the model does not know,
         there is nobody to validate on, or `checkpoint` is damaged or of a training with other
         arguments.
+    TypeError
+        If one of `callbacks` cannot be called.
+    ssept_ext.interruption.TrainingInterrupted
+        If SIGTERM or SIGINT came in a training with `checkpoint`; a SystemExit with the code 143 or 130.
     FloatingPointError
         If the loss of a step is not finite; names the first such step. The parameters are then of
         no use.
@@ -193,6 +204,9 @@ def train_model(
     options = options or TrainingOptions()
     if (options.patience or options.restore_best) and not val_epoch:
         raise ValueError("patience and restore_best need a val_epoch of at least 1, got 0")
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be functions, got {callback!r}")
     check_dataset_fits(model, dataset)
     trials = None
     if val_epoch:
@@ -218,37 +232,51 @@ def train_model(
     history = training.history
     was_training = model.training
     model.train()
-    try:
-        while training.epoch < num_epochs and not is_out_of_patience(history, options.patience):
-            epoch = training.epoch + 1
-            with tqdm(
-                total=num_steps,
-                desc=f"epoch {epoch}/{num_epochs}",
-                unit="step",
-                disable=not verbose,
-            ) as bar:
-                start = time.monotonic()
-                with kept_memory():
-                    loss = _train_epoch(training, next_batch, num_steps, epoch, bar)
-                seconds = time.monotonic() - start
-                history["loss"].append(loss)
-                history["seconds"].append(sum(history["seconds"][-1:]) + seconds)
-                training.epoch = epoch
-                if trials is not None and epoch % val_epoch == 0:
-                    ndcg, hr = measure(model, trials, eval_batch_size)
-                    training.note_validation(ndcg, hr)
-                    bar.set_postfix_str(f"{bar.postfix}, valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}")
-            if on_epoch_end is not None:
-                on_epoch_end(epoch, history)
+    listening: AbstractContextManager[list[signal.Signals]]
+    listening = nullcontext([]) if checkpoint is None else noted_signals()
+    with listening as signals:
+        try:
+            while not signals and training.epoch < num_epochs and not training.is_ended():
+                epoch = training.epoch + 1
+                with tqdm(
+                    total=num_steps,
+                    initial=len(training.losses),
+                    desc=f"epoch {epoch}/{num_epochs}",
+                    unit="step",
+                    disable=not verbose,
+                ) as bar:
+                    with kept_memory():
+                        _train_epoch(training, next_batch, num_steps, epoch, bar, signals)
+                    if not signals:
+                        training.end_epoch()
+                        if trials is not None and epoch % val_epoch == 0:
+                            ndcg, hr = measure(model, trials, eval_batch_size)
+                            training.note_validation(ndcg, hr)
+                            figures = f"valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}"
+                            bar.set_postfix_str(f"{bar.postfix}, {figures}")
+                if callbacks and training.epoch == epoch:
+                    progress = Progress(model, _figures(history, num_steps, val_epoch))
+                    training.ended = any([callback(progress) for callback in callbacks])
+                if checkpoint is not None:
+                    save_training(training.state(settings), checkpoint)
+        except KeyboardInterrupt:
             if checkpoint is not None:
-                save_training(training.state(settings), checkpoint)
-    except KeyboardInterrupt:
-        if verbose:
-            print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
-    finally:
-        model.train(was_training)
+                raise
+            if verbose:
+                print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
+        finally:
+            model.train(was_training)
     if training.best:
         model.load_state_dict(training.best)
+    if signals:
+        done = f"epoch {training.epoch} of {num_epochs}"
+        if len(training.losses):
+            step = f"step {len(training.losses)} of {num_steps}"
+            done = f"{step} of epoch {training.epoch + 1} of {num_epochs}"
+        message = f"{signals[0].name} after {done}: the training is saved in {checkpoint}"
+        if verbose:
+            print(f"{message}, and the same call goes on", file=sys.stderr)
+        raise TrainingInterrupted(message, signals[0])
     return history
 
 
@@ -269,10 +297,15 @@ def kept_memory() -> Iterator[None]:
         _extension.native.keep_freed_memory(False)
 
 
-def is_out_of_patience(history: History, patience: int) -> bool:
-    """Whether the last `patience` validations were no better than the best before them; never for 0."""
-    ndcgs = history["val_ndcg"]
-    return 0 < patience < len(ndcgs) and max(ndcgs[-patience:]) <= max(ndcgs[:-patience])
+def _figures(history: History, num_steps: int, val_epoch: int) -> list[EpochFigures]:
+    """The history by epochs, of `num_steps` steps each."""
+    epochs = []
+    validations = zip(history["val_ndcg"], history["val_hr"], strict=True)
+    for i, (seconds, loss) in enumerate(zip(history["seconds"], history["loss"], strict=True), 1):
+        validated = val_epoch and i % val_epoch == 0
+        ndcg, hr = next(validations) if validated else (None, None)
+        epochs.append(EpochFigures(i, i * num_steps, round(seconds, 3), loss, ndcg, hr))
+    return epochs
 
 
 class _Training:
@@ -290,6 +323,12 @@ class _Training:
         self.optimizer = _adam(model, learning_rate, options.adam_betas)
         self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
         self.epoch = 0
+        self.ended = False
+        """Whether a callback said so."""
+        self.losses = torch.zeros(0, dtype=torch.float64)
+        """Of the steps that are done of the epoch in progress."""
+        self.seconds = 0.0
+        """Spent on them."""
         self.best: dict[str, Tensor] = {}
         self._learning_rate, self._schedule, self._num_steps = learning_rate, schedule, 0
         if model.device.type == "cuda":  # a captured step reads it from there
@@ -309,6 +348,13 @@ class _Training:
         self._num_steps += 1
         return self._step(batch)
 
+    def end_epoch(self) -> None:
+        """Enter the figures of the epoch in progress, whose steps are all done."""
+        self.history["loss"].append(self.losses.mean().item())
+        self.history["seconds"].append(sum(self.history["seconds"][-1:]) + self.seconds)
+        self.epoch += 1
+        self.losses, self.seconds = self.losses[:0], 0.0
+
     def note_validation(self, ndcg: float, hr: float) -> None:
         """Enter what was measured after this epoch, and keep the model if it is the best so far."""
         is_best = ndcg > max(self.history["val_ndcg"], default=-math.inf)
@@ -317,16 +363,26 @@ class _Training:
         if is_best and self.options.restore_best:
             self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
 
+    def is_ended(self) -> bool:
+        """Whether a callback has ended the training, or the last `patience` validations were no better than before."""
+        ndcgs, patience = self.history["val_ndcg"], self.options.patience
+        return self.ended or (
+            0 < patience < len(ndcgs) and max(ndcgs[-patience:]) <= max(ndcgs[:-patience])
+        )
+
     def state(self, settings: dict[str, Any]) -> TrainingState:
-        """Everything, between two epochs."""
+        """Everything, between two steps."""
         assert isinstance(self.sampler, SeekableSampler)
         moments = self.optimizer.state_dict()["state"]
         return TrainingState(
             settings=settings,
             epoch=self.epoch,
+            ended=self.ended,
+            seconds=self.seconds,
             next_batch=self.sampler.tell(),
             history=self.history,
             rng=torch.get_rng_state(),
+            losses=self.losses,
             model=self.model.state_dict(),
             optimizer={f"{i}.{name}": x for i, xs in moments.items() for name, x in xs.items()},
             best=self.best,
@@ -356,7 +412,9 @@ class _Training:
         self.sampler.seek(state.next_batch)
         torch.set_rng_state(state.rng)
         self.history, self.best = state.history, state.best
-        self.epoch, self._num_steps = state.epoch, state.epoch * num_steps
+        self.epoch, self.ended = state.epoch, state.ended
+        self.losses, self.seconds = state.losses, state.seconds
+        self._num_steps = state.epoch * num_steps + len(state.losses)
 
 
 def _settings(
@@ -408,30 +466,41 @@ def _train_epoch(
     num_steps: int,
     epoch: int,
     bar: tqdm,
-) -> float:
-    """Take `num_steps` steps; the mean loss.
+    signals: list[signal.Signals],
+) -> None:
+    """Take those of the `num_steps` steps of an epoch that are left, or as many as until there are `signals`.
 
     The losses stay on the device and are looked at only when the bar is due, because every look
     makes the host wait for the device.
     """
+    done = len(training.losses)
     losses = torch.zeros(num_steps, dtype=torch.float64, device=training.model.device)
+    losses[:done] = training.losses
     num_samples = 0
     start = due = time.monotonic()
-    for step in range(num_steps):
+
+    def look() -> Tensor:
+        values = _finite(losses[:done], epoch)
+        rate = num_samples / max(time.monotonic() - start, 1e-9)
+        bar.set_postfix_str(f"loss {values.mean():.4f}, {rate:,.0f} samples/s", refresh=False)
+        bar.update(done - bar.n)
+        return values
+
+    while done < num_steps and not signals:
         batch = next_batch()
-        losses[step] = training.take_step(batch)
+        losses[done] = training.take_step(batch)
+        done += 1
         num_samples += len(batch.users)
         now = time.monotonic()
-        if now >= due or step == num_steps - 1:
+        if now >= due and done < num_steps:
             due = now + _REFRESH_SECONDS
-            mean = _finite_mean(losses[: step + 1], epoch)
-            rate = num_samples / (time.monotonic() - start)
-            bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} samples/s", refresh=False)
-            bar.update(step + 1 - bar.n)
-    return mean
+            look()
+    training.losses = look()
+    training.seconds += time.monotonic() - start
 
 
-def _finite_mean(losses: Tensor, epoch: int) -> float:
+def _finite(losses: Tensor, epoch: int) -> Tensor:
+    """The losses on the CPU, when the device has computed them; refuses such as are not finite."""
     values = losses.cpu()
     ops.raise_pending_errors()
     finite = values.isfinite()
@@ -441,7 +510,7 @@ def _finite_mean(losses: Tensor, epoch: int) -> float:
             f"the loss is {values[step].item()} at step {step + 1} of epoch {epoch}: a smaller "
             f"learning_rate may help, or the parameters were not finite to begin with"
         )
-    return values.mean().item()
+    return values
 
 
 def _adam(model: SASREC, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:

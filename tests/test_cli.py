@@ -3,9 +3,12 @@
 import argparse
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,18 +83,24 @@ def rows_of(output):
     return output.splitlines()[-2:]
 
 
-def interrupt_after(monkeypatch, batches, error):
-    """Let the sampler raise instead of giving one batch more."""
+def before_batch(monkeypatch, index, act):
+    """Let the sampler do something before it gives the batch with this index."""
     honest = cli.WarpSampler.next_packed
-    left = [batches]
 
     def next_packed(self):
-        left[0] -= 1
-        if left[0] < 0:
-            raise error
+        if self.tell() == index:
+            act()
         return honest(self)
 
     monkeypatch.setattr(cli.WarpSampler, "next_packed", next_packed)
+
+
+def fail():
+    raise FloatingPointError("the loss is nan at step 2")
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_train_writes_a_run_folder_and_prints_popularity_beside_the_model(data, tmp_path, capsys):
@@ -125,8 +134,9 @@ def test_metrics_has_a_line_for_each_epoch(data, tmp_path):
 
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["epoch", "seconds", "loss", "val_ndcg", "val_hr"]
+    assert list(rows[0]) == ["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
     seconds = [float(row["seconds"]) for row in rows]
     assert 0 < seconds[0] < seconds[1] < seconds[2]
     assert all(float(row["loss"]) > 0 for row in rows)
@@ -208,7 +218,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         epochs="3",
     )
 
-    del calls["on_epoch_end"]
+    del calls["callbacks"]
     assert calls == {
         "num_epochs": 3,
         "batch_size": 7,
@@ -251,6 +261,27 @@ def test_train_without_data_uses_the_synthetic_set(tmp_path, capsys):
     )
 
 
+def test_tensorboard_finds_its_logs_in_the_run_folder_of_a_resumed_run(
+    data, tmp_path, capsys, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data, "--tensorboard") == 130
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 0
+
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2
+
+
+def test_tensorboard_that_is_missing_is_one_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+
+    assert train(data, "--tensorboard") == 2
+
+    error = capsys.readouterr().err
+    assert error == ("ssept: error: tensorboard is missing: pip install 'ssept_ext[tensorboard]'\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_run_folder_is_named_by_the_time_where_none_is_given(data, tmp_path):
     cli.main(["train", "--data", str(data), "--epochs", "1", *TINY])
 
@@ -271,27 +302,68 @@ def test_a_folder_that_is_not_empty_is_never_written_to(data, tmp_path, capsys):
     assert (folder / "model.safetensors").read_text() == "old"
 
 
-def test_ctrl_c_saves_what_there_is_and_says_so(data, tmp_path, capsys, monkeypatch):
-    interrupt_after(monkeypatch, batches=5, error=KeyboardInterrupt())  # 2 in an epoch
+def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
+    before_batch(monkeypatch, 4, ctrl_c)  # 2 in an epoch
 
     code = train(data, epochs="9")
 
     assert code == 130
-    assert (
-        "interrupted after 2 of 9 epochs; the model as it is was saved" in capsys.readouterr().err
-    )
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "SIGINT after step 1 of 2 of epoch 3 of 9: the training is saved in run, and the same call goes on",
+        "ssept: ssept resume run goes on",
+    ]
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
     assert cli.main(["evaluate", "run"]) == 0
 
 
-def test_resume_ends_like_a_run_that_was_not_interrupted(data, tmp_path, capsys, monkeypatch):
-    options = ("--val-epoch", "1", "--restore-best", "--sse-item-prob", "0.2")
-    train(data, *options, out="whole", epochs="4")
+# Stops where it gives batch `index`, until the signal has been sent: a file then says so.
+STOPPING = """
+import os, signal, sys, time
+import torch
+from ssept_ext import cli
+torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
+honest, index = cli.WarpSampler.next_packed, int(sys.argv[1])
+def next_packed(self):
+    if self.tell() == index:
+        print("stopped", flush=True)
+        while not os.path.exists("sent"):
+            time.sleep(0.01)
+    return honest(self)
+cli.WarpSampler.next_packed = next_packed
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def run_and_send(number, index, *argv):
+    """Run a command in a process of its own, and send it a signal before batch `index`; exit code and stderr."""
+    sent = Path("sent")
+    command = [sys.executable, "-c", STOPPING, str(index), *argv]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        while process.stdout.readline() not in ("stopped\n", ""):
+            pass
+        process.send_signal(number)
+        sent.touch()
+        _, error = process.communicate(timeout=120)
+    sent.unlink()
+    return process.returncode, error
+
+
+def test_a_run_interrupted_twice_ends_like_one_that_was_not(data, tmp_path, capsys):
+    options = (
+        *("--epochs", "4", "--val-epoch", "1", "--restore-best", "--sse-item-prob", "0.2"),
+        *("--data", str(data), *TINY),
+    )
+    assert cli.main(["train", "--out", "whole", *options]) == 0
     table = rows_of(capsys.readouterr().out)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, batches=5, error=KeyboardInterrupt())  # 2 in an epoch
-        assert train(data, *options, epochs="4") == 130
-    assert "ssept resume run goes on" in capsys.readouterr().err
+    # 2 steps are in an epoch.
+    code, error = run_and_send(signal.SIGTERM, 2, "train", "--out", "run", *options)
+    assert (code, error.splitlines()[-1]) == (143, "ssept: ssept resume run goes on")
+    assert "SIGTERM after step 1 of 2 of epoch 2 of 4" in error
+    code, error = run_and_send(signal.SIGINT, 5, "resume", "run", "--device", "cpu")
+    assert (code, error.splitlines()[-1]) == (130, "ssept: ssept resume run goes on")
+    assert "SIGINT after step 2 of 2 of epoch 3 of 4" in error
 
     code = cli.main(["resume", "run", "--device", "cpu"])
 
@@ -303,7 +375,7 @@ def test_resume_ends_like_a_run_that_was_not_interrupted(data, tmp_path, capsys,
     assert weights[0] == weights[1]
     rows = [list(csv.DictReader((f / "metrics.csv").open())) for f in (whole, resumed)]
     assert len(rows[1]) == 4
-    for name in ("epoch", "loss", "val_ndcg", "val_hr"):
+    for name in ("epoch", "step", "loss", "val_ndcg", "val_hr"):
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
 
 
@@ -314,6 +386,21 @@ def test_a_run_that_runs_out_of_patience_is_finished(data, tmp_path, capsys, mon
 
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
     assert not (tmp_path / "run" / "training.safetensors").exists()
+
+
+def test_a_run_of_an_older_version_is_named(data, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data) == 130
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["options"]["tensorboard"]
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 3)
+
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 2
+
+    assert "training.safetensors has format 2, this version reads 3" in capsys.readouterr().err
 
 
 def test_a_finished_run_cannot_be_resumed(run, capsys):
@@ -331,7 +418,7 @@ def test_ctrl_c_elsewhere_is_one_line(data, capsys, monkeypatch):
 
 
 def test_a_run_that_fails_keeps_its_last_epoch(data, capsys, monkeypatch):
-    interrupt_after(monkeypatch, batches=3, error=FloatingPointError("the loss is nan at step 2"))
+    before_batch(monkeypatch, 3, fail)
 
     assert train(data, epochs="9") == 2
     assert capsys.readouterr().err.splitlines()[-1] == "ssept: error: the loss is nan at step 2"
@@ -376,6 +463,16 @@ def test_evaluate_on_other_data(run, tmp_path, capsys):
 
     assert code == 0
     assert numbers(rows_of(capsys.readouterr().out)[1])[0] in (0, 1)  # one user
+
+
+def test_plot_draws_runs_in_one_picture(run, data, tmp_path, capsys):
+    assert train(data, "--seed", "1", out="other") == 0
+    capsys.readouterr()
+
+    assert cli.main(["plot", run, "other", "--out", "both.png", "--over", "seconds"]) == 0
+
+    assert capsys.readouterr().out == "both.png\n"
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_predict_prints_the_best_unseen_items(run, data, capsys):
@@ -502,6 +599,8 @@ def test_the_package_is_a_command():
         (["train", "--gbce-t", "2"], "gbce_t must be in [0, 1], got 2"),
         (["train", "--patience", "1", "--val-epoch", "0"], "--restore-best need a --val-epoch"),
         (["resume", "nowhere"], "nowhere is no run folder"),
+        (["plot", "nowhere"], "nowhere is no run folder"),
+        (["plot"], "the following arguments are required: RUN"),
         (["evaluate", "nowhere"], "nowhere is no run folder"),
         (["predict", "nowhere", "--users", "1"], "nowhere is no run folder"),
         (["predict", "nowhere"], "the following arguments are required: --users"),
@@ -531,10 +630,14 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, capsys, argv, 
         (["predict", "run", "--users", "99"], "user 99 has no events in the data"),
         (["predict", "run", "--users", "x"], "user x has no events in the data"),
         (["evaluate", "run", "--data", "large.txt"], "item 31, the model knows items 1..30"),
+        (["plot", "run", "new"], "new has no metrics.csv yet: its first epoch is not over"),
+        (["plot", "run", "--out", "curves.bmp"], "Format 'bmp' is not supported"),
     ],
 )
 def test_mistakes_about_a_run_are_one_line(run, tmp_path, capsys, argv, message):
     (tmp_path / "large.txt").write_text("1 31\n1 3\n1 1\n2 3\n")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.json").touch()
 
     assert cli.main(argv) == 2
     output, error = capsys.readouterr()
@@ -581,7 +684,7 @@ def test_every_option_has_help_with_its_default():
     parser = cli.make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert sorted(commands.choices) == [
-        *("evaluate", "info", "predict", "prepare", "resume", "train"),
+        *("evaluate", "info", "plot", "predict", "prepare", "resume", "train"),
     ]
     for sub in commands.choices.values():
         text = " ".join(sub.format_help().split())

@@ -359,6 +359,7 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
         n_workers=2,
         backend="reference",
         checkpoint="folder",
+        callbacks=[print],
         item_embedding_dim=6,
         dropout_rate=0.25,
         sse_user_prob=0.5,
@@ -375,7 +376,7 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
     assert (config.dropout_rate, config.sse_user_prob, model.backend) == (0.25, 0.5, "reference")
     assert calls["sizes"] == (3, 5, 0.01, 2, 7, False)
     assert calls["options"] == TrainingOptions(loss="bpr", max_grad_norm=1.0)
-    assert calls["others"] == {"checkpoint": "folder", "on_epoch_end": None}
+    assert calls["others"] == {"checkpoint": "folder", "callbacks": [print]}
     assert calls["settings"] == {
         "batch_size": 5,
         "maxlen": 4,

@@ -3,6 +3,8 @@
 import csv
 import importlib
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -70,20 +72,22 @@ def test_the_test_set_is_looked_at_once(quick, monkeypatch):
     assert (folder / "result.json").read_text() == before
 
 
-def test_an_interrupted_run_goes_on_when_called_again(quick, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_when_called_again(quick, tmp_path, monkeypatch, capsys):
     whole = quick("--out", str(tmp_path / "whole"))
     whole = tmp_path / "whole" / "synthetic" / whole.name
     honest = WarpSampler.next_packed
 
     def interrupted(self):
-        if self.tell() == 10:  # 3 in an epoch
-            raise KeyboardInterrupt
+        if self.tell() == 9:  # 3 in an epoch
+            os.kill(os.getpid(), signal.SIGTERM)
         return honest(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(WarpSampler, "next_packed", interrupted)
-        with pytest.raises(SystemExit, match="interrupted after 3 epochs"):
+        with pytest.raises(SystemExit) as caught:
             quick()
+    assert caught.value.code == 143
+    assert "SIGTERM after step 1 of 3 of epoch 4 of 6" in capsys.readouterr().err
     folder = quick()
 
     for name in ("epoch", "loss", "val_ndcg", "val_hr"):

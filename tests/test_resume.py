@@ -1,17 +1,21 @@
-"""A training that was killed goes on as if it had not been."""
+"""A training that was killed, or told to end, goes on as if it had not been."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ssept_ext import SSEPT, WarpSampler
+from ssept_ext import SSEPT, WarpSampler, training
 from ssept_ext.checkpoint import TRAINING_FILE, load_training, save_training
 from ssept_ext.datasets import synthetic
+from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.training import TrainingOptions, train_model
 
 STEPS_IN_AN_EPOCH = 4
@@ -28,17 +32,18 @@ def _one_thread():
 
 
 class DeadlySampler(WarpSampler):
-    """Has the process killed when batch `last` is asked for."""
+    """Has signals sent to the process when batch `last` is asked for."""
 
-    last = -1
+    last, signals = -1, ()
 
     def next_packed(self):
         if self.tell() == self.last:
-            os.kill(os.getpid(), 9)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
         return super().next_packed()
 
 
-def train(folder, last=-1, epochs=EPOCHS, **changes):
+def train(folder, last=-1, signals=(signal.SIGKILL,), epochs=EPOCHS, **changes):
     """Train with everything that is random: dropout, SSE, windows, two threads that draw."""
     torch.set_num_threads(1)
     dataset = synthetic(num_users=40, min_events=8, max_events=20)
@@ -66,7 +71,7 @@ def train(folder, last=-1, epochs=EPOCHS, **changes):
         seed=changes.pop("seed", 3),
         window_sampling_prob=changes.pop("window_sampling_prob", 0.5),
     ) as sampler:
-        sampler.last = last
+        sampler.last, sampler.signals = last, signals
         history = train_model(
             model,
             dataset,
@@ -76,6 +81,7 @@ def train(folder, last=-1, epochs=EPOCHS, **changes):
             learning_rate=changes.pop("learning_rate", 0.01),
             val_epoch=2,
             verbose=False,
+            callbacks=changes.pop("callbacks", ()),
             options=TrainingOptions(restore_best=True, **changes),
             checkpoint=folder,
         )
@@ -83,10 +89,10 @@ def train(folder, last=-1, epochs=EPOCHS, **changes):
     return figures, model.state_dict()
 
 
-def train_in_a_process(folder, last):
+def train_in_a_process(folder, last, number):
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"from test_resume import train; train({str(folder)!r}, {last})"
+        f"from test_resume import train; train({str(folder)!r}, {last}, [{int(number)}])"
     )
     # In another folder, so as to import the installed package and not a checkout.
     command = [sys.executable, "-c", program]
@@ -105,27 +111,114 @@ def uninterrupted(tmp_path_factory):
     return figures, parameters
 
 
-def test_a_run_killed_twice_ends_bit_for_bit_as_one_that_was_not(tmp_path, uninterrupted):
-    for last in (2 * STEPS_IN_AN_EPOCH + 1, 5 * STEPS_IN_AN_EPOCH - 1):  # in epochs 3 and 5
-        assert train_in_a_process(tmp_path, last) == -9
-    assert load_training(tmp_path).epoch == 4
+def test_a_run_killed_and_told_to_end_ends_bit_for_bit_as_one_that_was_not(tmp_path, uninterrupted):
+    assert train_in_a_process(tmp_path, 2 * STEPS_IN_AN_EPOCH + 1, signal.SIGKILL) == -9
+    assert load_training(tmp_path).next_batch == 2 * STEPS_IN_AN_EPOCH
+    last = 5 * STEPS_IN_AN_EPOCH - 3
+    assert train_in_a_process(tmp_path, last, signal.SIGTERM) == 143
+    assert load_training(tmp_path).next_batch == last + 1
 
     assert_same(train(tmp_path), uninterrupted)
 
 
-def test_a_schedule_of_the_learning_rate_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_run_is_interrupted_after_any_step(tmp_path, uninterrupted):
+    lasts = (0, 2 * STEPS_IN_AN_EPOCH + 1, 3 * STEPS_IN_AN_EPOCH - 1, 4 * STEPS_IN_AN_EPOCH - 1)
+    for last, number in zip(lasts, [signal.SIGTERM, signal.SIGINT] * 2, strict=True):
+        with pytest.raises(TrainingInterrupted) as caught:
+            train(tmp_path, last, [number])
+
+        assert caught.value.code == 128 + number
+        state = load_training(tmp_path)
+        assert state.epoch * STEPS_IN_AN_EPOCH + len(state.losses) == state.next_batch == last + 1
+
+    assert_same(train(tmp_path), uninterrupted)
+
+
+def test_a_validation_is_finished_before_the_training_is_interrupted(
+    tmp_path, uninterrupted, monkeypatch
+):
+    honest = training.measure
+
+    def measure(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return honest(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "measure", measure)
+        with pytest.raises(TrainingInterrupted, match="SIGTERM after epoch 2 of 6"):
+            train(tmp_path)
+    state = load_training(tmp_path)
+    assert (state.epoch, len(state.history["val_ndcg"])) == (2, 1)
+
+    assert_same(train(tmp_path), uninterrupted)
+
+
+def test_seconds_of_an_interrupted_epoch_are_counted_once(tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, 2 * STEPS_IN_AN_EPOCH + 1, [signal.SIGTERM])
+    state = load_training(tmp_path)
+    save_training(replace(state, seconds=1000.0), tmp_path)
+    seconds = []
+
+    train(tmp_path, callbacks=[lambda p: seconds.append(p.epochs[-1].seconds)])
+
+    assert [1000 < s < 2000 for s in seconds] == [True] * 4  # of epochs 3 to 6
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, uninterrupted):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 2 * STEPS_IN_AN_EPOCH + 1, [signal.SIGINT] * 2)
+    assert load_training(tmp_path).next_batch == 2 * STEPS_IN_AN_EPOCH
+
+    assert_same(train(tmp_path), uninterrupted)
+
+
+def test_supervisors_may_send_sigterm_again(tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, 1, [signal.SIGTERM] * 2)
+
+    assert load_training(tmp_path).next_batch == 2
+
+
+@pytest.mark.parametrize("last", [-1, 1])
+def test_signals_are_handled_as_before_afterwards(tmp_path, last):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    with contextlib.suppress(TrainingInterrupted):
+        train(tmp_path, last, [signal.SIGTERM], epochs=1)
+
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_ignored_signals_stay_ignored(tmp_path, uninterrupted):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert_same(train(tmp_path, 1, [signal.SIGINT]), uninterrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_another_thread_trains_without_handlers(tmp_path, uninterrupted):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(tmp_path)))
+    thread.start()
+    thread.join()
+
+    assert_same(results[0], uninterrupted)
+
+
+def test_a_schedule_of_the_learning_rate_goes_on_where_it_was(tmp_path):
     options = {"schedule": "cosine", "warmup_steps": 10}
     uninterrupted = train(tmp_path / "uninterrupted", **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        figures, _ = train(tmp_path, last=2 * STEPS_IN_AN_EPOCH + 1, **options)
-    assert len(figures["loss"]) == 2
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, 2 * STEPS_IN_AN_EPOCH + 1, [signal.SIGTERM], **options)
 
     assert_same(train(tmp_path, **options), uninterrupted)
 
 
 def test_a_run_killed_before_its_first_epoch_ends_starts_anew(tmp_path, uninterrupted):
-    assert train_in_a_process(tmp_path, 1) == -9
+    assert train_in_a_process(tmp_path, 1, signal.SIGKILL) == -9
 
     assert_same(train(tmp_path), uninterrupted)
 
@@ -219,7 +312,7 @@ def test_a_truncated_state_is_named(tmp_path, keep):
 
 def test_a_state_of_another_format_is_named(tmp_path, monkeypatch):
     train(tmp_path, epochs=1)
-    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 2)
+    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 3)
 
-    with pytest.raises(ValueError, match=f"{TRAINING_FILE} has format 1, this version reads 2"):
+    with pytest.raises(ValueError, match=f"{TRAINING_FILE} has format 2, this version reads 3"):
         train(tmp_path)

@@ -321,21 +321,6 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(dataset, va
     assert model.training
 
 
-def test_on_epoch_end_sees_every_epoch_with_its_history(dataset):
-    calls = []
-
-    history = train(
-        Stub(),
-        dataset,
-        num_epochs=3,
-        val_epoch=2,
-        on_epoch_end=lambda epoch, h: calls.append((epoch, len(h["loss"]), len(h["val_hr"]))),
-    )
-
-    assert calls == [(1, 1, 0), (2, 2, 1), (3, 3, 1)]
-    assert len(history["loss"]) == 3
-
-
 def test_the_progress_bar_shows_loss_speed_and_validation(dataset, capfd):
     history = train(Stub(), dataset, num_epochs=1, val_epoch=1, verbose=True)
 
@@ -448,7 +433,9 @@ def test_the_best_model_by_validation_is_restored_where_asked_for(dataset, measu
         num_epochs=7,
         val_epoch=1,
         options=TrainingOptions(restore_best=restore_best),
-        on_epoch_end=lambda epoch, _: tables.update({epoch: model.table.detach().clone()}),
+        callbacks=[
+            lambda progress: tables.update({len(progress.epochs): model.table.detach().clone()})
+        ],
     )
 
     assert torch.equal(model.table, tables[5 if restore_best else 7])

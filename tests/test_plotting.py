@@ -1,0 +1,75 @@
+"""What is drawn of the logs of trainings."""
+
+import sys
+
+import pytest
+from matplotlib.figure import Figure
+
+from ssept_ext.plotting import plot_curves
+
+HEADER = "epoch,step,seconds,loss,val_ndcg,val_hr\n"
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"{HEADER}1,4,0.5,1.25,,\n2,8,1.5,1.0,0.25,0.5\n3,12,2.5,0.75,,\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("over", "places"), [("epoch", [1, 2, 3]), ("step", [4, 8, 12]), ("seconds", [0.5, 1.5, 2.5])]
+)
+def test_each_training_is_a_curve_of_loss_and_one_of_ndcg(log, tmp_path, monkeypatch, over, places):
+    figures = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.touch())
+    )
+    other = tmp_path / "other.csv"
+    other.write_text(f"{HEADER}1,4,0.5,3.0,,\n")
+
+    plot_curves({"first": log, "second": other}, tmp_path / "curves.png", over)
+
+    loss, ndcg = figures[0].axes
+    assert [list(line.get_xdata()) for line in loss.lines] == [places, places[:1]]
+    assert [list(line.get_ydata()) for line in loss.lines] == [[1.25, 1.0, 0.75], [3.0]]
+    assert [list(line.get_xdata()) for line in ndcg.lines] == [places[1:2], []]
+    assert [list(line.get_ydata()) for line in ndcg.lines] == [[0.25], []]
+    for axes in (loss, ndcg):
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("curves.png", b"\x89PNG"), ("curves", b"\x89PNG"), ("c.pdf", b"%PDF")]
+)
+def test_the_suffix_says_what_kind_of_picture_it_is(log, tmp_path, name, start):
+    plot_curves({"first": log}, tmp_path / name)
+
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no epoch yet"),
+        (HEADER, "has no epoch yet"),
+        ("a,b\n1,2\n", r"is damaged, or no log of a training: KeyError\('loss'\)"),
+        (f"{HEADER}1,4,0.5,high,,\n", "is damaged, or no log of a training: ValueError"),
+        (f"{HEADER}1,4\n", "is damaged, or no log of a training"),
+    ],
+)
+def test_a_log_without_curves_is_named(tmp_path, text, message):
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+
+    with pytest.raises(ValueError, match=f"metrics.csv {message}"):
+        plot_curves({"first": path}, tmp_path / "curves.png")
+
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_matplotlib_that_is_missing_is_named_with_its_extra(log, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+    with pytest.raises(ImportError, match=r"pip install 'ssept_ext\[plot\]'"):
+        plot_curves({"first": log}, tmp_path / "curves.png")
