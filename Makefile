@@ -14,13 +14,14 @@ export CUDAARCHS ?= 80-real;90-real
 DEMO_OPTIONS ?= --seq-max-len 2 --window-sampling-prob 1 --num-blocks 1 --item-embedding-dim 32 \
   --user-embedding-dim 16 --dropout-rate 0.1 --learning-rate 0.005 --epochs 100 --val-epoch 25
 
-.PHONY: help demo test lint format bench gpu-check clean
+.PHONY: help demo test lint format docs bench gpu-check clean
 
 help:
 	@echo "make demo    train, evaluate and recommend on a synthetic data set"
 	@echo "make test    install into $(VENV) and run the tests"
 	@echo "make lint    check format, style and types"
 	@echo "make format  format all sources"
+	@echo "make docs    build the documentation, in build/docs"
 	@echo "make bench   measure against eager PyTorch; results go to bench/results"
 	@echo "make gpu-check  build into the current Python, test, sanitize and measure on its GPU"
 
@@ -41,6 +42,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
+# The variable silences an advertisement for the successor of MkDocs.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/installed
 	$(BIN)/python bench/all.py
 
@@ -54,5 +59,5 @@ clean:
 $(VENV)/installed: $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install ".[test,lint]"
+	$(BIN)/pip install ".[test,lint,docs]"
 	touch $@
