@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt README.md \
   $(wildcard csrc/*.cpp csrc/*/*) $(wildcard ssept_ext/*.py ssept_ext/*/*.py)
 
+# A wheel is for the GPUs of CMakeLists.txt's default, or for those that the caller names.
+WHEEL_ENV := $(if $(CUDAARCHS),,env -u CUDAARCHS)
 # Two GPU generations are enough for a development build; a plain `pip install .` takes CMakeLists.txt's default.
 export CUDAARCHS ?= 80-real;90-real
 
@@ -14,13 +16,15 @@ export CUDAARCHS ?= 80-real;90-real
 DEMO_OPTIONS ?= --seq-max-len 2 --window-sampling-prob 1 --num-blocks 1 --item-embedding-dim 32 \
   --user-embedding-dim 16 --dropout-rate 0.1 --learning-rate 0.005 --epochs 100 --val-epoch 25
 
-.PHONY: help demo test lint format bench gpu-check clean
+.PHONY: help demo test lint format docs wheel bench gpu-check clean
 
 help:
 	@echo "make demo    train, evaluate and recommend on a synthetic data set"
 	@echo "make test    install into $(VENV) and run the tests"
 	@echo "make lint    check format, style and types"
 	@echo "make format  format all sources"
+	@echo "make docs    build the documentation, in build/docs"
+	@echo "make wheel   build a wheel and check it, in dist"
 	@echo "make bench   measure against eager PyTorch; results go to bench/results"
 	@echo "make gpu-check  build into the current Python, test, sanitize and measure on its GPU"
 
@@ -41,6 +45,19 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
+# The variable silences an advertisement for the successor of MkDocs.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# torch's libraries stay outside: `import torch` has loaded them. auditwheel looks for patchelf on PATH.
+wheel: $(VENV)/installed
+	rm -rf build/wheel dist
+	$(WHEEL_ENV) $(BIN)/pip wheel . --no-deps --wheel-dir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --exclude libc10.so \
+	  --wheel-dir dist build/wheel/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+	$(BIN)/twine check --strict dist/*.whl
+
 bench: $(VENV)/installed
 	$(BIN)/python bench/all.py
 
@@ -54,5 +71,5 @@ clean:
 $(VENV)/installed: $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install ".[test,lint]"
+	$(BIN)/pip install ".[test,lint,docs,wheel]"
 	touch $@

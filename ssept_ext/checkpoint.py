@@ -5,7 +5,8 @@ A model's folder has a `config.json` and the files that it names:
     config.json                  format, class, constructor arguments, names of the others
     model-DIGEST.safetensors     parameters
     ids-DIGEST.json              raw ids, where the model knows them
-    histories-DIGEST.safetensors histories, where it knows them
+    histories-DIGEST.safetensors histories, where it knows them, or
+    counts-DIGEST.safetensors    events of each item, where histories are left out
 
 Only replacing `config.json` puts new files in the place of old ones, so that all change together. Format 1 had a
 `model.safetensors` and nothing else; it is still read.
@@ -42,17 +43,30 @@ TRAINING_FORMAT = 2
 
 _CLASSES = {"SASREC": SASREC, "SSEPT": SSEPT}
 _FORMAT_1_FILES = {"model": "model.safetensors"}
-_SUFFIXES = {"model": "safetensors", "ids": "json", "histories": "safetensors"}
+_SUFFIXES = {
+    "model": "safetensors",
+    "ids": "json",
+    "histories": "safetensors",
+    "counts": "safetensors",
+}
+_KNOWN_FILES = ({"model"}, {"model", "ids", "histories"}, {"model", "ids", "counts"})
 _STORED = re.compile(
     "|".join(rf"{stem}-[0-9a-f]{{16}}\.{suffix}" for stem, suffix in _SUFFIXES.items())
 )
 
 
-def save_checkpoint(model: SASREC, folder: str | os.PathLike[str]) -> None:
+def save_checkpoint(
+    model: SASREC, folder: str | os.PathLike[str], *, histories: bool = True
+) -> None:
     """Write a model, and the raw ids and histories that it knows, to `folder`, made where missing.
 
     All change in one step: a crash, also one of the machine, leaves the old checkpoint or the new one.
     Other files in the folder are left alone. Two processes must not save to one folder at a time.
+
+    Parameters
+    ----------
+    histories : False leaves out what each user did, and keeps how many events each item had. Users' ids and vectors
+        stay. `recommend` then has to be told the histories of the users that the model knows.
 
     Raises
     ------
@@ -73,14 +87,13 @@ def save_checkpoint(model: SASREC, folder: str | os.PathLike[str]) -> None:
     files = {"model": _store(folder, "model", lambda path: save_file(tensors, path))}
     known = model.known
     if known is not None:
-        _, offsets, items = known.histories
-        events = {
-            "offsets": torch.tensor(offsets),
-            "items": torch.tensor(items, dtype=torch.int32),
-        }
         ids = (known.user_ids, known.item_ids)
         files["ids"] = _store(folder, "ids", lambda path: save_id_maps(path, *ids))
-        files["histories"] = _store(folder, "histories", lambda path: save_file(events, path))
+        if histories and known.histories is not None:
+            stem, events = "histories", _events(known.histories)
+        else:
+            stem, events = "counts", {"counts": torch.tensor(known.popularity)}
+        files[stem] = _store(folder, stem, lambda path: save_file(events, path))
     config = {
         "format": FORMAT,
         "version": build_info().version,
@@ -130,6 +143,13 @@ def _check_fits(model: SASREC, known: KnownHistories) -> None:
         )
 
 
+def _events(histories: Histories) -> dict[str, Tensor]:
+    return {
+        "offsets": torch.tensor(histories.offsets),
+        "items": torch.tensor(histories.items, dtype=torch.int32),
+    }
+
+
 def _store(folder: Path, stem: str, write: Write) -> str:
     return store_file(folder, stem, _SUFFIXES[stem], write)
 
@@ -156,7 +176,7 @@ def _load(config_path: Path, config: dict[str, Any], backend: Backend) -> SASREC
     except RuntimeError as error:
         raise ValueError(f"{paths['model']} does not belong to {config_path}: {error}") from error
     if "ids" in paths:
-        model.known = _read_known(paths["ids"], paths["histories"])
+        model.known = _read_known(paths)
         try:
             _check_fits(model, model.known)
         except ValueError as error:
@@ -180,7 +200,7 @@ def _named_files(config_path: Path, config: dict[str, Any]) -> dict[str, str]:
     files = config.get("files")
     if (
         not isinstance(files, dict)
-        or set(files) not in ({"model"}, set(_SUFFIXES))
+        or set(files) not in _KNOWN_FILES
         or not all(isinstance(name, str) and _STORED.fullmatch(name) for name in files.values())
     ):
         raise ValueError(f"{config_path} is damaged: its files are {files!r}")
@@ -197,15 +217,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in mapped.items()}
 
 
-def _read_known(ids_path: Path, histories_path: Path) -> KnownHistories:
-    user_ids, item_ids = load_id_maps(ids_path)
-    tensors = _read_tensors(histories_path)
+def _read_known(paths: Mapping[str, Path]) -> KnownHistories:
+    ids = load_id_maps(paths["ids"])
+    path = paths.get("histories") or paths["counts"]
+    arrays = {name: x.numpy().astype(np.int64) for name, x in _read_tensors(path).items()}
     try:
-        offsets, items = (tensors[name].numpy().astype(np.int64) for name in ("offsets", "items"))
-        histories = Histories(np.arange(1, len(offsets)), offsets, items)
-        return KnownHistories(user_ids, item_ids, histories)
+        if "counts" in paths:
+            return KnownHistories(*ids, None, arrays["counts"])
+        offsets = arrays["offsets"]
+        histories = Histories(np.arange(1, len(offsets)), offsets, arrays["items"])
+        return KnownHistories(*ids, histories)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{histories_path} does not belong to {ids_path}: {error}") from error
+        raise ValueError(f"{path} does not belong to {paths['ids']}: {error}") from error
 
 
 def load_recommenders(

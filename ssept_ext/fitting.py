@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -12,11 +13,13 @@ import torch
 from ssept_ext._extension import Backend
 from ssept_ext.callbacks import Callback
 from ssept_ext.data import SASRecDataSet
+from ssept_ext.id_map import IdMap
 from ssept_ext.interactions import Interactions
 from ssept_ext.known_histories import KnownHistories
 from ssept_ext.model import SASREC, SSEPT
 from ssept_ext.sampler import WarpSampler
 from ssept_ext.training import TrainingOptions, train_model
+from ssept_ext.unseen import NothingUnseenError
 
 Model = TypeVar("Model", bound=SASREC)
 
@@ -67,7 +70,8 @@ def fit(
     TypeError
         If `interactions` are none, or an argument is unknown; names it.
     ValueError
-        If an argument is out of range, or there is nobody to train on, or to validate on.
+        If an argument is out of range, there is nobody to train on, or to validate on, or a user has seen every item;
+        names the user by raw id.
     """
     if not isinstance(interactions, Interactions):
         raise TypeError(
@@ -84,7 +88,7 @@ def fit(
         model_options["user_num"] = len(interactions.user_ids)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _raw_ids_in_errors(interactions.user_ids):
         torch.manual_seed(seed)
         model = kind(item_num=len(interactions.item_ids), backend=backend, **model_options)
         model = model.to(device)
@@ -111,6 +115,15 @@ def fit(
             )
     model.known = KnownHistories.from_interactions(interactions)
     return model
+
+
+@contextmanager
+def _raw_ids_in_errors(user_ids: IdMap) -> Iterator[None]:
+    try:
+        yield
+    except NothingUnseenError as error:
+        (raw,) = user_ids.decode([error.user]).tolist()
+        raise NothingUnseenError(error.user, error.num_items, raw) from None
 
 
 def _sort_arguments(

@@ -136,7 +136,7 @@ class Interactions:
         ----------
         path : the file.
         delimiter : one character.
-        others : as for `from_dataframe`.
+        user, item, timestamp, duplicates, min_user_events, min_item_events : as for `from_dataframe`.
 
         Raises
         ------

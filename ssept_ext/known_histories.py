@@ -21,10 +21,20 @@ class KnownHistories:
 
     user_ids: IdMap
     item_ids: IdMap
-    histories: Histories
-    """All users in order, each one's events oldest first; a user may have none."""
+    histories: Histories | None
+    """All users in order, each one's events oldest first; a user may have none. None if they were left out of what was
+    saved."""
+    item_counts: IntArray | None = None
+    """(I + 1,) events of each item, where there are no histories to count them in."""
 
     def __post_init__(self) -> None:
+        if self.histories is None:
+            counts = self.item_counts
+            if counts is None or counts.shape != (len(self.item_ids) + 1,) or counts.min() < 0:
+                raise ValueError(
+                    f"without histories, there must be counts of {len(self.item_ids)} items"
+                )
+            return
         users, offsets, items = self.histories
         if len(users) != len(self.user_ids) or len(offsets) != len(users) + 1:
             raise ValueError(f"{len(users)} histories do not fit {len(self.user_ids)} users")
@@ -61,13 +71,28 @@ class KnownHistories:
         return cls(user_ids, item_ids, Histories(users, offsets, items))
 
     def of(self, user: int) -> IntArray:
-        """The items of user number `user`; none of number 0, which is nobody."""
+        """The items of user number `user`; none of number 0, which is nobody.
+
+        Raises
+        ------
+        ValueError : the histories were left out; names the user.
+        """
+        if not user:
+            return _NONE
+        if self.histories is None:
+            (raw,) = self.user_ids.decode([user]).tolist()
+            raise ValueError(
+                f"histories must be given with one of user {raw!r}: the model was saved without any"
+            )
         offsets = self.histories.offsets
-        return self.histories.items[offsets[user - 1] : offsets[user]] if user else _NONE
+        return self.histories.items[offsets[user - 1] : offsets[user]]
 
     @cached_property
     def popularity(self) -> IntArray:
         """(I + 1,) events of each item."""
+        if self.histories is None:
+            assert self.item_counts is not None
+            return self.item_counts
         return np.bincount(self.histories.items, minlength=len(self.item_ids) + 1)
 
 

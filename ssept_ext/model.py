@@ -603,11 +603,11 @@ class SASREC(nn.Module):
 
         return fit(cls, interactions, **options)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, histories: bool = True) -> None:
         """Write the model with its raw ids and histories: see `ssept_ext.checkpoint.save_checkpoint`."""
         from ssept_ext.checkpoint import save_checkpoint
 
-        save_checkpoint(self, folder)
+        save_checkpoint(self, folder, histories=histories)
 
     @classmethod
     def from_pretrained(

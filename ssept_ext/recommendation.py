@@ -124,7 +124,7 @@ def recommend_raw(
     TypeError
         If an id is not of the type that the model was trained with; names both.
     ValueError
-        As `recommend`.
+        As `recommend`; and if the model was saved without histories, and none is passed of a user that it knows.
     ImportError
         If narwhals is missing: it comes with `ssept_ext[data]`.
     """

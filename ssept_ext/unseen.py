@@ -11,6 +11,19 @@ from numpy.typing import NDArray
 
 from ssept_ext import _extension
 from ssept_ext.data import MAX_ID, Histories, IntArray
+from ssept_ext.id_map import RawId
+
+
+class NothingUnseenError(ValueError):
+    """A user has seen every item, so that no negative can be drawn."""
+
+    def __init__(self, user: int, num_items: int, raw_id: RawId | None = None) -> None:
+        name = user if raw_id is None else raw_id
+        super().__init__(
+            f"user {name!r} has seen all {num_items} items that negatives are drawn from: no negative "
+            f"can be drawn"
+        )
+        self.user, self.num_items = user, num_items
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,9 @@ def unseen_items(
     Raises
     ------
     ValueError
-        If `item_num` is above `MAX_ID`, or a user has seen every item of positive weight; names the user.
+        If `item_num` is above `MAX_ID`.
+    NothingUnseenError
+        If a user has seen every item of positive weight; names the user.
     """
     if item_num > MAX_ID:
         raise ValueError(f"item_num must be at most {MAX_ID}, got {item_num}")
@@ -118,10 +133,7 @@ def unseen_items(
     seen_through = through_all[1:] - through_all[seen_starts[:-1]][row]
     unseen_weight = all_weight - np.diff(through_all[seen_starts])
     if num_rows and unseen_weight.min() <= 0:
-        raise ValueError(
-            f"user {seen.users[unseen_weight.argmin()]} has seen all {num_weighted} items that "
-            f"negatives are drawn from: no negative can be drawn"
-        )
+        raise NothingUnseenError(int(seen.users[unseen_weight.argmin()]), num_weighted)
     return UnseenItems(
         seen_starts=seen_starts,
         unseen_below=(item_through - seen_through).astype(np.int32),

@@ -160,6 +160,37 @@ def test_raw_ids_and_histories_come_back(tmp_path, make, users):
         assert got.dtype == np.int64
 
 
+def test_without_histories_nobody_s_events_are_in_the_folder_any_more(tmp_path):
+    model = knowing(make_ssept())
+    model.save_pretrained(tmp_path)
+
+    model.save_pretrained(tmp_path, histories=False)
+    SSEPT.from_pretrained(tmp_path).save_pretrained(tmp_path)  # which has none to save
+
+    assert {name.partition("-")[0] for name in names(tmp_path)} == {
+        CONFIG_FILE,
+        "model",
+        "ids",
+        "counts",
+    }
+    assert list(load_file(named(tmp_path, "counts"))) == ["counts"]
+    loaded = SSEPT.from_pretrained(tmp_path).known
+    assert (loaded.user_ids, loaded.item_ids) == (model.known.user_ids, model.known.item_ids)
+    assert loaded.histories is None
+    np.testing.assert_array_equal(loaded.popularity, model.known.popularity)
+
+
+@pytest.mark.parametrize("counts", [torch.zeros(20), -torch.ones(21), torch.zeros(21, 1)])
+def test_counts_of_other_items_are_named(folder, counts):
+    save_checkpoint(knowing(make_ssept()), folder, histories=False)
+    write_tensors(folder, "counts", {"counts": counts.long()})
+
+    with pytest.raises(
+        ValueError, match=r"counts-.* does not belong to .*ids-.* counts of 20 items"
+    ):
+        load_checkpoint(folder)
+
+
 def test_raw_ids_that_do_not_fit_the_model_are_not_saved(tmp_path):
     model = knowing(make_ssept(), users="abcdef")
 

@@ -313,6 +313,35 @@ def test_a_model_that_was_saved_serves_the_same(model, tmp_path):
     assert rows(loaded.similar_items(["i3"])) == rows(model.similar_items(["i3"]))
 
 
+@pytest.fixture
+def without_histories(model, tmp_path):
+    """The model, saved without histories and read again."""
+    model.save_pretrained(tmp_path, histories=False)
+    return type(model).from_pretrained(tmp_path)
+
+
+def test_a_model_saved_without_histories_serves_those_that_are_passed(model, without_histories):
+    passed = {"anna": ["i7"], "zoe": ["i2", "i3"]}
+
+    assert rows(without_histories.recommend(passed)) == rows(model.recommend(passed))
+
+
+def test_a_model_saved_without_histories_wants_one_of_each_user_it_knows(without_histories):
+    for asked in ({"users": ["cleo"]}, {"histories": {"anna": ["i7"]}, "users": ["anna", "cleo"]}):
+        with pytest.raises(ValueError, match="histories must be given with one of user 'cleo'"):
+            without_histories.recommend(**asked)
+    with pytest.raises(ValueError, match="histories must be given with one of user 'anna'"):
+        without_histories.recommend()
+
+
+def test_a_model_saved_without_histories_knows_what_is_popular(model, without_histories):
+    asked = {"histories": {"anna": []}, "users": ["anna", "zoe"], "k": 4}
+
+    np.testing.assert_equal(
+        rows(without_histories.recommend(**asked)), rows(model.recommend(**asked))
+    )
+
+
 def fit(**options):
     return SSEPT.fit(interactions(), **(SIZES | {"num_epochs": 2} | options))
 
@@ -429,6 +458,14 @@ def test_fit_learns_what_comes_next():
 def test_a_wrong_argument_of_fit_is_named(options, error, message):
     with pytest.raises(error, match=message):
         fit(**options)
+
+
+@pytest.mark.parametrize("make", [str, lambda x: 10**6 + int(x)], ids=["str", "int64"])
+def test_a_user_who_has_seen_everything_is_named_by_raw_id(make):
+    histories = {make(7): [make(1), make(2)], make(8): [make(i) for i in range(1, 6)]}
+
+    with pytest.raises(ValueError, match=f"user {make(8)!r} has seen all 5 items"):
+        SSEPT.fit(interactions(histories), **SIZES, hold_out=False)
 
 
 def test_fit_wants_interactions():

@@ -33,6 +33,9 @@ def causal_attention(
     so that the newest query and the newest key meet. The dropout mask of a weight is a function of
     (seed, site, query token · H + head, key's index in its sequence) alone.
 
+    On CUDA, products of float32 are computed in float32, or by TF32 tensor cores (inputs rounded to 10 bits)
+    where `torch.backends.cuda.matmul.allow_tf32` or `torch.set_float32_matmul_precision` lets matmul do so.
+
     Parameters
     ----------
     q : (Nq, H, Dh) float16, bfloat16, float32 or float64, Dh in 1..256
@@ -44,9 +47,6 @@ def causal_attention(
     seed : (1,) int64, needed where dropout_p > 0
     site : which dropout of the model this is
     backend : overrides `ssept_ext.set_backend` for this call
-
-    On CUDA, products of float32 are computed in float32, or by TF32 tensor cores (inputs rounded to 10 bits)
-    where `torch.backends.cuda.matmul.allow_tf32` or `torch.set_float32_matmul_precision` lets matmul do so.
 
     Returns
     -------

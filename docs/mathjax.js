@@ -1,0 +1,4 @@
+// arithmatex marks formulas by this class and leaves everything else alone.
+window.MathJax = {
+  options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
+};
