@@ -233,14 +233,20 @@ def test_format_1_is_still_read(folder):
 KILLS = 50
 
 
+def save_two_models(folder):
+    """Of two shapes and classes, one of them with raw ids."""
+    for model in (knowing(make_ssept()), make_sasrec(item_num=33)):
+        save_checkpoint(model, folder)
+
+
 def save_models_for_ever(folder):
-    """Models of two shapes and classes in turn, one of them with raw ids."""
     torch.set_num_threads(1)
-    models = [knowing(make_ssept()), make_sasrec(item_num=33)]
-    print("ready", flush=True)
+    sys.stdout.write(
+        "ready\n"
+    )  # in one piece, even where output is not buffered, as another process writes too
+    sys.stdout.flush()
     while True:
-        for model in models:
-            save_checkpoint(model, folder)
+        save_two_models(folder)
 
 
 def serve(folder):
@@ -250,14 +256,17 @@ def serve(folder):
         child = os.fork()
         if not child:
             save_models_for_ever(folder)
-        print(child, flush=True)
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
         os.waitpid(child, 0)
         print("dead", flush=True)
 
 
 def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path):
     folder, rng = tmp_path / "model", random.Random(0)
-    save_checkpoint(make_sasrec(item_num=33), folder)
+    start = time.monotonic()
+    save_two_models(folder)
+    seconds = time.monotonic() - start  # of disks as they are
     # One process imports torch and forks those that are killed: 50 imports would take minutes.
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -272,7 +281,7 @@ def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path
                 server.stdin.write("\n")
                 server.stdin.flush()
                 child, ready = sorted(server.stdout.readline().strip() for _ in range(2))
-                time.sleep(rng.uniform(0, 0.1))
+                time.sleep(rng.uniform(0, 3 * seconds))
                 os.kill(int(child), 9)
                 assert (ready, server.stdout.readline()) == ("ready", "dead\n")
                 interrupted += any(name.startswith(".") for name in names(folder))
