@@ -21,7 +21,7 @@ from uuid import UUID
 
 import torch
 
-from ssept_ext import prepare
+from ssept_ext import distributed, prepare
 from ssept_ext._extension import Backend, build_info
 from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, save_checkpoint
 from ssept_ext.data import SASRecDataSet
@@ -51,6 +51,7 @@ from ssept_ext.training import (
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 USER_ERROR = 2
+PROCESS_LOST = 1
 INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 USER_EMBEDDING_DIM = 16
 
@@ -61,14 +62,17 @@ Metrics = dict[str, tuple[float, float]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, that of the process by default, and return the exit code.
 
-    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption.
+    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption, and 1 the
+    end of another of the processes that torchrun started.
     """
     try:
         options = make_parser().parse_args(argv)
         code: int = options.command(options)
-    except (OSError, ValueError, FloatingPointError) as error:
-        print(f"ssept: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+    except (OSError, ValueError, FloatingPointError, distributed.ProcessLostError) as error:
+        launched = distributed.launched()
+        who = "ssept" if launched is None else f"ssept process {launched[0]} of {launched[1]}"
+        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return PROCESS_LOST if isinstance(error, distributed.ProcessLostError) else USER_ERROR
     except KeyboardInterrupt:
         print("ssept: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -77,9 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train a model, write its run folder, and print how good it is."""
-    run = _new_run_folder(options.out)
     source = _given_source(options) or {"synthetic": _defaults(synthetic)}
-    return _train(options, run, source)
+    with distributed.process_group(_choose_device(options), options.timeout):
+        run = distributed.from_first(lambda: _new_run_folder(options.out))
+        return _train(options, run, source)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -90,8 +95,9 @@ def resume(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{run} has no {TRAINING_FILE}: its training is over, or ended before its first epoch did"
         )
-    device = {"device": options.device, "backend": options.backend}
-    return _train(argparse.Namespace(**(trained_with | device)), run, source)
+    here = {name: getattr(options, name) for name in ("device", "backend", "timeout")}
+    with distributed.process_group(_choose_device(options), options.timeout):
+        return _train(argparse.Namespace(**(trained_with | here)), run, source)
 
 
 def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> int:
@@ -116,11 +122,13 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
         popularity_exponent=options.popularity_exponent,
         window_sampling_prob=options.window_sampling_prob,
     ) as sampler:
-        run.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in vars(options).items() if name != "command"}
-        record = json.dumps({"data": source, "options": settings}, indent=2)
-        replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
-        print(_summary(source, dataset, model, run), flush=True)
+        writes = distributed.rank() == 0
+        if writes:
+            run.mkdir(parents=True, exist_ok=True)
+            settings = {name: value for name, value in vars(options).items() if name != "command"}
+            record = json.dumps({"data": source, "options": settings}, indent=2)
+            replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
+            print(_summary(source, dataset, model, run), flush=True)
         history = train_model(
             model,
             dataset,
@@ -131,20 +139,24 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
             val_epoch=options.val_epoch,
             options=training_options,
             checkpoint=run,
-            on_epoch_end=_epoch_recorder(model, run, options.val_epoch),
+            on_epoch_end=_epoch_recorder(model, run, options.val_epoch) if writes else None,
         )
     model.known = known
-    save_checkpoint(model, run)
+    if writes:
+        save_checkpoint(model, run)
     num_finished = len(history["loss"])
     if num_finished < options.epochs and not is_out_of_patience(history, options.patience):
-        print(
-            f"ssept: interrupted after {num_finished} of {options.epochs} epochs; the model as it is "
-            f"was saved in {run}, and ssept resume {run} goes on",
-            file=sys.stderr,
-        )
+        if writes:
+            print(
+                f"ssept: interrupted after {num_finished} of {options.epochs} epochs; the model as it is "
+                f"was saved in {run}, and ssept resume {run} goes on",
+                file=sys.stderr,
+            )
         return INTERRUPTED
-    (run / TRAINING_FILE).unlink()
-    _print_results(popularity, model, _measure(model, dataset, options.seed))
+    metrics = _measure(model, dataset, options.seed)
+    if writes:
+        (run / TRAINING_FILE).unlink()
+        _print_results(popularity, model, metrics)
     return 0
 
 
@@ -304,6 +316,8 @@ def _choose_device(options: argparse.Namespace) -> torch.device:
     if options.device == "cuda" and not has_cuda:
         raise ValueError("--device cuda: torch sees no CUDA device")
     device = torch.device(options.device or ("cuda" if has_cuda else "cpu"))
+    if device.type == "cuda" and distributed.launched() is not None:
+        device = torch.device("cuda", distributed.local_rank())
     if options.backend == "native":
         for op, backends in build_info().ops.items():
             if backends[device.type] != "native":
@@ -479,7 +493,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = sub.add_argument_group("training")
     add = group.add_argument
     add("--epochs", **_integer(1, 40, "passes of (users / batch size) steps"))
-    add("--batch-size", **_integer(1, 128, "sequences in a batch"))
+    add("--batch-size", **_integer(1, 128, "sequences in a batch, of all processes together"))
     add("--learning-rate", type=_positive, default=0.001, metavar="X", help="step size of Adam")
     add("--val-epoch", **_integer(0, 5, "validate after every so many epochs; 0 for never"))
     add(
@@ -533,10 +547,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--workers", **_integer(1, 1, "threads that draw batches"))
     add("--seed", **_integer(0, 0, "makes parameters, batches and negatives reproducible"))
     add("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
+    _add_timeout(group)
     _add_device_options(group)
 
     sub = add_command("resume", resume)
     _add_run(sub)
+    _add_timeout(sub)
     _add_device_options(sub)
 
     sub = add_command("evaluate", evaluate_run)
@@ -583,6 +599,16 @@ def _add_data_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
     )
     group.add_argument(
         "--col-sep", metavar="SEP", help="what separates columns (default: any whitespace)"
+    )
+
+
+def _add_timeout(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=_positive,
+        default=distributed.TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="how long processes that torchrun started wait for one that does not answer",
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ssept_ext import _extension, ops
+from ssept_ext import _extension, distributed, ops
 from ssept_ext.checkpoint import TrainingState, load_training, save_training
 from ssept_ext.evaluation import check_at_least, check_dataset_fits, draw_trials, measure
 from ssept_ext.graphs import Loss, training_step, training_work
@@ -143,6 +143,13 @@ def train_model(
     embedding tables only, as in the TensorFlow original (recommenders' torch port decays every
     weight); it acts through the gradient, so the loss in the history is that of the data alone.
 
+    Where `torch.distributed` is initialised, its processes train together, by DistributedDataParallel:
+    call this in all of them, with the same arguments. Each takes consecutive sequences of every batch,
+    so the sampler's batch is the global one, and a step is that of one process but for the dropout
+    masks, which every process draws by a seed of its own. Validation is shared, too. Process 0 writes
+    checkpoints and shows the bar; any number of processes may take a training up again. On a GPU
+    steps are eager.
+
     Ctrl-C ends training and returns the epochs finished so far. However training ends, the model is
     left in the mode (train or eval) it was in.
 
@@ -152,7 +159,7 @@ def train_model(
     dataset : gives the number of steps, and the users and items of validation
     sampler : any sampler with recommenders' `next_batch` will do
     num_epochs : at least 1
-    batch_size : at least 1; divides the number of users into steps
+    batch_size : at least 1, and the number of processes; divides the number of users into steps
     learning_rate : positive
     val_epoch : validate after every so many epochs, on the same candidates each time; 0 for never
     eval_batch_size : users per batch of the validation, at least 1
@@ -163,7 +170,7 @@ def train_model(
         and called again with the same arguments, it ends as if it had never been interrupted, on a
         CPU bit for bit. A finished one returns at once or, where the schedule is constant and
         `num_epochs` larger than before, goes on. Needs a sampler with `seek` and `tell`.
-    on_epoch_end : called with the number of the epoch, from 1, and the history so far
+    on_epoch_end : called, in every process, with the number of the epoch, from 1, and the history so far
 
     Returns
     -------
@@ -174,9 +181,11 @@ def train_model(
     Raises
     ------
     ValueError
-        If an argument is out of range (named), the dataset has ids that the model does not know,
-        there is nobody to validate on, or `checkpoint` is damaged or of a training with other
-        arguments.
+        If an argument is out of range (named) or differs between processes, the dataset has ids that
+        the model does not know, there is nobody to validate on, or `checkpoint` is damaged or of a
+        training with other arguments.
+    ProcessLostError
+        If another process ends, or does not answer within the timeout of the process group.
     FloatingPointError
         If the loss of a step is not finite; names the first such step. The parameters are then of
         no use.
@@ -188,6 +197,7 @@ def train_model(
         ("eval_batch_size", eval_batch_size, 1),
     ):
         check_at_least(name, value, limit)
+    distributed.check_batch_size(batch_size, distributed.size())
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be finite and positive, got {learning_rate!r}")
     options = options or TrainingOptions()
@@ -203,6 +213,14 @@ def train_model(
     num_steps = max(1, len(dataset.user_train) // batch_size)
     next_batch = _batch_source(sampler, model.seq_max_len)
     schedule = partial(options.learning_rate_factor, num_steps=num_steps * num_epochs)
+    distributed.check_same(
+        num_epochs=num_epochs,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        val_epoch=val_epoch,
+        eval_batch_size=eval_batch_size,
+        options=options,
+    )
     training = _Training(model, sampler, learning_rate, options, schedule)
     settings: dict[str, Any] = {}
     if checkpoint is not None:
@@ -215,17 +233,19 @@ def train_model(
         if options.schedule != "constant":
             settings["num_epochs"] = num_epochs
         training.resume(checkpoint, settings, num_steps)
+        distributed.check_same(**{"epochs done by checkpoint": training.epoch})
     history = training.history
     was_training = model.training
     model.train()
     try:
         while training.epoch < num_epochs and not is_out_of_patience(history, options.patience):
             epoch = training.epoch + 1
+            distributed.share_generator()
             with tqdm(
                 total=num_steps,
                 desc=f"epoch {epoch}/{num_epochs}",
                 unit="step",
-                disable=not verbose,
+                disable=not verbose or distributed.rank() > 0,
             ) as bar:
                 start = time.monotonic()
                 with kept_memory():
@@ -240,10 +260,10 @@ def train_model(
                     bar.set_postfix_str(f"{bar.postfix}, valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}")
             if on_epoch_end is not None:
                 on_epoch_end(epoch, history)
-            if checkpoint is not None:
+            if checkpoint is not None and distributed.rank() == 0:
                 save_training(training.state(settings), checkpoint)
     except KeyboardInterrupt:
-        if verbose:
+        if verbose and distributed.rank() == 0:
             print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
     finally:
         model.train(was_training)
@@ -295,11 +315,22 @@ class _Training:
         if model.device.type == "cuda":  # a captured step reads it from there
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(learning_rate, device=model.device)
-        work = training_work(self.optimizer, _loss(model, sampler, options), options.max_grad_norm)
-        self._step = training_step(work, self.optimizer, model.device, model.seq_max_len)
+        loss = _loss(model, sampler, options)
+        num_processes = distributed.size()
+        if num_processes > 1:
+            loss = distributed.data_parallel(model, loss)
+        work = training_work(self.optimizer, loss, options.max_grad_norm)
+        self._step = training_step(
+            work, self.optimizer, model.device, model.seq_max_len, num_processes
+        )
+        self._to_compare = num_processes > 1
 
     def take_step(self, batch: PackedBatch) -> Tensor:
-        """Loss, gradients, update, on a batch on the CPU; never waits for the device."""
+        """Loss, gradients, update, on a batch on the CPU; never waits for the device.
+
+        Of a batch that several processes share, a process computes a part, and the average of their losses
+        is that of the batch.
+        """
         learning_rate = self._learning_rate * self._schedule(self._num_steps)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -307,7 +338,13 @@ class _Training:
             else:
                 group["lr"] = learning_rate
         self._num_steps += 1
-        return self._step(batch)
+        if distributed.size() > 1:
+            if self._to_compare:
+                distributed.check_same_batch(batch)
+                self._to_compare = False
+            batch = distributed.shard(batch, distributed.rank(), distributed.size())
+        with distributed.telling_of_lost_processes():
+            return self._step(batch)
 
     def note_validation(self, ndcg: float, hr: float) -> None:
         """Enter what was measured after this epoch, and keep the model if it is the best so far."""
@@ -412,22 +449,25 @@ def _train_epoch(
     """Take `num_steps` steps; the mean loss.
 
     The losses stay on the device and are looked at only when the bar is due, because every look
-    makes the host wait for the device.
+    makes the host wait for the device. All processes look after the same steps.
     """
     losses = torch.zeros(num_steps, dtype=torch.float64, device=training.model.device)
-    num_samples = 0
-    start = due = time.monotonic()
+    num_samples = seen = due = 0
+    start = time.monotonic()
     for step in range(num_steps):
         batch = next_batch()
         losses[step] = training.take_step(batch)
         num_samples += len(batch.users)
-        now = time.monotonic()
-        if now >= due or step == num_steps - 1:
-            due = now + _REFRESH_SECONDS
-            mean = _finite_mean(losses[: step + 1], epoch)
-            rate = num_samples / (time.monotonic() - start)
-            bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} samples/s", refresh=False)
-            bar.update(step + 1 - bar.n)
+        if step == due or step == num_steps - 1:
+            losses[seen : step + 1] = distributed.average(losses[seen : step + 1])
+            seen = step + 1
+            mean = _finite_mean(losses[:seen], epoch)
+            seconds = distributed.from_first(lambda: time.monotonic() - start)
+            due = step + max(1, int(_REFRESH_SECONDS * seen / seconds))
+            bar.set_postfix_str(
+                f"loss {mean:.4f}, {num_samples / seconds:,.0f} samples/s", refresh=False
+            )
+            bar.update(seen - bar.n)
     return mean
 
 
