@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -98,9 +99,11 @@ def telling_of_lost_processes() -> Iterator[None]:
         # gloo's are plain RuntimeErrors, which name its source files.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
+        # "[source file] What happened. Advice" or, of the store, "What happened\n" and a stack.
+        reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
         raise ProcessLostError(
-            f"another process has ended or does not answer; the training goes on from its last "
-            f"checkpoint when it is started again ({str(error).splitlines()[0]})"
+            f"another process has ended or does not answer ({reason}); a training goes on from its "
+            f"last checkpoint when it is started again"
         ) from error
 
 
