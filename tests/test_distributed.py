@@ -4,10 +4,8 @@ import csv
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from processes import two_processes
 
 from ssept_ext import SSEPT, PackedBatch, WarpSampler, cli, distributed, graphs
 from ssept_ext.checkpoint import load_training
@@ -186,35 +185,12 @@ def work(folder):
     torch.save(results, Path(folder) / f"{rank}.pt")
 
 
-@contextmanager
-def two_processes(code, folder, **options):
-    """Two Python processes that run `code`, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as t\n"
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", here + code],
-            env=os.environ | group | {"RANK": str(rank)},
-            cwd=folder,  # not the checkout, so as to import the installed package
-            text=True,
-            **options,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    with two_processes(f"t.work({str(folder)!r})", folder) as processes:
+    with two_processes(
+        f"import test_distributed as t; t.work({str(folder)!r})", folder
+    ) as processes:
         assert [process.wait(timeout=240) for process in processes] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
@@ -430,7 +406,9 @@ def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(
 ):
     monkeypatch.chdir(tmp_path)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with two_processes(f"t.train_until_killed({data!r})", tmp_path, **pipes) as (killed, left):
+    with two_processes(
+        f"import test_distributed as t; t.train_until_killed({data!r})", tmp_path, **pipes
+    ) as (killed, left):
         assert killed.wait(timeout=120) == -signal.SIGKILL
         output, error = left.communicate(timeout=TIMEOUT_SECONDS + 10)
 
