@@ -72,4 +72,7 @@ $(VENV)/installed: $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install ".[test,lint,docs,wheel]"
+	# TorchRec asks for FBGEMM's CUDA build, of which the tests of large tables need no more than the CPU's.
+	$(BIN)/pip install --quiet --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3
+	$(BIN)/pip install --quiet tensordict pyre-extensions lightning-utilities
 	touch $@

@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssept_ext import distributed
 from ssept_ext.files import replace_file
 from ssept_ext.raw_events import require
 
@@ -46,16 +47,17 @@ class Progress:
 
 
 Callback = Callable[[Progress], bool | None]
-"""Called after each epoch and its validation. True ends the training, for good: called again with its checkpoint, it
-returns at once. The state is saved after the callbacks, so that a training killed in between calls them again for the
-same epoch: better replace what was written than add to it."""
+"""Called after each epoch and its validation, in every process. True ends the training, for good: called again with
+its checkpoint, it returns at once. The state is saved after the callbacks, so that a training killed in between calls
+them again for the same epoch: better replace what was written than add to it."""
 
 
 def csv_log(path: str | os.PathLike[str]) -> Callback:
     """Make a callback that keeps a CSV file with a line for each epoch, under the names in `EpochFigures`.
 
     The whole file is replaced in one step each time, and its folder made where missing: no line is lost
-    or there twice, however often the training is interrupted. Cells without a figure are empty.
+    or there twice, however often the training is interrupted. Cells without a figure are empty. Of several
+    processes, process 0 writes.
     """
     path = Path(path)
 
@@ -66,6 +68,8 @@ def csv_log(path: str | os.PathLike[str]) -> Callback:
             writer.writerows(map(astuple, epochs))
 
     def log(progress: Progress) -> None:
+        if distributed.rank() > 0:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda part: write(part, progress.epochs))
 
@@ -92,6 +96,8 @@ def tensorboard_log(folder: str | os.PathLike[str]) -> Callback:
 
     def log(progress: Progress) -> None:
         nonlocal writer, num_logged
+        if distributed.rank() > 0:
+            return
         if writer is None:  # not before there is something to log, because it makes a file
             writer = SummaryWriter(folder, purge_step=0)
         start = time.time() - progress.epochs[-1].seconds

@@ -21,7 +21,7 @@ from uuid import UUID
 
 import torch
 
-from ssept_ext import prepare
+from ssept_ext import distributed, prepare
 from ssept_ext._extension import Backend, build_info
 from ssept_ext.callbacks import Callback, csv_log, tensorboard_log
 from ssept_ext.checkpoint import TRAINING_FILE, load_checkpoint, save_checkpoint
@@ -48,6 +48,7 @@ from ssept_ext.training import Schedule, TrainingOptions, train_model
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 USER_ERROR = 2
+PROCESS_LOST = 1
 INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 USER_EMBEDDING_DIM = 16
 
@@ -59,14 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, that of the process by default, and return the exit code.
 
     0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption by Ctrl-C, 143 one of a
-    training by SIGTERM.
+    training by SIGTERM, and 1 the end of another of the processes that torchrun started.
     """
     try:
         options = make_parser().parse_args(argv)
         code: int = options.command(options)
-    except (OSError, ValueError, FloatingPointError, ImportError) as error:
-        print(f"ssept: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+    except (
+        *(OSError, ValueError, FloatingPointError, ImportError),
+        distributed.ProcessLostError,
+    ) as error:
+        launched = distributed.launched()
+        who = "ssept" if launched is None else f"ssept process {launched[0]} of {launched[1]}"
+        print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return PROCESS_LOST if isinstance(error, distributed.ProcessLostError) else USER_ERROR
     except KeyboardInterrupt:
         print("ssept: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -75,9 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train a model, write its run folder, and print how good it is."""
-    run = _new_run_folder(options.out)
     source = _given_source(options) or {"synthetic": _defaults(synthetic)}
-    return _train(options, run, source)
+    with distributed.process_group(_choose_device(options), options.timeout):
+        run = distributed.from_first(lambda: _new_run_folder(options.out))
+        return _train(options, run, source)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -89,18 +96,18 @@ def resume(options: argparse.Namespace) -> int:
             f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
         )
     defaults = vars(make_parser().parse_args(["train"]))  # of options that an older version had not
-    device = {"device": options.device, "backend": options.backend}
-    return _train(argparse.Namespace(**(defaults | trained_with | device)), run, source)
+    here = {name: getattr(options, name) for name in ("device", "backend", "timeout")}
+    with distributed.process_group(_choose_device(options), options.timeout):
+        return _train(argparse.Namespace(**(defaults | trained_with | here)), run, source)
 
 
 def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> int:
     device = _choose_device(options)
     training_options = _training_options(options)
-    callbacks: list[Callback] = [
-        csv_log(run / METRICS_FILE),
-        # So that a run that is killed leaves a usable folder.
-        lambda progress: save_checkpoint(progress.model, run),
-    ]
+    writes = distributed.rank() == 0
+    callbacks: list[Callback] = [csv_log(run / METRICS_FILE)]
+    if writes:  # so that a run that is killed leaves a usable folder
+        callbacks.append(lambda progress: save_checkpoint(progress.model, run))
     if options.tensorboard:
         callbacks.append(tensorboard_log(run))
     dataset = _load_data(source)
@@ -122,11 +129,12 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
         popularity_exponent=options.popularity_exponent,
         window_sampling_prob=options.window_sampling_prob,
     ) as sampler:
-        run.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in vars(options).items() if name != "command"}
-        record = json.dumps({"data": source, "options": settings}, indent=2)
-        replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
-        print(_summary(source, dataset, model, run), flush=True)
+        if writes:
+            run.mkdir(parents=True, exist_ok=True)
+            settings = {name: value for name, value in vars(options).items() if name != "command"}
+            record = json.dumps({"data": source, "options": settings}, indent=2)
+            replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
+            print(_summary(source, dataset, model, run), flush=True)
         interrupted: TrainingInterrupted | None = None
         try:
             train_model(
@@ -144,12 +152,16 @@ def _train(options: argparse.Namespace, run: Path, source: dict[str, Any]) -> in
         except TrainingInterrupted as error:
             interrupted = error
     model.known = known
-    save_checkpoint(model, run)
+    if writes:
+        save_checkpoint(model, run)
     if interrupted is not None:
-        print(f"ssept: ssept resume {run} goes on", file=sys.stderr)
+        if writes:
+            print(f"ssept: ssept resume {run} goes on", file=sys.stderr)
         return interrupted.code
-    (run / TRAINING_FILE).unlink()
-    _print_results(popularity, model, _measure(model, dataset, options.seed))
+    metrics = _measure(model, dataset, options.seed)
+    if writes:
+        (run / TRAINING_FILE).unlink()
+        _print_results(popularity, model, metrics)
     return 0
 
 
@@ -307,6 +319,8 @@ def _choose_device(options: argparse.Namespace) -> torch.device:
     if options.device == "cuda" and not has_cuda:
         raise ValueError("--device cuda: torch sees no CUDA device")
     device = torch.device(options.device or ("cuda" if has_cuda else "cpu"))
+    if device.type == "cuda" and distributed.launched() is not None:
+        device = torch.device("cuda", distributed.local_rank())
     if options.backend == "native":
         for op, backends in build_info().ops.items():
             if backends[device.type] != "native":
@@ -482,7 +496,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = sub.add_argument_group("training")
     add = group.add_argument
     add("--epochs", **_integer(1, 40, "passes of (users / batch size) steps"))
-    add("--batch-size", **_integer(1, 128, "sequences in a batch"))
+    add("--batch-size", **_integer(1, 128, "sequences in a batch, of all processes together"))
     add("--learning-rate", type=_positive, default=0.001, metavar="X", help="step size of Adam")
     add("--val-epoch", **_integer(0, 5, "validate after every so many epochs; 0 for never"))
     add(
@@ -541,10 +555,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="log to the run folder for TensorBoard, beside metrics.csv",
     )
     add("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
+    _add_timeout(group)
     _add_device_options(group)
 
     sub = add_command("resume", resume)
     _add_run(sub)
+    _add_timeout(sub)
     _add_device_options(sub)
 
     sub = add_command("plot", plot)
@@ -596,6 +612,16 @@ def _add_data_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
     )
     group.add_argument(
         "--col-sep", metavar="SEP", help="what separates columns (default: any whitespace)"
+    )
+
+
+def _add_timeout(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=_positive,
+        default=distributed.TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="how long processes that torchrun started wait for one that does not answer",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssept_ext import distributed
 from ssept_ext.data import Histories, IntArray, SASRecDataSet, to_csr
 from ssept_ext.files import replace_file
 from ssept_ext.ranking import (
+    USERS_AT_A_TIME,
     SeenItems,
     TopK,
     check_finite,
@@ -168,6 +171,13 @@ def _inputs(dataset: SASRecDataSet, users: Sequence[int], split: Split) -> Histo
     return to_csr({u: train[u] if split == "valid" else [*train[u], *valid[u]] for u in users})
 
 
+def _rows(histories: Histories, rows: slice) -> Histories:
+    """Some of the rows, consecutive ones."""
+    offsets = histories.offsets[rows.start : rows.stop + 1]
+    events = slice(offsets[0], offsets[-1])
+    return Histories(histories.users[rows], offsets - offsets[0], histories.items[events])
+
+
 def _first_events(histories: Histories, counts: Sequence[int]) -> Histories:
     """The oldest `counts[r]` events of each row r."""
     offsets = to_offsets(np.array(counts, np.int64))
@@ -201,7 +211,9 @@ def _check_items(histories: Histories, itemnum: int) -> None:
 def measure(model: SASREC, trials: Trials, eval_batch_size: int = 256) -> tuple[float, float]:
     """Let the model rank the candidates of `trials`; (NDCG@10, HR@10) averaged over the users.
 
-    The model computes in evaluation mode and is left in the mode it was in.
+    Where `torch.distributed` is initialised, so that all processes must call it, each ranks for some of
+    the users, and all get the figures of one process. The model computes in evaluation mode and is left in
+    the mode it was in.
 
     Raises
     ------
@@ -214,11 +226,12 @@ def measure(model: SASREC, trials: Trials, eval_batch_size: int = 256) -> tuple[
 def _ranks(model: SASREC, trials: Trials, eval_batch_size: int, n_repeats: int) -> Tensor:
     """(n, n_repeats) ranks of the held-out item, among one group of the negatives after the other."""
     check_at_least("eval_batch_size", eval_batch_size, 1)
-    ranks = []
+    ranks = [torch.zeros(0, dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)
+    mine = distributed.share(len(trials.candidates), eval_batch_size)
     with scoring(model):
-        for start in range(0, len(trials.candidates), eval_batch_size):
-            rows = slice(start, start + eval_batch_size)
+        for start in range(mine.start, mine.stop, eval_batch_size):
+            rows = slice(start, min(start + eval_batch_size, mine.stop))
             batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)
             candidates = torch.from_numpy(trials.candidates[rows]).to(model.device)
             scores = model.score(batch, candidates, user_part=False)
@@ -226,8 +239,11 @@ def _ranks(model: SASREC, trials: Trials, eval_batch_size: int, n_repeats: int) 
             groups = scores[:, 1:].view(len(scores), n_repeats, -1)
             of_first = scores[:, :1, None].expand(-1, n_repeats, 1)
             ranks.append(ranks_of_first(torch.cat([of_first, groups], 2).flatten(0, 1)))
-    check_finite(finite)
-    return torch.cat(ranks).view(-1, n_repeats)
+    parts, all_finite = zip(
+        *distributed.gather((torch.cat(ranks).cpu(), finite.cpu())), strict=True
+    )
+    check_finite(torch.stack(all_finite).all())
+    return torch.cat(parts).view(-1, n_repeats)
 
 
 def ranks_of_first(scores: Tensor) -> Tensor:
@@ -253,7 +269,7 @@ def evaluate(
     eval_batch_size: int = 256,
     exclude: Exclude = "train",
 ) -> tuple[float, float]:
-    """(NDCG@10, HR@10) of the test item among `model.num_neg_test` negatives; see `draw_trials`.
+    """(NDCG@10, HR@10) of the test item among `model.num_neg_test` negatives; see `draw_trials`, `measure`.
 
     Equal seeds give equal users and negatives, whatever `eval_batch_size`; None draws new ones.
 
@@ -286,9 +302,14 @@ def _evaluate(
 ) -> tuple[float, float]:
     check_dataset_fits(model, dataset)
     trials = draw_trials(
-        dataset, split, num_neg_test=model.num_neg_test, seed=seed, exclude=exclude
+        dataset, split, num_neg_test=model.num_neg_test, seed=_same_seed(seed), exclude=exclude
     )
     return measure(model, trials, eval_batch_size)
+
+
+def _same_seed(seed: int | None) -> int:
+    """A seed that all processes have, a new one for None."""
+    return distributed.from_first(lambda: secrets.randbits(63)) if seed is None else seed
 
 
 @dataclass(frozen=True)
@@ -324,7 +345,9 @@ def evaluate_repeated(
     check_at_least("n_repeats", n_repeats, 2)
     check_dataset_fits(model, dataset)
     num_negatives = n_repeats * model.num_neg_test
-    trials = draw_trials(dataset, split, num_neg_test=num_negatives, seed=seed, exclude=exclude)
+    trials = draw_trials(
+        dataset, split, num_neg_test=num_negatives, seed=_same_seed(seed), exclude=exclude
+    )
     ranks = _ranks(model, trials, eval_batch_size, n_repeats)
     ndcg, hr = np.array([ndcg_and_hr(repeat) for repeat in ranks.unbind(1)]).T
     return RepeatedMetrics(
@@ -386,6 +409,7 @@ def evaluate_full(
 
     The input is the training history, for the test item followed by the validation item. The rank
     is the number of other items that score at least the held-out one: ties count against the model.
+    Processes share the users as in `measure`.
 
     Parameters
     ----------
@@ -415,18 +439,24 @@ def evaluate_full(
     for histories in (inputs, held_out):
         _check_items(histories, dataset.itemnum)
 
-    ranks, best = [], []
+    mine = distributed.share(len(users), USERS_AT_A_TIME)
+    inputs, held_out = (_rows(histories, mine) for histories in (inputs, held_out))
+    num_best = min(max(ks), dataset.itemnum)
+    ranks = [torch.zeros(0, dtype=torch.int64)]
+    best = [torch.zeros(0, num_best, dtype=torch.int64)]
     with scoring(model):
         # The catalogue is the data set's: items the model alone knows are nobody's.
         item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
         for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
             seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
             targets = torch.from_numpy(held_out.items[rows]).to(model.device)
-            top = TopK(len(queries), min(max(ks), dataset.itemnum), like=queries)
+            top = TopK(len(queries), num_best, like=queries)
             ranks.append(_full_ranks(queries, item_weight, targets, seen, top).cpu())
             top.check_finite()
             best.append(top.items.cpu())
-    rank, items = torch.cat(ranks).double(), torch.cat(best)
+    everywhere = distributed.gather((torch.cat(ranks), torch.cat(best)))
+    rank, items = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
+    rank = rank.double()
 
     def averages(gain: Tensor) -> dict[int, float]:
         return {k: gain.where(rank < k, 0).mean().item() for k in ks}

@@ -42,13 +42,22 @@ def training_work(
 
 
 def training_step(
-    work: Work, optimizer: torch.optim.Optimizer, device: torch.device, seq_max_len: int
+    work: Work,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    seq_max_len: int,
+    num_processes: int = 1,
 ) -> Step:
     """The fastest step for a device: on a GPU by a CUDA graph, made for batches like the first one.
 
     A graph sees changes of settings of the optimizer only where these are tensors, written to in place.
+    Steps that several processes share are eager.
     """
-    if device.type != "cuda":
+    if device.type == "cuda" and num_processes > 1:
+        warnings.warn(
+            f"training takes eager steps, as {num_processes} processes share them", stacklevel=2
+        )
+    if device.type != "cuda" or num_processes > 1:
         return lambda batch: work(batch.to(device), _draw_seed().to(device))
     graphed: GraphedStep | None = None
 

@@ -23,7 +23,7 @@ from ssept_ext.layers import (
     LayerNormalization,
     Tokens,
 )
-from ssept_ext.packing import PackedBatch, pack
+from ssept_ext.packing import BatchPart, PackedBatch, pack
 from ssept_ext.sse import SSE, replace_ids
 
 if TYPE_CHECKING:
@@ -670,7 +670,9 @@ class SASREC(nn.Module):
                 users = self.config.user_num if isinstance(self.config, SSEPTConfig) else 0
                 batch = replace_ids(batch, sse, users, self.item_num, seed)
             if self.dropout_rate > 0:
-                drop = Dropout(self.dropout_rate, seed)
+                # Rows are counted in the part: without a seed of its own it would drop what others drop.
+                own = seed + batch.process if isinstance(batch, BatchPart) else seed
+                drop = Dropout(self.dropout_rate, own)
         return batch, self._encode(batch, drop, newest_only=False)
 
     def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,20 @@ class PackedBatch:
         return replace(self, **moved)
 
 
+@dataclass(frozen=True)
+class BatchPart(PackedBatch):
+    """Consecutive sequences of a batch that several processes share: see `ssept_ext.distributed`."""
+
+    process: int = 0
+    """Whose part it is; each drops out by a seed of its own."""
+    first_sequence: int = 0
+    """Number, in the whole batch, of the first sequence."""
+    first_token: int = 0
+    """Number, in the whole batch, of the first token."""
+    target_share: float = 1.0
+    """How many of the whole batch's targets are here."""
+
+
 def pack(
     users: Tensor,
     input_seq: Tensor,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ssept_ext.packing import PackedBatch
+from ssept_ext.packing import BatchPart, PackedBatch
 from ssept_ext.reference import philox4x32_10
 
 # Philox sites of their own: those of dropout count up from 0.
@@ -62,19 +62,23 @@ def replace_ids(
 
     Parameters
     ----------
-    batch : with positives, on any device
+    batch : with positives, on any device; a `BatchPart` counts n in the whole batch, so that replacing is
+        the same however many processes share it
     user_num, item_num : ids are drawn from 1 to these
     seed : (1,) int64, on the batch's device
     """
     users, items, positives = batch.users, batch.items, batch.positives
     if positives is None:
         raise ValueError("batch must have positives")
+    first_sequence, first_token = 0, 0
+    if isinstance(batch, BatchPart):
+        first_sequence, first_token = batch.first_sequence, batch.first_token
     if sse.user_prob > 0:
-        words = _words(len(users), seed, _USER_SITE)
+        words = _words(first_sequence, len(users), seed, _USER_SITE)
         hit = _below(words[0], sse.user_prob) & (users != 0)
         users = torch.where(hit, _scale(words[1], user_num), users)
     if sse.item_prob > 0 or sse.target_prob > 0:
-        words = _words(len(items), seed, _TOKEN_SITE)
+        words = _words(first_token, len(items), seed, _TOKEN_SITE)
         hit = _below(words[0], sse.item_prob)
         items = torch.where(hit, _scale(words[1], item_num), items)
         if sse.joint:
@@ -88,8 +92,10 @@ def replace_ids(
     return replace(batch, users=users, items=items, positives=positives)
 
 
-def _words(count: int, seed: Tensor, site: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = torch.arange(count, device=seed.device)
+def _words(
+    first: int, count: int, seed: Tensor, site: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = torch.arange(first, first + count, device=seed.device)
     zero = torch.zeros_like(rows)
     key = (seed & _MASK32, (seed >> 32) & _MASK32)
     return philox4x32_10((rows, zero, zero, torch.full_like(rows, site)), key)

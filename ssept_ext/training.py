@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ssept_ext import _extension, ops
+from ssept_ext import _extension, distributed, ops
 from ssept_ext.callbacks import Callback, EpochFigures, Progress
 from ssept_ext.checkpoint import TrainingState, load_training, save_training
 from ssept_ext.evaluation import check_at_least, check_dataset_fits, draw_trials, measure
@@ -146,6 +146,13 @@ def train_model(
     embedding tables only, as in the TensorFlow original (recommenders' torch port decays every
     weight); it acts through the gradient, so the loss in the history is that of the data alone.
 
+    Where `torch.distributed` is initialised, its processes train together, by DistributedDataParallel:
+    call this in all of them, with the same arguments. Each takes consecutive sequences of every batch,
+    so the sampler's batch is the global one, and a step is that of one process but for the dropout
+    masks, which every process draws by a seed of its own. Validation is shared, too. Process 0 writes
+    checkpoints and shows the bar; any number of processes may take a training up again. On a GPU
+    steps are eager.
+
     Ctrl-C ends training and returns the epochs finished so far; with `checkpoint`, see there. However
     training ends, the model is left in the mode (train or eval) it was in. Dropout and SSE draw from
     torch's global generator: `torch.manual_seed` makes them reproducible.
@@ -156,7 +163,7 @@ def train_model(
     dataset : gives the number of steps, and the users and items of validation
     sampler : any sampler with recommenders' `next_batch` will do
     num_epochs : at least 1
-    batch_size : at least 1; divides the number of users into steps
+    batch_size : at least 1, and the number of processes; divides the number of users into steps
     learning_rate : positive
     val_epoch : validate after every so many epochs, on the same candidates each time; 0 for never
     eval_batch_size : users per batch of the validation, at least 1
@@ -166,11 +173,11 @@ def train_model(
         the training goes on from there, the sampler and torch's generator included: killed at any time
         and called again with the same arguments, it ends as if it had never been interrupted, on a
         CPU bit for bit. A finished one returns at once or, where the schedule is constant and
-        `num_epochs` larger than before, goes on. SIGTERM and Ctrl-C finish the running step (or validation),
-        save, and raise `TrainingInterrupted`; a second Ctrl-C ends at once. Needs a sampler with `seek` and
-        `tell`.
-    callbacks : called one after another after each epoch, see `ssept_ext.callbacks`; any that returns True ends the
-        training
+        `num_epochs` larger than before, goes on. SIGTERM and Ctrl-C finish the running step (or validation; with
+        several processes, a few steps, until all have heard of it), save, and raise `TrainingInterrupted`; a
+        second Ctrl-C ends at once. Needs a sampler with `seek` and `tell`.
+    callbacks : called in every process, one after another after each epoch, see `ssept_ext.callbacks`; any that
+        returns True ends the training
 
     Returns
     -------
@@ -181,13 +188,15 @@ def train_model(
     Raises
     ------
     ValueError
-        If an argument is out of range (named), the dataset has ids that the model does not know,
-        there is nobody to validate on, or `checkpoint` is damaged or of a training with other
-        arguments.
+        If an argument is out of range (named) or differs between processes, the dataset has ids that
+        the model does not know, there is nobody to validate on, or `checkpoint` is damaged or of a
+        training with other arguments.
     TypeError
         If one of `callbacks` cannot be called.
     ssept_ext.interruption.TrainingInterrupted
         If SIGTERM or SIGINT came in a training with `checkpoint`; a SystemExit with the code 143 or 130.
+    ProcessLostError
+        If another process ends, or does not answer within the timeout of the process group.
     FloatingPointError
         If the loss of a step is not finite; names the first such step. The parameters are then of
         no use.
@@ -199,6 +208,7 @@ def train_model(
         ("eval_batch_size", eval_batch_size, 1),
     ):
         check_at_least(name, value, limit)
+    distributed.check_batch_size(batch_size, distributed.size())
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be finite and positive, got {learning_rate!r}")
     options = options or TrainingOptions()
@@ -217,6 +227,14 @@ def train_model(
     num_steps = max(1, len(dataset.user_train) // batch_size)
     next_batch = _batch_source(sampler, model.seq_max_len)
     schedule = partial(options.learning_rate_factor, num_steps=num_steps * num_epochs)
+    distributed.check_same(
+        num_epochs=num_epochs,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        val_epoch=val_epoch,
+        eval_batch_size=eval_batch_size,
+        options=options,
+    )
     training = _Training(model, sampler, learning_rate, options, schedule)
     settings: dict[str, Any] = {}
     if checkpoint is not None:
@@ -229,24 +247,28 @@ def train_model(
         if options.schedule != "constant":
             settings["num_epochs"] = num_epochs
         training.resume(checkpoint, settings, num_steps)
+        distributed.check_same(**{"epochs done by checkpoint": training.epoch})
     history = training.history
     was_training = model.training
     model.train()
+    is_first = distributed.rank() == 0
     listening: AbstractContextManager[list[signal.Signals]]
     listening = nullcontext([]) if checkpoint is None else noted_signals()
-    with listening as signals:
+    with listening as noted:
+        signals: list[signal.Signals] = []
         try:
             while not signals and training.epoch < num_epochs and not training.is_ended():
                 epoch = training.epoch + 1
+                distributed.share_generator()
                 with tqdm(
                     total=num_steps,
                     initial=len(training.losses),
                     desc=f"epoch {epoch}/{num_epochs}",
                     unit="step",
-                    disable=not verbose,
+                    disable=not (verbose and is_first),
                 ) as bar:
                     with kept_memory():
-                        _train_epoch(training, next_batch, num_steps, epoch, bar, signals)
+                        signals = _train_epoch(training, next_batch, num_steps, epoch, bar, noted)
                     if not signals:
                         training.end_epoch()
                         if trials is not None and epoch % val_epoch == 0:
@@ -256,13 +278,15 @@ def train_model(
                             bar.set_postfix_str(f"{bar.postfix}, {figures}")
                 if callbacks and training.epoch == epoch:
                     progress = Progress(model, _figures(history, num_steps, val_epoch))
-                    training.ended = any([callback(progress) for callback in callbacks])
-                if checkpoint is not None:
+                    wishes = [callback(progress) for callback in callbacks]
+                    training.ended = any(distributed.gather(any(wishes)))
+                if checkpoint is not None and is_first:
                     save_training(training.state(settings), checkpoint)
+                signals = signals or _first_signals(distributed.gather(noted))
         except KeyboardInterrupt:
             if checkpoint is not None:
                 raise
-            if verbose:
+            if verbose and is_first:
                 print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
         finally:
             model.train(was_training)
@@ -274,7 +298,7 @@ def train_model(
             step = f"step {len(training.losses)} of {num_steps}"
             done = f"{step} of epoch {training.epoch + 1} of {num_epochs}"
         message = f"{signals[0].name} after {done}: the training is saved in {checkpoint}"
-        if verbose:
+        if verbose and is_first:
             print(f"{message}, and the same call goes on", file=sys.stderr)
         raise TrainingInterrupted(message, signals[0])
     return history
@@ -334,11 +358,22 @@ class _Training:
         if model.device.type == "cuda":  # a captured step reads it from there
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(learning_rate, device=model.device)
-        work = training_work(self.optimizer, _loss(model, sampler, options), options.max_grad_norm)
-        self._step = training_step(work, self.optimizer, model.device, model.seq_max_len)
+        loss = _loss(model, sampler, options)
+        num_processes = distributed.size()
+        if num_processes > 1:
+            loss = distributed.data_parallel(model, loss)
+        work = training_work(self.optimizer, loss, options.max_grad_norm)
+        self._step = training_step(
+            work, self.optimizer, model.device, model.seq_max_len, num_processes
+        )
+        self._to_compare = num_processes > 1
 
     def take_step(self, batch: PackedBatch) -> Tensor:
-        """Loss, gradients, update, on a batch on the CPU; never waits for the device."""
+        """Loss, gradients, update, on a batch on the CPU; never waits for the device.
+
+        Of a batch that several processes share, a process computes a part, and the average of their losses
+        is that of the batch.
+        """
         learning_rate = self._learning_rate * self._schedule(self._num_steps)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -346,7 +381,13 @@ class _Training:
             else:
                 group["lr"] = learning_rate
         self._num_steps += 1
-        return self._step(batch)
+        if distributed.size() > 1:
+            if self._to_compare:
+                distributed.check_same_batch(batch)
+                self._to_compare = False
+            batch = distributed.shard(batch, distributed.rank(), distributed.size())
+        with distributed.telling_of_lost_processes():
+            return self._step(batch)
 
     def end_epoch(self) -> None:
         """Enter the figures of the epoch in progress, whose steps are all done."""
@@ -466,22 +507,32 @@ def _train_epoch(
     num_steps: int,
     epoch: int,
     bar: tqdm,
-    signals: list[signal.Signals],
-) -> None:
-    """Take those of the `num_steps` steps of an epoch that are left, or as many as until there are `signals`.
+    noted: list[signal.Signals],
+) -> list[signal.Signals]:
+    """Take those of the `num_steps` steps of an epoch that are left, or as many as until signals are `noted`.
 
-    The losses stay on the device and are looked at only when the bar is due, because every look
-    makes the host wait for the device.
+    Returns these signals. The losses stay on the device and are looked at only when the bar is due, because every look
+    makes the host wait for the device. All processes look after the same steps, and hear of each other's
+    signals then.
     """
-    done = len(training.losses)
+    first = seen = done = len(training.losses)
     losses = torch.zeros(num_steps, dtype=torch.float64, device=training.model.device)
     losses[:done] = training.losses
-    num_samples = 0
-    start = due = time.monotonic()
+    signals = noted if distributed.size() == 1 else []  # one process hears of its own at once
+    num_samples, due = 0, done + 1
+    start = time.monotonic()
 
     def look() -> Tensor:
+        nonlocal seen, due, signals
+        losses[seen:done] = distributed.average(losses[seen:done])
+        seen = done
         values = _finite(losses[:done], epoch)
-        rate = num_samples / max(time.monotonic() - start, 1e-9)
+        everywhere = distributed.gather((max(time.monotonic() - start, 1e-9), noted))
+        seconds = everywhere[0][0]
+        if len(everywhere) > 1:
+            signals = _first_signals([theirs for _, theirs in everywhere])
+        due = done + max(1, int(_REFRESH_SECONDS * (done - first) / seconds))
+        rate = num_samples / seconds
         bar.set_postfix_str(f"loss {values.mean():.4f}, {rate:,.0f} samples/s", refresh=False)
         bar.update(done - bar.n)
         return values
@@ -491,12 +542,16 @@ def _train_epoch(
         losses[done] = training.take_step(batch)
         done += 1
         num_samples += len(batch.users)
-        now = time.monotonic()
-        if now >= due and done < num_steps:
-            due = now + _REFRESH_SECONDS
+        if done == due and done < num_steps:
             look()
     training.losses = look()
     training.seconds += time.monotonic() - start
+    return signals
+
+
+def _first_signals(of_processes: list[list[signal.Signals]]) -> list[signal.Signals]:
+    """Those of the first process that has any."""
+    return next((signals for signals in of_processes if signals), [])
 
 
 def _finite(losses: Tensor, epoch: int) -> Tensor:
