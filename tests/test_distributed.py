@@ -374,8 +374,17 @@ def command_line(command, *options):
     return [command, *options, "--device", "cpu", "--timeout", str(TIMEOUT_SECONDS)]
 
 
-def train_until_killed(data):
-    cli.WarpSampler = DeadlySampler
+class TerminatingSampler(WarpSampler):
+    """Asks process 1, and no other, to end where batch 5 is asked for."""
+
+    def next_packed(self):
+        if self.tell() == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().next_packed()
+
+
+def train_with(sampler, data):
+    cli.WarpSampler = sampler
     sys.exit(cli.main(command_line("train", *options_of_run(data))))
 
 
@@ -407,7 +416,7 @@ def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(
     monkeypatch.chdir(tmp_path)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with two_processes(
-        f"import test_distributed as t; t.train_until_killed({data!r})", tmp_path, **pipes
+        f"import test_distributed as t; t.train_with(t.DeadlySampler, {data!r})", tmp_path, **pipes
     ) as (killed, left):
         assert killed.wait(timeout=120) == -signal.SIGKILL
         output, error = left.communicate(timeout=TIMEOUT_SECONDS + 10)
@@ -438,3 +447,25 @@ def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(
         assert sorted(p.suffix for p in Path(run).iterdir()) == sorted(
             p.suffix for p in Path("whole").iterdir()
         )
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_run_goes_on(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with two_processes(
+        f"import test_distributed as t; t.train_with(t.TerminatingSampler, {data!r})",
+        tmp_path,
+        stderr=subprocess.PIPE,
+    ) as processes:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2
+    assert ["ssept resume run goes on" in error for error in errors] == [True, False]
+    state = load_training("run")
+    assert (state.epoch, len(state.losses), state.next_batch) == (2, 2, 6)
+
+    assert cli.main(command_line("resume", "run")) == 0
+    assert cli.main(command_line("train", *options_of_run(data, "whole"))) == 0
+
+    assert figures_of(Path("run")) == pytest.approx(np.array(figures_of(Path("whole"))), rel=1e-3)
