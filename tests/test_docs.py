@@ -20,9 +20,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 NOT_RUN = {
     "make": "sets up a virtual environment, and runs for minutes",
     "pip install": "builds the extension",
+    "torchrun": "starts processes; tests/test_distributed.py does",
+    "# Under torchrun": "the same; tests/test_large_tables.py has these calls",
     "ssept prepare --download": "needs the network; tests/test_download.py has a server of its own",
 }
-"""Beginnings of commands that are not run here, and why."""
+"""Beginnings of commands, and of blocks of Python, that are not run here, and why."""
 
 SMALLER = {
     "ssept train": ["--epochs", "1"],
@@ -82,6 +84,8 @@ def run_command(words):
 def run_block(block, page, namespace):
     match block.language:
         case "python":
+            if block.code.startswith(tuple(NOT_RUN)):
+                return
             # Behind empty lines, so that a traceback has the page's line numbers.
             code = compile("\n" * block.line + block.code, str(page), "exec")
             exec(code, namespace)
@@ -148,16 +152,16 @@ def test_links_and_names_of_files_lead_to_files(page):
 
 
 def test_every_reason_not_to_run_is_one_for_a_command_of_the_pages():
+    blocks = [block for page in PAGES for block in blocks_of(page.read_text())]
     commands = [
-        words
-        for page in PAGES
-        for block in blocks_of(page.read_text())
-        if block.language == "sh"
-        for words in commands_of(block.code)
+        words for block in blocks if block.language == "sh" for words in commands_of(block.code)
     ]
 
     unused = [
-        start for start in NOT_RUN if not any(begins_with(words, start) for words in commands)
+        start
+        for start in NOT_RUN
+        if not any(begins_with(words, start) for words in commands)
+        and not any(b.language == "python" and b.code.startswith(start) for b in blocks)
     ]
 
     assert unused == []
