@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption by Ctrl-C, 143 one of a
     training by SIGTERM, and 1 the end of another of the processes that torchrun started.
     """
+    code: int
     try:
         options = make_parser().parse_args(argv)
-        code: int = options.command(options)
+        code = options.command(options)
     except (
         *(OSError, ValueError, FloatingPointError, ImportError),
         distributed.ProcessLostError,
@@ -72,10 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         launched = distributed.launched()
         who = "ssept" if launched is None else f"ssept process {launched[0]} of {launched[1]}"
         print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return PROCESS_LOST if isinstance(error, distributed.ProcessLostError) else USER_ERROR
+        code = PROCESS_LOST if isinstance(error, distributed.ProcessLostError) else USER_ERROR
+        if distributed.size() > 1:  # here, where `error` still keeps the group alive
+            distributed.end_process(code)
     except KeyboardInterrupt:
         print("ssept: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
+        if distributed.size() > 1:
+            distributed.end_process(code)
     return code
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -22,17 +23,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ssept_ext.graphs import Loss
 from ssept_ext.packing import BatchPart, PackedBatch
 
 T = TypeVar("T")
-Loss = Callable[[PackedBatch, Tensor], Tensor]
 
 TIMEOUT_SECONDS = 600
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class ProcessLostError(RuntimeError):
-    """Another process has ended, or has not answered in time."""
+    """Another process has ended, or has not answered in time: there is nothing left but `end_process`."""
 
 
 def rank() -> int:
@@ -68,7 +69,8 @@ def process_group(device: torch.device, timeout_seconds: float) -> Iterator[None
     """Join the processes that torchrun started, if it did, by gloo on CPUs and by NCCL on GPUs.
 
     A process that another one leaves waiting for longer than the timeout gives up. With NCCL it is
-    torch's watchdog that ends it then, with a report of its own.
+    torch's watchdog that ends it then, with a report of its own. After an exception the group is left as
+    it is: see `end_process`.
 
     Raises
     ------
@@ -84,10 +86,15 @@ def process_group(device: torch.device, timeout_seconds: float) -> Iterator[None
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
         )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process without tearing the group down, which can wait forever for processes that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

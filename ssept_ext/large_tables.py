@@ -24,7 +24,7 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingEnv
 
 from ssept_ext import distributed
-from ssept_ext.distributed import Loss
+from ssept_ext.graphs import Loss
 from ssept_ext.layers import LayerNormalization
 from ssept_ext.model import SASREC, SSEPT, SASRECConfig, SSEPTConfig
 from ssept_ext.packing import PackedBatch

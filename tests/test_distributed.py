@@ -1,5 +1,6 @@
 """Two processes that train one model do what one process does."""
 
+import argparse
 import csv
 import os
 import shutil
@@ -351,6 +352,37 @@ def test_on_a_gpu_shared_steps_are_eager():
         step = graphs.training_step(None, optimizer, torch.device("cuda"), 6, num_processes=2)
 
     assert not isinstance(step, graphs.GraphedStep)
+
+
+@pytest.fixture
+def _second_of_four(monkeypatch):
+    """The environment that torchrun makes on a machine with two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    variables = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("_second_of_four")
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+    device = cli._choose_device(argparse.Namespace(device=None, backend="auto"))
+
+    assert device == torch.device("cuda", 1)
+
+
+@pytest.mark.usefixtures("_second_of_four")
+def test_more_processes_than_gpus_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+
+    assert cli.main(["train"]) == 2
+
+    assert capsys.readouterr().err == (
+        "ssept process 1 of 4: error: LOCAL_RANK must be below 2, the number of CUDA devices, got 2: "
+        "start fewer processes with --nproc-per-node\n"
+    )
 
 
 def test_other_errors_are_not_taken_for_lost_processes():
