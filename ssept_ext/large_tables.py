@@ -59,9 +59,16 @@ class ShardedTables:
         learning_rate: float,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make the tables of a model, and draw them. Every process of the default group must call this."""
+        """Make the tables of a model, and draw them. Every process of the default group must call this.
+
+        A ValueError names an unknown optimizer, or an `l2_reg` in the config, which cannot be had.
+        """
         if optimizer not in _OPTIMIZERS:
             raise ValueError(f'optimizer must be one of {tuple(_OPTIMIZERS)}, got "{optimizer}"')
+        if config.l2_reg:
+            raise ValueError(
+                f"l2_reg must be 0, as rows change only when they are looked up, got {config.l2_reg}"
+            )
         self.config = config
         sizes = {"item": (config.item_num, config.item_width)}
         if isinstance(config, SSEPTConfig):

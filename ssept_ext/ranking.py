@@ -22,6 +22,9 @@ USERS_AT_A_TIME = 1024
 SCORES_AT_A_TIME = 1 << 22
 """A block of scores is this large at most: 16 MiB in float32, whatever the number of items."""
 _CHUNK = 64
+_WIDTH = (
+    192  # a multiple of the columns that matrix products take at a time: 8 to 64, or 12, 24 and 48
+)
 """Items that share one comparison with what is already found; blocks are multiples of it."""
 
 
@@ -85,7 +88,7 @@ def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Te
     """Score all items but item 0: pairs of a block's first item and its scores (m, width).
 
     Column j belongs to item `first + j`; columns beyond the last item are -inf. The memory of the
-    scores is reused from block to block. All blocks have one width, a multiple of 64, and with it
+    scores is reused from block to block. All blocks have one width, a multiple of 192, and with it
     one order of summation: items of equal vectors get equal scores, wherever they are.
 
     Parameters
@@ -94,8 +97,8 @@ def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Te
     item_weight : (I + 1, Di), converted to the queries' type a block at a time
     """
     num_items = item_weight.shape[0] - 1
-    width = min(SCORES_AT_A_TIME // len(queries), num_items + _CHUNK - 1)
-    width = max(width // _CHUNK, 1) * _CHUNK
+    width = min(SCORES_AT_A_TIME // len(queries), num_items + _WIDTH - 1)
+    width = max(width // _WIDTH, 1) * _WIDTH
     scores = queries.new_empty(len(queries), width)
     for first in range(1, num_items + 1, width):
         vectors = item_weight[first : first + width].to(queries.dtype)

@@ -10,7 +10,7 @@ import torch
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, ranking
 from ssept_ext.evaluation import evaluate_full
 
-NUM_ITEMS = 150
+NUM_ITEMS = 250
 KS = (1, 3, 10, 500)
 
 
@@ -33,7 +33,7 @@ def make(kind=SSEPT, dtype=torch.float64):
     return model
 
 
-@pytest.fixture(params=[64 * 50, 1 << 22], ids=["blocks of 64 items", "one block"])
+@pytest.fixture(params=[192 * 50, 1 << 22], ids=["blocks of 192 items", "one block"])
 def _block_size(request, monkeypatch):
     monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", request.param)
 
@@ -98,11 +98,11 @@ def test_ties_count_against_the_model(dataset, dtype):
     with torch.no_grad():  # all items alike, by vectors whose products need rounding
         model.item_embedding_layer.weight[1:] = torch.randn(5, dtype=dtype)
 
-    metrics = evaluate_full(model, dataset, ks=(100, 150))
+    metrics = evaluate_full(model, dataset, ks=(200, 250))
 
-    # A rank is the number of unseen items, at least 150 - 30 of them.
-    assert metrics.hr[100] == 0
-    assert metrics.hr[150] == 1
+    # A rank is the number of unseen items, at least 250 - 32 of them.
+    assert metrics.hr[200] == 0
+    assert metrics.hr[250] == 1
     unseen = [
         NUM_ITEMS - len({*history, target}) for _, history, target in trials_of(dataset, "test")
     ]
@@ -131,7 +131,7 @@ def test_scores_that_are_not_finite_never_rank(dataset):
 def test_a_dataset_larger_than_the_model_is_an_error(dataset):
     dataset.itemnum = NUM_ITEMS + 1
 
-    with pytest.raises(ValueError, match=r"item 151, the model knows items 1\.\.150"):
+    with pytest.raises(ValueError, match=r"item 251, the model knows items 1\.\.250"):
         evaluate_full(make(), dataset)
 
 

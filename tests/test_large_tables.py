@@ -1,5 +1,6 @@
 """Tables with their rows spread over two processes, against a model that holds them whole."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,20 @@ def test_sharded_tables_and_the_rest_are_drawn_as_the_model_draws_them(results):
             assert torch.equal(parameter, like), name
         else:
             assert parameter.std() == pytest.approx(like.std(), rel=0.5), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "optimizer", "message"),
+    [
+        ({}, "adamw", 'optimizer must be one of .*, got "adamw"'),
+        ({"l2_reg": 0.1}, "sgd", "l2_reg must be 0, .*, got 0.1"),
+    ],
+)
+def test_what_sharded_tables_cannot_do_is_refused(changes, optimizer, message):
+    from ssept_ext.large_tables import ShardedTables
+
+    model, _ = make_model()
+    config = replace(model.config, **changes)
+
+    with pytest.raises(ValueError, match=message):
+        ShardedTables(config, optimizer=optimizer, learning_rate=LEARNING_RATE)

@@ -9,9 +9,13 @@ from ssept_ext.ranking import score_blocks
 
 @pytest.mark.parametrize("num_queries", [1, 2, 100])
 @pytest.mark.parametrize("scores_at_a_time", [64, 1 << 16, 1 << 22])
-def test_equal_items_get_equal_scores_wherever_they_are(monkeypatch, num_queries, scores_at_a_time):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_items_get_equal_scores_wherever_they_are(
+    monkeypatch, num_queries, scores_at_a_time, dtype
+):
     monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", scores_at_a_time)
-    queries, items = torch.randn(num_queries, 100), torch.randn(100).repeat(3418, 1)
+    queries = torch.randn(num_queries, 100, dtype=dtype)
+    items = torch.randn(100, dtype=dtype).repeat(3418, 1)
 
     scores = torch.cat([block.clone() for _, block in score_blocks(queries, items)], 1)
 

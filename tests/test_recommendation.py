@@ -32,7 +32,7 @@ def make(kind=SSEPT, **arguments):
     return model
 
 
-@pytest.fixture(params=[64 * 4, 1 << 22], ids=["blocks of 64 items", "one block"])
+@pytest.fixture(params=[192 * 4, 1 << 22], ids=["blocks of 192 items", "one block"])
 def _block_size(request, monkeypatch):
     monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", request.param)
 
