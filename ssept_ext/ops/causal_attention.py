@@ -67,10 +67,13 @@ def causal_attention(
     return reference.causal_attention(*args)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]
 def _matmul_takes_tf32() -> bool:
     """A graph of torch.compile is made anew where this changes: torch guards it as part of its global state."""
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+# What torch.compiler.assume_constant_result does after importing torch._dynamo, which took half of `import ssept_ext`.
+_matmul_takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def padded_causal_attention(
