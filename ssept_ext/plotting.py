@@ -43,7 +43,8 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
         axes.set(xlabel="seconds of training" if over == "seconds" else over, ylabel=title)
         axes.xaxis.get_major_locator().set_params(integer=over != "seconds")
         axes.grid(alpha=0.3)
-        axes.legend()
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center")  # names of runs are long
     kind = out.suffix[1:] or "png"
     replace_file(out, lambda part: figure.savefig(part, format=kind, dpi=150))
 

@@ -35,8 +35,8 @@ def test_each_training_is_a_curve_of_loss_and_one_of_ndcg(log, tmp_path, monkeyp
     assert [list(line.get_ydata()) for line in loss.lines] == [[1.25, 1.0, 0.75], [3.0]]
     assert [list(line.get_xdata()) for line in ndcg.lines] == [places[1:2], []]
     assert [list(line.get_ydata()) for line in ndcg.lines] == [[0.25], []]
-    for axes in (loss, ndcg):
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["first", "second"]
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
 
 
 @pytest.mark.parametrize(
