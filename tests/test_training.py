@@ -522,6 +522,7 @@ def count_page_faults():
     assert faults_of_a_step() > pages // 2  # what there is to gain
     with kept_memory():
         faults_of_a_step()
+        faults_of_a_step()  # by where the heap lies, it may grow once more
         assert faults_of_a_step() < pages // 10
     assert faults_of_a_step() > pages // 2
 
