@@ -74,5 +74,6 @@ $(VENV)/installed: $(SOURCES)
 	$(BIN)/pip install ".[test,lint,docs,wheel]"
 	# TorchRec asks for FBGEMM's CUDA build, of which the tests of large tables need no more than the CPU's.
 	$(BIN)/pip install --quiet --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3
-	$(BIN)/pip install --quiet tensordict pyre-extensions lightning-utilities
+	# Pinned: a newer one could ask for another torch.
+	$(BIN)/pip install --quiet tensordict==0.15.3 pyre-extensions==0.0.32 lightning-utilities==0.15.3
 	touch $@

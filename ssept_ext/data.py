@@ -112,6 +112,13 @@ class Histories(NamedTuple):
     items: IntArray
     """(E,)"""
 
+    def part(self, rows: slice) -> Histories:
+        """Some of the rows, consecutive ones."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return Histories(
+            self.users[rows], offsets - offsets[0], self.items[offsets[0] : offsets[-1]]
+        )
+
 
 def to_csr(histories: Mapping[int, Sequence[int]]) -> Histories:
     """Lay out `histories` (user id to item ids) in arrays, users in the order of the mapping.

@@ -171,13 +171,6 @@ def _inputs(dataset: SASRecDataSet, users: Sequence[int], split: Split) -> Histo
     return to_csr({u: train[u] if split == "valid" else [*train[u], *valid[u]] for u in users})
 
 
-def _rows(histories: Histories, rows: slice) -> Histories:
-    """Some of the rows, consecutive ones."""
-    offsets = histories.offsets[rows.start : rows.stop + 1]
-    events = slice(offsets[0], offsets[-1])
-    return Histories(histories.users[rows], offsets - offsets[0], histories.items[events])
-
-
 def _first_events(histories: Histories, counts: Sequence[int]) -> Histories:
     """The oldest `counts[r]` events of each row r."""
     offsets = to_offsets(np.array(counts, np.int64))
@@ -440,7 +433,7 @@ def evaluate_full(
         _check_items(histories, dataset.itemnum)
 
     mine = distributed.share(len(users), USERS_AT_A_TIME)
-    inputs, held_out = (_rows(histories, mine) for histories in (inputs, held_out))
+    inputs, held_out = (histories.part(mine) for histories in (inputs, held_out))
     num_best = min(max(ks), dataset.itemnum)
     ranks = [torch.zeros(0, dtype=torch.int64)]
     best = [torch.zeros(0, num_best, dtype=torch.int64)]

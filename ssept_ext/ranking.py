@@ -22,10 +22,9 @@ USERS_AT_A_TIME = 1024
 SCORES_AT_A_TIME = 1 << 22
 """A block of scores is this large at most: 16 MiB in float32, whatever the number of items."""
 _CHUNK = 64
-_WIDTH = (
-    192  # a multiple of the columns that matrix products take at a time: 8 to 64, or 12, 24 and 48
-)
 """Items that share one comparison with what is already found; blocks are multiples of it."""
+_WIDTH = 192
+"""Blocks are multiples of it: of the columns that matrix products take at a time, 8 to 64, or 12, 24 and 48."""
 
 
 @contextmanager
@@ -115,8 +114,7 @@ class SeenItems:
 
     def __init__(self, histories: Histories, rows: slice, device: torch.device) -> None:
         """Take the histories of some of the rows."""
-        offsets = histories.offsets[rows.start : rows.stop + 1]
-        items = histories.items[offsets[0] : offsets[-1]]
+        _, offsets, items = histories.part(rows)
         order = items.argsort(kind="stable")
         self._items: IntArray = items[order]
         row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[order]

@@ -39,3 +39,12 @@ def _two_threads():
     """Splitting work over threads is tested on machines of any size."""
     if "SSEPT_EMULATION_MODE" not in os.environ:
         torch.set_num_threads(2)
+
+
+@pytest.fixture
+def _one_thread():
+    """Threads only cost time on models as small as the tests', most of all on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

@@ -20,15 +20,6 @@ eager = importlib.import_module("baselines.eager")
 QUICK = measure.Options(quick=True, device=torch.device("cpu"), verbose=False)
 
 
-@pytest.fixture
-def _one_thread():
-    """Tiny sizes gain nothing from a second thread, and lose much where another process has it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("script", run_all.SCRIPTS)
 def test_benchmark_compares_ours_with_others_and_with_a_floor(script, capsys):

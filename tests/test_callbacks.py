@@ -10,16 +10,9 @@ from ssept_ext import SSEPT, WarpSampler
 from ssept_ext.callbacks import csv_log, tensorboard_log
 from ssept_ext.datasets import synthetic
 
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
 STEPS_IN_AN_EPOCH = 4
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads only cost time on models this small, most of all on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def train(callbacks, **options):

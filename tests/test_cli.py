@@ -21,19 +21,12 @@ from ssept_ext.evaluation import evaluate, evaluate_popularity, evaluate_valid
 from ssept_ext.id_map import save_id_maps
 from ssept_ext.training import TrainingOptions
 
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
 TINY = [
     *("--seq-max-len", "6", "--num-blocks", "1", "--item-embedding-dim", "4"),
     *("--batch-size", "8", "--num-neg-test", "5", "--device", "cpu"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads only cost time on models this small, most of all on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,13 @@ import torch.distributed as dist
 from processes import two_processes
 
 from ssept_ext import SSEPT, PackedBatch, WarpSampler, cli, distributed, graphs
+from ssept_ext.callbacks import csv_log, tensorboard_log
 from ssept_ext.checkpoint import load_training
 from ssept_ext.datasets import synthetic
 from ssept_ext.sse import SSE, replace_ids
 from ssept_ext.training import TrainingOptions, train_model
+
+pytestmark = pytest.mark.usefixtures("_one_thread")
 
 NUM_USERS = 20
 TIMEOUT_SECONDS = 20
@@ -41,15 +44,6 @@ CASES = {
         {"loss": "softmax"},
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads only cost time on models this small, most of all on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def make_dataset():
@@ -137,6 +131,22 @@ def batches_of_an_epoch():
     return model.batches
 
 
+def logged_until_process_1_is_content(folder, rank):
+    """The epochs that are done when a callback of process 1, and no other, ends the training."""
+    history = train(
+        make_model(),
+        make_sampler(batch_size=4),
+        batch_size=4,
+        epochs=3,
+        callbacks=[
+            csv_log(folder / f"metrics-{rank}.csv"),
+            tensorboard_log(folder / f"tensorboard-{rank}"),
+            lambda progress: rank == 1,
+        ],
+    )
+    return len(history["loss"])
+
+
 def message_of(error, function):
     try:
         function()
@@ -178,6 +188,7 @@ def work(folder):
             "new trials": make_model().evaluate(make_dataset()),
             "batches": batches_of_an_epoch(),
             "mistakes": mistakes(rank),
+            "logged": logged_until_process_1_is_content(Path(folder), rank),
         }
         model_arguments, _, options = CASES["gbce, with replacing"]
         other = make_model(seed=rank, **model_arguments)
@@ -193,7 +204,9 @@ def results(tmp_path_factory):
         f"import test_distributed as t; t.work({str(folder)!r})", folder
     ) as processes:
         assert [process.wait(timeout=240) for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    loaded = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    logs = {path.stem for path in folder.iterdir() if path.suffix != ".pt"}
+    return [{**result, "logs": logs} for result in loaded]
 
 
 def assert_equal(left, right):
@@ -247,6 +260,11 @@ def test_the_parts_of_a_batch_are_disjoint_and_make_up_that_of_one_process(resul
 
 def test_evaluation_finds_what_one_process_does(results):
     assert [result["metrics"] for result in results] == [metrics()] * 2
+
+
+def test_a_callback_of_any_process_ends_the_training_and_process_0_logs(results):
+    assert [result["logged"] for result in results] == [1, 1]
+    assert results[0]["logs"] == {"metrics-0", "tensorboard-0"}
 
 
 def test_trials_without_a_seed_are_the_same_everywhere(results):

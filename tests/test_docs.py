@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from markdown_it import MarkdownIt
 
 from ssept_ext import cli
@@ -115,15 +114,6 @@ def _small_data(tmp_path, monkeypatch):
         for _ in range(12)
     ]
     Path("events.csv").write_text("".join(["user,item,timestamp\n", *events]))
-
-
-@pytest.fixture
-def _one_thread():
-    """Tiny sizes gain nothing from a second thread, and lose much where another process has it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("_small_data", "_one_thread")

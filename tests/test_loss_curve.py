@@ -11,17 +11,10 @@ from tolerances import assert_close
 from ssept_ext import SSEPT, SASRecDataSet, WarpSampler
 from ssept_ext.training import train_model
 
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
 ML_1M = Path(__file__).parents[1] / ".." / "shared" / "data" / "ml-1m.txt.gz"
 NUM_STEPS, SEQ_MAX_LEN, BATCH_SIZE = 50, 50, 32
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads only cost time on models this small, most of all on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def synthetic():

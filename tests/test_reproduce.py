@@ -9,23 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from ssept_ext import SASREC, SSEPT, WarpSampler
 from ssept_ext.checkpoint import load_checkpoint
 from ssept_ext.datasets import synthetic
 
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 reproduce = importlib.import_module("reproduce")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny sizes gain nothing from a second thread, and lose much where another process has it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -18,17 +18,10 @@ from ssept_ext.datasets import synthetic
 from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.training import TrainingOptions, train_model
 
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
 STEPS_IN_AN_EPOCH = 4
 EPOCHS = 6
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads only cost time on models this small, most of all on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 class DeadlySampler(WarpSampler):

@@ -20,6 +20,8 @@ from ssept_ext.packing import pack
 from ssept_ext.sampler import WarpSampler
 from ssept_ext.training import VALIDATION_SEED, TrainingOptions, kept_memory, train_model
 
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
 NUM_ITEMS, NUM_USERS, LENGTH = 30, 12, 6
 
 
@@ -77,15 +79,6 @@ class Interrupted:
             raise self.error
         self.left -= 1
         return self.sampler.next_batch()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads only cost time on models this small, most of all on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture
