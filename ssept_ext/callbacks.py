@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ssept_ext import distributed
 from ssept_ext.files import replace_file
-from ssept_ext.raw_events import require
+from ssept_ext.optional import require
 
 if TYPE_CHECKING:
     from ssept_ext.model import SASREC

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssept_ext.raw_events import require
+from ssept_ext.optional import require
 
 MOVIELENS_URL = "https://files.grouplens.org/datasets/movielens"
 

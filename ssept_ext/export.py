@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from ssept_ext.data import Histories
 from ssept_ext.files import replace_file
 from ssept_ext.model import SASREC
+from ssept_ext.optional import require
 from ssept_ext.packing import PackedBatch
 from ssept_ext.ranking import encode_groups, scoring
-from ssept_ext.raw_events import require
 from ssept_ext.recommendation import encode_history, encode_user
 
 if TYPE_CHECKING:

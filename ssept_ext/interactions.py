@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssept_ext.data import Histories, IntArray, SASRecDataSet
 from ssept_ext.id_map import IdMap
+from ssept_ext.optional import require
 from ssept_ext.raw_events import (
     Codes,
     Columns,
@@ -22,7 +23,6 @@ from ssept_ext.raw_events import (
     encode_ids,
     open_file,
     read_delimited,
-    require,
     take_times,
 )
 

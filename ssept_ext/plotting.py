@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ssept_ext.files import replace_file
-from ssept_ext.raw_events import require
+from ssept_ext.optional import require
 
 Axis = Literal["epoch", "step", "seconds"]
 AXES: tuple[Axis, ...] = get_args(Axis)

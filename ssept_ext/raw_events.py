@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
-import importlib
 import io
 import json
 import math
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data import IntArray
+from ssept_ext.optional import require
 
 SHOWN_CHARACTERS = 200
 _UNIT_SEPARATOR = b"\x1f"
@@ -76,19 +76,6 @@ class Delimited(NamedTuple):
     """whether `"` quotes a field, which may then hold delimiters and line ends"""
     integers: bool = False
     """whether ids and times must be integers"""
-
-
-def require(module: str, extra: str) -> Any:
-    """Import an optional dependency.
-
-    Raises
-    ------
-    ImportError : it is missing; says how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{module} is missing: pip install 'ssept_ext[{extra}]'") from error
 
 
 def arrow() -> Any:

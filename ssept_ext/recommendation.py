@@ -22,8 +22,8 @@ from ssept_ext.data import Histories, IntArray, SASRecDataSet, to_csr
 from ssept_ext.evaluation import check_at_least
 from ssept_ext.id_map import IdMap, RawId
 from ssept_ext.known_histories import KnownHistories
+from ssept_ext.optional import require
 from ssept_ext.ranking import SeenItems, TopK, encode_groups, score_blocks, scoring
-from ssept_ext.raw_events import require
 
 if TYPE_CHECKING:
     from ssept_ext.model import SASREC
