@@ -1,6 +1,7 @@
 // Where each id occurs, for summing gradients id by id: in a fixed order, and by any number of
 // threads.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -12,15 +13,18 @@ namespace ssept::cpu {
 struct Occurrences {
   std::vector<int64_t> start, entries;
 
+  Occurrences() = default;
   Occurrences(const int64_t* ids, int64_t count, int64_t rows, int64_t first) : start(rows + 1, 0) {
     for (int64_t e = 0; e < count; ++e)
       if (ids[e] >= first) ++start[ids[e]];
     int64_t sum = 0;
     for (auto& s : start) sum += std::exchange(s, sum);
     entries.resize(sum);
-    std::vector<int64_t> next(start);
     for (int64_t e = 0; e < count; ++e)
-      if (ids[e] >= first) entries[next[ids[e]]++] = e;
+      if (ids[e] >= first) entries[start[ids[e]]++] = e;
+    // Each id's start now lies where the next id's belongs.
+    std::copy_backward(start.begin(), start.end() - 1, start.end());
+    start.front() = 0;
   }
 };
 

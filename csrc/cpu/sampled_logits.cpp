@@ -65,18 +65,47 @@ SSEPT_SIMD_CLONES void backward_hidden(const SampledLogits<T>& in, const T* grad
   }
 }
 
+// Where each item occurs in each block of tokens. A block is as many tokens as score an item four
+// times in the mean: the table's gradient passes by once a block, while the block's hidden states
+// stay in cache.
+struct BlockedOccurrences {
+  int64_t block_tokens;
+  std::vector<Occurrences> blocks;
+
+  // `items` are (num_tokens, num_items), all below item_rows.
+  BlockedOccurrences(const int64_t* items, int64_t num_tokens, const SampledLogitsSizes& s)
+      : block_tokens(
+            std::max<int64_t>(kMinTokens, 4 * s.item_rows / std::max<int64_t>(s.num_items, 1))),
+        blocks((num_tokens + block_tokens - 1) / block_tokens) {
+    torch::stable::parallel_for(0, std::ssize(blocks), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * block_tokens;
+        const int64_t tokens = std::min(block_tokens, num_tokens - first);
+        blocks[block] = Occurrences(items + first * s.num_items, tokens * s.num_items, s.item_rows,
+                                    /*first=*/1);
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kMinTokens = 64;
+};
+
+// Adds up an item's gradients in the order of tokens, whatever the blocks.
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void backward_items(const SampledLogits<T>& in, const T* grad,
-                                      const Occurrences& occurrences, A* grad_item, int64_t begin,
-                                      int64_t end) {
+                                      const BlockedOccurrences& occurrences, A* grad_item,
+                                      int64_t begin, int64_t end) {
   const auto& s = in.size;
-  for (int64_t item = begin; item < end; ++item) {
-    A* row = grad_item + item * s.item_width;
-    for (int64_t o = occurrences.start[item]; o < occurrences.start[item + 1]; ++o) {
-      const int64_t entry = occurrences.entries[o];
-      add_scaled(row, static_cast<A>(grad[entry]), in.hidden + entry / s.num_items * s.width,
-                 s.item_width);
-    }
+  for (int64_t block = 0; block < std::ssize(occurrences.blocks); ++block) {
+    const auto& [start, entries] = occurrences.blocks[block];
+    const int64_t first_token = block * occurrences.block_tokens;
+    const T* block_grad = grad + first_token * s.num_items;
+    const T* block_hidden = in.hidden + first_token * s.width;
+    for (int64_t item = begin; item < end; ++item)
+      for (int64_t o = start[item]; o < start[item + 1]; ++o)
+        add_scaled(grad_item + item * s.item_width, static_cast<A>(block_grad[entries[o]]),
+                   block_hidden + entries[o] / s.num_items * s.width, s.item_width);
   }
 }
 
@@ -140,8 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
         });
     bad_item.raise("items", s.item_rows);
     bad_user.raise("users", s.user_rows);
-    const Occurrences occurrences(in.items, in.cu_seqlens[s.num_sequences] * s.num_items,
-                                  s.item_rows, /*first=*/1);
+    const BlockedOccurrences occurrences(in.items, in.cu_seqlens[s.num_sequences], s);
     const int64_t mean_occurrences = s.num_tokens * s.num_items / (s.item_rows + 1);
     torch::stable::parallel_for(0, s.item_rows, grain((1 + mean_occurrences) * s.item_width),
                                 [&](int64_t begin, int64_t end) {
