@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, Literal
 
 import numpy as np
@@ -285,28 +287,40 @@ def measure_test(model: SASREC, data: SASRecDataSet) -> Metrics:
 
 
 def tabulate(folder: Path) -> str:
-    """A Markdown row of each finished run in a folder, its test figures beside the published ones."""
-    results = {
-        path.parent.name: json.loads(path.read_text())
-        for path in sorted(folder.glob(f"*/{RESULT_FILE}"))
-    }
-    names = [
-        name
-        for name in _SAMPLED + _FULL
-        if any(name in result["test"] for result in results.values())
-    ]
-    header = ["run", *(column for name in names for column in (name, "published"))]
-    header += ["best epoch", "epochs", "seconds", "machine"]
-    lines = [header, ["---"] * len(header)]
-    for run, result in results.items():
+    """A Markdown row of each finished run in a folder, its test figures beside the published ones.
+
+    Below runs that differ in their seeds alone: their means and sample standard deviations.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"*/{RESULT_FILE}")):
+        run = path.parent.name
+        groups.setdefault(re.sub(r"-seed-\d+", "", run), {})[run] = json.loads(path.read_text())
+    tested = {name for runs in groups.values() for run in runs.values() for name in run["test"]}
+    names = [name for name in _SAMPLED + _FULL if name in tested]
+    columns = [column for name in names for column in (name, "published")]
+    lines = [["run", *columns, "best epoch", "epochs", "seconds", "machine"]]
+    lines.append(["---"] * len(lines[0]))
+
+    def add(
+        run: str, figures: Mapping[str, str], result: Mapping[str, Any], ends: list[str]
+    ) -> None:
         published = PUBLISHED.get((result["dataset"], result["preset"]), {})
-        figures = [
-            f"{figures[name]:.4f}" if name in figures else "–"
-            for name in names
-            for figures in (result["test"], published)
-        ]
-        ends = [result["best_epoch"], result["epochs"], round(result["seconds"]), result["machine"]]
-        lines.append([run, *figures, *map(str, ends)])
+        beside = {name: f"{figure:.4f}" for name, figure in published.items()}
+        lines.append(
+            [run, *(row.get(name, "–") for name in names for row in (figures, beside)), *ends]
+        )
+
+    for group, runs in groups.items():
+        for run, result in runs.items():
+            figures = {name: f"{figure:.4f}" for name, figure in result["test"].items()}
+            ends = (result["best_epoch"], result["epochs"], round(result["seconds"]))
+            add(run, figures, result, [*map(str, ends), result["machine"]])
+        if len(runs) > 1:
+            figures = {}
+            for name in result["test"]:
+                of_seeds = [run["test"][name] for run in runs.values()]
+                figures[name] = f"{mean(of_seeds):.4f} ± {stdev(of_seeds):.4f}"
+            add(f"{group}, {len(runs)} seeds", figures, result, ["–"] * 4)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

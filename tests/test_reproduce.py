@@ -148,25 +148,49 @@ def test_the_settings_of_the_authors_command_line():
     assert config.sse.joint
 
 
-def test_figures_stand_beside_the_published_ones(tmp_path):
-    result = {
-        "test": {"HR@10": 0.84, "NDCG@10": 0.63},
-        "dataset": "ml-1m",
-        "preset": "sse-pt",
-        "best_epoch": 150,
-        "epochs": 200,
-        "seconds": 1234.5,
-        "machine": "a machine",
-    }
-    (tmp_path / "sse-pt-seed-0").mkdir()
-    (tmp_path / "sse-pt-seed-0" / "result.json").write_text(json.dumps(result))
+@pytest.fixture
+def finished(tmp_path):
+    """Leave the result of a run of SSE-PT on ML-1M; returns the folder of all runs."""
 
-    header, _, row = reproduce.tabulate(tmp_path).splitlines()
+    def finish(run, hr, ndcg):
+        result = {
+            "test": {"HR@10": hr, "NDCG@10": ndcg},
+            "dataset": "ml-1m",
+            "preset": "sse-pt",
+            "best_epoch": 150,
+            "epochs": 200,
+            "seconds": 1234.5,
+            "machine": "a machine",
+        }
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "result.json").write_text(json.dumps(result))
+        return tmp_path
+
+    return finish
+
+
+def test_figures_stand_beside_the_published_ones(finished):
+    folder = finished("sse-pt-seed-0", 0.84, 0.63)
+
+    header, _, row = reproduce.tabulate(folder).splitlines()
 
     columns = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     assert header.split(" | ")[1:5] == ["HR@10", "published", "NDCG@10", "published"]
     assert row.split(" | ")[1:5] == ["0.8400", "0.8341", "0.6300", "0.6281"]
     assert columns["epochs"] == "200"
+
+
+def test_seeds_of_the_same_settings_are_summed_up(finished):
+    for seed, hr in enumerate((0.81, 0.83, 0.82)):
+        folder = finished(f"sse-pt-seed-{seed},bf16=true", hr, 0.63)
+    finished("sse-pt-seed-0,bf16=false", 0.5, 0.5)
+
+    rows = reproduce.tabulate(folder).splitlines()[2:]
+
+    assert len(rows) == 5
+    assert rows[4].startswith(
+        "| sse-pt,bf16=true, 3 seeds | 0.8200 ± 0.0100 | 0.8341 | 0.6300 ± 0.0000 |"
+    )
 
 
 def test_a_file_of_events_is_a_data_set(tmp_path):
