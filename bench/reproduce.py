@@ -186,7 +186,7 @@ def for_games(settings: Settings) -> Settings:
         sse_item_prob=0.0,
         learning_rate=1e-3,
         warmup_steps=0,
-        epochs=150,
+        epochs=150 if settings.loss == "bce" else 40,
         val_epoch=5,
     )
 
