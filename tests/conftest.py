@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 import torch
@@ -39,6 +40,12 @@ def _two_threads():
     """Splitting work over threads is tested on machines of any size."""
     if "SSEPT_EMULATION_MODE" not in os.environ:
         torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard():
+    """Shells start background jobs with SIGINT ignored, which training respects."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
