@@ -152,16 +152,16 @@ _SASREC = Settings(
     epochs=120,
     val_epoch=5,
 )
-# These converge in fewer epochs.
-_SOFTMAX: dict[str, Any] = {
-    "loss": "softmax",
+# Losses over many items learn more in an epoch.
+_FEWER_EPOCHS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "warmup_steps": 0,
     "epochs": 60,
     "val_epoch": 5,
 }
+_SOFTMAX: dict[str, Any] = {"loss": "softmax", **_FEWER_EPOCHS}
 # As in gSASRec's published row: Petrov & Macdonald, RecSys 2023.
-_GBCE: dict[str, Any] = {**_SOFTMAX, "loss": "gbce", "gbce_t": 0.75, "num_negatives": 256}
+_GBCE: dict[str, Any] = {"loss": "gbce", "gbce_t": 0.75, "num_negatives": 256, **_FEWER_EPOCHS}
 
 PRESETS: dict[str, Settings] = {
     "sse-pt": Settings(),
@@ -338,27 +338,25 @@ def tabulate(folder: Path) -> str:
     lines = [["run", *columns, "best epoch", "epochs", "seconds", "machine"]]
     lines.append(["---"] * len(lines[0]))
 
-    def add(
-        run: str, figures: Mapping[str, str], result: Mapping[str, Any], ends: list[str]
-    ) -> None:
-        published = PUBLISHED.get((result["dataset"], result["preset"]), {})
-        beside = {name: f"{figure:.4f}" for name, figure in published.items()}
-        lines.append(
-            [run, *(row.get(name, "–") for name in names for row in (figures, beside)), *ends]
-        )
+    def add(run: str, results: Sequence[Mapping[str, Any]], ends: Sequence[object]) -> None:
+        published = PUBLISHED.get((results[0]["dataset"], results[0]["preset"]), {})
+        beside = [[result["test"] for result in results], [published]]
+        lines.append([run, *(_cell(of, name) for name in names for of in beside), *map(str, ends)])
 
     for group, runs in groups.items():
         for run, result in runs.items():
-            figures = {name: f"{figure:.4f}" for name, figure in result["test"].items()}
-            ends = (result["best_epoch"], result["epochs"], round(result["seconds"]))
-            add(run, figures, result, [*map(str, ends), result["machine"]])
+            seconds = round(result["seconds"])
+            add(run, [result], [result["best_epoch"], result["epochs"], seconds, result["machine"]])
         if len(runs) > 1:
-            figures = {}
-            for name in result["test"]:
-                of_seeds = [run["test"][name] for run in runs.values()]
-                figures[name] = f"{mean(of_seeds):.4f} ± {stdev(of_seeds):.4f}"
-            add(f"{group}, {len(runs)} seeds", figures, result, ["–"] * 4)
+            add(f"{group}, {len(runs)} seeds", list(runs.values()), ["–"] * 4)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(metrics: Sequence[Metrics], name: str) -> str:
+    """The figure, of several their mean and standard deviation, of none a dash."""
+    figures = [of[name] for of in metrics if name in of]
+    spread = f" ± {stdev(figures):.4f}" if len(figures) > 1 else ""
+    return f"{mean(figures):.4f}{spread}" if figures else "–"
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -1,5 +1,5 @@
 // CPU kernels of `sampled_logits`. Tokens are split over threads; the table's gradient is summed
-// item by item over a list sorted by item, so that it does not depend on the number of threads.
+// item by item over lists sorted by item, so that it does not depend on the number of threads.
 #include <tuple>
 
 #include "common/library.h"
