@@ -36,7 +36,8 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
     """
     figures = require("matplotlib.figure", "plot")
     curves = {name: _read(path, over) for name, path in logs.items()}
-    figure = figures.Figure(figsize=(11, 4), layout="constrained")
+    height = 3.8 + 0.21 * len(logs)  # inches; so much takes a name in the legend
+    figure = figures.Figure(figsize=(11, height), layout="constrained")
     for axes, (column, title) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
         for name, curve in curves.items():
             axes.plot(*curve[column], marker=".", label=name)

@@ -39,6 +39,22 @@ def test_each_training_is_a_curve_of_loss_and_one_of_ndcg(log, tmp_path, monkeyp
     assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
 
 
+def test_many_trainings_leave_the_curves_their_room(log, tmp_path, monkeypatch):
+    heights = []
+
+    def measure(self, path, **_):
+        self.draw_without_rendering()  # the layout is done in drawing
+        heights.append(self.axes[0].get_window_extent().height)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", measure)
+
+    for number in (1, 12):
+        plot_curves({str(run): log for run in range(number)}, tmp_path / "curves.png", "epoch")
+
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "start"), [("curves.png", b"\x89PNG"), ("curves", b"\x89PNG"), ("c.pdf", b"%PDF")]
 )
