@@ -14,6 +14,8 @@ Axis = Literal["epoch", "step", "seconds"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 _PANELS = {"loss": "training loss", "val_ndcg": "validation NDCG@10"}
+# Matplotlib has ten colours before it starts again: the next ten curves get the next marker.
+_COLOURS, _MARKERS = 10, (".", "x", "^", "s")
 
 
 def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> None:
@@ -39,8 +41,9 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
     height = 3.8 + 0.21 * len(logs)  # inches; so much takes a name in the legend
     figure = figures.Figure(figsize=(11, height), layout="constrained")
     for axes, (column, title) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
-        for name, curve in curves.items():
-            axes.plot(*curve[column], marker=".", label=name)
+        for number, (name, curve) in enumerate(curves.items()):
+            marker = _MARKERS[number // _COLOURS % len(_MARKERS)]
+            axes.plot(*curve[column], marker=marker, markersize=4, label=name)
         axes.set(xlabel="seconds of training" if over == "seconds" else over, ylabel=title)
         axes.xaxis.get_major_locator().set_params(integer=over != "seconds")
         axes.grid(alpha=0.3)

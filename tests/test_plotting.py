@@ -11,6 +11,16 @@ HEADER = "epoch,step,seconds,loss,val_ndcg,val_hr\n"
 
 
 @pytest.fixture
+def figures(monkeypatch):
+    """The figures that would have been saved."""
+    figures = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.touch())
+    )
+    return figures
+
+
+@pytest.fixture
 def log(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text(f"{HEADER}1,4,0.5,1.25,,\n2,8,1.5,1.0,0.25,0.5\n3,12,2.5,0.75,,\n")
@@ -20,11 +30,7 @@ def log(tmp_path):
 @pytest.mark.parametrize(
     ("over", "places"), [("epoch", [1, 2, 3]), ("step", [4, 8, 12]), ("seconds", [0.5, 1.5, 2.5])]
 )
-def test_each_training_is_a_curve_of_loss_and_one_of_ndcg(log, tmp_path, monkeypatch, over, places):
-    figures = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.touch())
-    )
+def test_each_training_is_a_curve_of_loss_and_one_of_ndcg(log, tmp_path, figures, over, places):
     other = tmp_path / "other.csv"
     other.write_text(f"{HEADER}1,4,0.5,3.0,,\n")
 
@@ -37,6 +43,13 @@ def test_each_training_is_a_curve_of_loss_and_one_of_ndcg(log, tmp_path, monkeyp
     assert [list(line.get_ydata()) for line in ndcg.lines] == [[0.25], []]
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
+
+
+def test_many_trainings_can_be_told_apart(log, tmp_path, figures):
+    plot_curves({str(run): log for run in range(15)}, tmp_path / "curves.png", "epoch")
+
+    looks = [(line.get_color(), line.get_marker()) for line in figures[0].axes[1].lines]
+    assert len(set(looks)) == 15
 
 
 def test_many_trainings_leave_the_curves_their_room(log, tmp_path, monkeypatch):
