@@ -152,6 +152,7 @@ _SASREC = Settings(
     epochs=120,
     val_epoch=5,
 )
+_SSE_PT_PLUS_PLUS = Settings(window_sampling_prob=0.3)
 # Losses over many items learn more in an epoch.
 _FEWER_EPOCHS: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -174,11 +175,11 @@ _GBCE: dict[str, Any] = {"loss": "gbce", "gbce_t": 0.75, "num_negatives": 256, *
 
 PRESETS: dict[str, Settings] = {
     "sse-pt": Settings(),
-    "sse-pt++": Settings(window_sampling_prob=0.3),
+    "sse-pt++": _SSE_PT_PLUS_PLUS,
     "sse-pt-no-sse": Settings(sse_user_prob=0.0, sse_item_prob=0.0, sse_joint=False),
     "sse-pt-gbce": Settings(**_GBCE),
     "sse-pt-sampled-softmax": Settings(**_SAMPLED_SOFTMAX),
-    "sse-pt++-sampled-softmax": Settings(window_sampling_prob=0.3, **_SAMPLED_SOFTMAX),
+    "sse-pt++-sampled-softmax": replace(_SSE_PT_PLUS_PLUS, **_SAMPLED_SOFTMAX),
     "sse-pt-softmax": Settings(**_SOFTMAX),
     "sasrec": _SASREC,
     "sasrec-gbce": replace(_SASREC, item_dim=128, dropout_rate=0.5, **_GBCE),
@@ -225,7 +226,7 @@ PUBLISHED: dict[tuple[str, str], Metrics] = {
 PUBLISHED |= {
     (dataset, f"{preset}-sampled-softmax"): row
     for (dataset, preset), row in PUBLISHED.items()
-    if preset in ("sse-pt", "sse-pt++", "sasrec")
+    if f"{preset}-sampled-softmax" in PRESETS
 }
 
 _QUICK: dict[str, Any] = {
