@@ -182,6 +182,19 @@ def test_a_wrong_argument_is_a_value_error(implementation, match, change):
         replace(arguments(), **change(arguments())).call(attention(implementation))
 
 
+@every_kernel
+def test_on_cuda_a_float64_head_of_more_than_128_is_a_value_error(implementation):
+    op = attention(implementation)
+    a = arguments(head_size=128)
+    assert_close(a.call(op)[0], by_plain_loops(a)[0])
+    wide = arguments(head_size=129)
+    if not implementation.is_cuda_kernel:
+        assert_close(wide.call(op)[0], by_plain_loops(wide)[0])
+        return
+    with pytest.raises(ValueError, match=r"head size of q must be in 1..128 for Double.*, got 129"):
+        wide.call(op)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @every_implementation
 def test_a_longer_sequence_than_max_seqlen_is_a_value_error_or_on_cuda_still_right(

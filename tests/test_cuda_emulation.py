@@ -152,6 +152,13 @@ def test_launch_beyond_the_limits_of_a_gpu_gives_its_error(launch, error):
     assert run("plain", "votes", **launch) == runner.Run(error, DATA)
 
 
+def test_the_device_may_have_less_shared_memory(monkeypatch):
+    monkeypatch.setenv("EMU_SHARED_MEMORY", "101376")
+    assert run("plain", "votes", dynamic_bytes=101_376, opt_in=True).message == ""
+    message = run("plain", "votes", dynamic_bytes=101_377, opt_in=True).message
+    assert message == "invalid argument"
+
+
 def test_dynamic_shared_memory_grows_by_opting_in():
     launch = {"threads": 256, "dynamic_bytes": 49_153, "opt_in": True}
     assert run("plain", "reverse_through_dynamic_shared", **launch) == runner.Run("", DATA[::-1])

@@ -5,11 +5,13 @@ In the plain mode and the first order of threads they run with the other impleme
 
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
-from cuda_emulation.build import run_python
+from cuda_emulation.build import Mode, run_python
 
 TESTS = [
     "test_bias_dropout.py",
@@ -22,25 +24,72 @@ TESTS = [
 CHECKED = "emulated and not gradcheck and not same_bits"
 # The race detector takes minutes for the longest sequences of attention, and learns nothing new from them.
 RACE_CHECKED = f"{CHECKED} and not 257 and not 513"
-RUNS = [("plain", 1), ("plain", 2), ("sanitize", 0), ("race", 0), ("race", 1)]
+# Attention is what asks for the most shared memory. These tests launch its kernels of every type and width.
+ATTENTION_TYPES = f"{CHECKED} and (each_type or tf32 or drops_exactly)"
+KIB = 1024
 
 
-def run(mode, thread_order):
-    selection = RACE_CHECKED if mode == "race" else CHECKED
-    variables = {"EMU_SEED": str(thread_order), "OMP_NUM_THREADS": "1"}
-    return run_python(mode, "-m", "pytest", "-q", "-s", "-k", selection, *TESTS, **variables)
+@dataclass(frozen=True)
+class Run:
+    mode: Mode = "plain"
+    thread_order: int = 0
+    shared_memory: int = 227 * KIB
+    """What a block may have: 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80, 227 KiB on sm_90."""
+    tests: Sequence[str] = tuple(TESTS)
+    selection: str = CHECKED
+    at_least: int = 500
+
+    def __str__(self):
+        return f"{self.mode}-{self.thread_order}-{self.shared_memory // KIB}-KiB"
+
+    def start(self):
+        variables = {
+            "EMU_SEED": str(self.thread_order),
+            "EMU_SHARED_MEMORY": str(self.shared_memory),
+            "OMP_NUM_THREADS": "1",
+        }
+        return run_python(
+            self.mode, "-m", "pytest", "-q", "-s", "-k", self.selection, *self.tests, **variables
+        )
+
+
+ATTENTION = Run(tests=("test_causal_attention.py",), selection=ATTENTION_TYPES, at_least=40)
+RUNS = [
+    Run("plain", 1),
+    Run("plain", 2),
+    Run("sanitize", 0),
+    Run("race", 0, selection=RACE_CHECKED),
+    Run("race", 1, selection=RACE_CHECKED),
+    replace(ATTENTION, shared_memory=99 * KIB),
+    replace(ATTENTION, shared_memory=163 * KIB),
+]
 
 
 @cache
 def start_all():
     """The emulation runs on one thread, so there is a run for every core."""
     pool = ThreadPoolExecutor(os.cpu_count())
-    return {case: pool.submit(run, *case) for case in RUNS}
+    return {case: pool.submit(case.start) for case in RUNS}
 
 
-@pytest.mark.parametrize(("mode", "thread_order"), RUNS)
-def test_kernels_pass_their_tests(mode, thread_order):
-    done = start_all()[mode, thread_order].result()
+@pytest.mark.parametrize("case", RUNS, ids=str)
+def test_kernels_pass_their_tests(case):
+    done = start_all()[case].result()
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
-    assert passed >= 500, "the selection has lost its tests"
+    assert passed >= case.at_least, "the selection has lost its tests"
+
+
+def test_a_device_with_too_little_shared_memory_is_named_with_what_it_has_and_what_is_needed():
+    code = """
+from implementations import implementation
+from test_causal_attention import Ragged, arguments, attention, gradients
+import torch
+
+emulated = implementation("emulated")
+a = arguments(Ragged("", (70,)), 1, 256, dtype=torch.float32)
+gradients(a, attention(emulated), a.q)
+"""
+    done = run_python("plain", "-c", code, EMU_SHARED_MEMORY="66560")
+    message = "causal_attention_backward: a kernel needs 99840 bytes of shared memory in a block, "
+    assert message + "but CUDA device 0 has 66560" in done.stderr

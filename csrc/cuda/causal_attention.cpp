@@ -10,6 +10,19 @@
 namespace ssept::cuda {
 namespace {
 
+// Calls f.template operator()<T, kTf32>() for the kernels of this type.
+template <class F>
+void dispatch_arithmetic(const CausalAttentionArgs& args, bool allow_tf32, F&& f) {
+  dispatch_floating("q", args.type, [&]<class T>() {
+    check(args.size.head_size <= kMaxHeadSize<T>, "the head size of q must be in 1..",
+          kMaxHeadSize<T>, " for ", torch::headeronly::toString(args.type), " on CUDA, got ",
+          args.size.head_size);
+    if constexpr (std::is_same_v<T, float>)
+      if (allow_tf32) return f.template operator()<T, true>();
+    f.template operator()<T, false>();
+  });
+}
+
 std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
                                             int64_t max_seqlen_q, int64_t max_seqlen_k,
@@ -23,11 +36,11 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
   const Tensor out = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
   const Tensor lse =
       torch::stable::new_empty(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
-  dispatch_floating("q", args.type, [&]<class T>() {
+  dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
     check_cuda("causal_attention",
-               launch_causal_attention(args.kernel_args<T>(), mutable_data<T>(out),
-                                       mutable_data<Accumulator<T>>(lse), allow_tf32,
-                                       current_stream(q.get_device_index())));
+               launch_causal_attention<T, kTf32>(args.kernel_args<T>(), mutable_data<T>(out),
+                                                 mutable_data<Accumulator<T>>(lse),
+                                                 current_stream(q.get_device_index())));
   });
   return {out, lse};
 }
@@ -49,13 +62,13 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
   const Tensor grad_k = torch::stable::new_empty(k, {s.num_keys, s.num_heads, s.head_size});
   const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
   const Tensor delta = torch::stable::new_empty(q, {s.num_queries, s.num_heads}, wide);
-  dispatch_floating("q", args.type, [&]<class T>() {
+  dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
     using A = Accumulator<T>;
     check_cuda("causal_attention_backward",
-               launch_causal_attention_backward(
+               launch_causal_attention_backward<T, kTf32>(
                    args.kernel_args<T>(), data<T>(grad), data<T>(result), data<A>(log_sum),
                    mutable_data<A>(delta), mutable_data<T>(grad_q), mutable_data<T>(grad_k),
-                   mutable_data<T>(grad_v), allow_tf32, current_stream(q.get_device_index())));
+                   mutable_data<T>(grad_v), current_stream(q.get_device_index())));
   });
   return {grad_q, grad_k, grad_v};
 }

@@ -4,10 +4,11 @@
 #pragma once
 #include <limits>
 
-#include "common/causal_attention.h"
 #include "cuda/async_copy.cuh"
+#include "cuda/causal_attention.h"
 #include "cuda/dropout.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/shared_memory.h"
 
 namespace ssept::cuda::attention {
 
@@ -19,8 +20,11 @@ constexpr A kInfinity = std::numeric_limits<A>::infinity();
 
 constexpr int min_of(int x, int y) { return x < y ? x : y; }
 
-// The sizes of tiles for heads of up to WIDTH features: what fits into the 163 KiB of shared memory
-// of sm_80, more than once where heads are small, and into registers.
+// What every GPU since sm_80 lets a block have: sm_86, sm_89 and sm_120 no more than that. Two such
+// blocks share a multiprocessor of sm_90.
+constexpr size_t kMaxSharedBytes = 99 << 10;
+
+// The sizes of tiles for heads of up to WIDTH features: what fits into shared memory and registers.
 template <class M, int WIDTH>
 struct Tiles {
   using T = typename M::Element;
@@ -36,13 +40,23 @@ struct Tiles {
   static constexpr int kKeys = kRowBytes > 512 || kIsDouble     ? 16
                                : kRowBytes > 256 || M::kIsExact ? 32
                                                                 : 64;
-  static constexpr int kQueries = kRowBytes > (M::kIsExact ? 256 : 512) || kIsDouble ? 16 : 32;
+  static constexpr int kQueries = kRowBytes > 256 || kIsDouble ? 16 : 32;
+  // Of the output's gradient: the next is copied while the last is read, or after it.
+  static constexpr int kGradTiles = kRowBytes > 512 ? 1 : 2;
   // Rows in shared memory start 16 bytes further in the banks than the row above.
   static constexpr int kLd = WIDTH + 16 / sizeof(T);
   // How many features' sums fit into registers; other blocks compute the rest.
   static constexpr int kForwardSlice = min_of(WIDTH, 1024 / sizeof(A));
   static constexpr int kQueriesSlice = min_of(WIDTH, (M::kIsExact ? 512 : 1024) / sizeof(A));
   static constexpr int kKeysSlice = min_of(WIDTH, kIsDouble ? 32 : 128);
+  // Shared memory of the forward kernel and of the two backward kernels.
+  static constexpr size_t kLdBytes = kLd * sizeof(T);
+  static constexpr size_t kForwardBytes = (kRows + 2 * kKeys) * kLdBytes;
+  static constexpr size_t kBackwardQueriesBytes = 2 * (kRows + kKeys) * kLdBytes;
+  static constexpr size_t kBackwardKeysBytes =
+      (2 * kRows + (1 + kGradTiles) * kQueries) * kLdBytes + 2 * kQueries * sizeof(A);
+  static_assert(kForwardBytes <= kMaxSharedBytes && kBackwardQueriesBytes <= kMaxSharedBytes &&
+                kBackwardKeysBytes <= kMaxSharedBytes);
 };
 
 // Blocks for each head that write zeros behind the last sequence. They come first, as they have
@@ -84,15 +98,19 @@ struct Segment {
   }
 };
 
-// Launches `kernel` for all tiles of `rows` rows in sequences of up to max_seqlen; its last
-// argument is the number of tiles in a sequence.
+// Launches `kernel` for all tiles of `rows` rows in sequences of up to max_seqlen, and for all
+// slices of `slice` features; its last argument is the number of tiles in a sequence.
 template <class Kernel, class... Args>
-cudaError_t launch_tiles(Kernel kernel, const CausalAttentionSizes& s, int64_t max_seqlen, int rows,
-                         int slices, int threads, size_t smem, cudaStream_t stream, Args... args) {
+cudaError_t launch_tiles(const char* op, Kernel kernel, const CausalAttentionSizes& s,
+                         int64_t max_seqlen, int rows, int slice, int threads, size_t smem,
+                         cudaStream_t stream, Args... args) {
+  const int64_t slices = (s.head_size - 1) / slice + 1;
   const int64_t tiles = max_seqlen > 0 ? (max_seqlen - 1) / rows + 1 : 1;
   const int64_t x = kSpareBlocks + s.num_sequences * tiles, y = s.num_heads * slices;
   if (y == 0) return cudaSuccess;
   if (tiles > INT32_MAX || x > INT32_MAX || y > 65535) return cudaErrorInvalidConfiguration;
+  const cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), op, smem);
+  if (error != cudaSuccess) return error;
   return launch(kernel, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)), threads, smem,
                 stream, args..., static_cast<int>(tiles));
 }
@@ -280,25 +298,18 @@ __device__ __forceinline__ unsigned kept_by_columns(const DropoutMask& mask, int
   return (bits & 1) | (bits >> 3 & 2) | (bits >> 6 & 4) | (bits >> 9 & 8);
 }
 
-// Calls f.template operator()<M>() for what computes products of T.
-template <class T, class F>
-cudaError_t with_arithmetic_for(bool allow_tf32, F&& f) {
-  if constexpr (std::is_same_v<T, double>)
-    return f.template operator()<Exact<double>>();
-  else if constexpr (std::is_same_v<T, float>)
-    return allow_tf32 ? f.template operator()<TensorCores<float>>()
-                      : f.template operator()<Exact<float>>();
-  else
-    return f.template operator()<TensorCores<T>>();
-}
+// What computes products of T. kTf32: by tensor cores, from floats rounded to 10 bits.
+template <class T, bool kTf32>
+using Arithmetic = std::conditional_t<kTf32 || sizeof(T) == 2, TensorCores<T>, Exact<T>>;
 
 // Calls f.template operator()<WIDTH>() for the narrowest tiles that hold a head.
-template <class F>
+template <class T, class F>
 cudaError_t for_width_of(int64_t head_size, F&& f) {
   if (head_size <= 32) return f.template operator()<32>();
   if (head_size <= 64) return f.template operator()<64>();
   if (head_size <= 128) return f.template operator()<128>();
-  return f.template operator()<256>();
+  if constexpr (kMaxHeadSize<T> > 128) return f.template operator()<256>();
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace ssept::cuda::attention

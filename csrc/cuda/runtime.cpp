@@ -4,9 +4,11 @@
 
 #include <array>
 #include <mutex>
+#include <set>
 
 #include "common/library.h"
 #include "cuda/bad_id.h"
+#include "cuda/shared_memory.h"
 
 namespace ssept::cuda {
 
@@ -28,6 +30,32 @@ cudaStream_t current_stream(int device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 #endif
+
+cudaError_t allow_shared_memory(const void* kernel, const char* op, size_t bytes) {
+  constexpr size_t kAlwaysAllowed = 48 << 10;
+  if (bytes <= kAlwaysAllowed) return cudaSuccess;
+  int device = 0, limit = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return error;
+  }
+  check<std::runtime_error>(bytes <= static_cast<size_t>(limit), op, ": a kernel needs ", bytes,
+                            " bytes of shared memory in a block, but CUDA device ", device, " has ",
+                            limit);
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;  // kernels and devices
+  const std::lock_guard lock(mutex);
+  if (allowed.contains({kernel, device})) return cudaSuccess;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+  if (error == cudaSuccess)
+    allowed.insert({kernel, device});
+  else
+    cudaGetLastError();
+  return error;
+}
 
 namespace {
 

@@ -3,6 +3,7 @@
 #include "cuda/ids.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/sampled_logits.h"
+#include "cuda/shared_memory.h"
 
 namespace ssept::cuda {
 namespace {
@@ -251,7 +252,11 @@ cudaError_t launch_sampled_logits(const SampledLogits<T>& in, T* logits, BadIdNo
       blocks_of_warps(s.num_tokens, (s.num_items + kItemsPerBlock - 1) / kItemsPerBlock);
   const size_t smem = kWarpsPerBlock * s.width * sizeof(Accumulator<T>);
   return with_pack_size<T>({s.item_width}, {in.item_weight}, [&]<int VEC>() {
-    return launch(forward_kernel<T, VEC>, grid, kThreads, smem, stream, in, logits, note);
+    const auto kernel = forward_kernel<T, VEC>;
+    const cudaError_t error =
+        allow_shared_memory(reinterpret_cast<const void*>(kernel), "sampled_logits", smem);
+    if (error != cudaSuccess) return error;
+    return launch(kernel, grid, kThreads, smem, stream, in, logits, note);
   });
 }
 

@@ -38,7 +38,7 @@ def causal_attention(
 
     Parameters
     ----------
-    q : (Nq, H, Dh) float16, bfloat16, float32 or float64, Dh in 1..256
+    q : (Nq, H, Dh) float16, bfloat16, float32 or float64, Dh in 1..256; on CUDA up to 128 in float64
     k, v : (Nk, H, Dh), same type
     cu_seqlens_q, cu_seqlens_k : (B + 1,) int32 offsets of the sequences in q and in k and v
     max_seqlen_q, max_seqlen_k : at least the longest sequence's number of tokens

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <utility>
 
@@ -29,6 +31,15 @@ bool valid_block(dim3 block) {
 
 }  // namespace
 
+size_t max_dynamic_bytes() {
+  const char* setting = std::getenv("EMU_SHARED_MEMORY");
+  if (setting == nullptr) return kMaxDynamicBytes;
+  const size_t bytes = std::strtoul(setting, nullptr, 10);
+  if (bytes >= kDefaultDynamicBytes && bytes <= kMaxDynamicBytes) return bytes;
+  throw std::runtime_error("EMU_SHARED_MEMORY must be in " + std::to_string(kDefaultDynamicBytes) +
+                           ".." + std::to_string(kMaxDynamicBytes) + ", got " + setting);
+}
+
 cudaError_t launch(const void* kernel, const cudaLaunchConfig_t& config,
                    const std::function<void()>& thread_body) {
   if (!valid_grid(config.gridDim) || !valid_block(config.blockDim)) {
@@ -47,11 +58,23 @@ using cuda_emulation::last_error;
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > cuda_emulation::kMaxDynamicBytes) {
+  if (value < 0 || static_cast<size_t>(value) > cuda_emulation::max_dynamic_bytes()) {
     return failed(cudaErrorInvalidValue);
   }
   const auto limit = static_cast<size_t>(value);
   cuda_emulation::dynamic_limits[kernel] = std::max(limit, cuda_emulation::kDefaultDynamicBytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin || device != 0)
+    return failed(cudaErrorInvalidValue);
+  *value = static_cast<int>(cuda_emulation::max_dynamic_bytes());
   return cudaSuccess;
 }
 

@@ -21,6 +21,8 @@ using Location = std::source_location;
 inline constexpr int kWarpSize = 32;
 inline constexpr size_t kDefaultDynamicBytes = 48 << 10;  // of shared memory, without opting in
 inline constexpr size_t kMaxDynamicBytes = 227 << 10;     // with opting in, on an H100
+// What this device allows with opting in: EMU_SHARED_MEMORY bytes, by default as an H100.
+size_t max_dynamic_bytes();
 inline constexpr size_t kGuardBytes = 1024;  // behind them, to notice who writes too far
 
 struct Range {

@@ -1,12 +1,10 @@
 // The forward kernel of `causal_attention`: FlashAttention-2's order of work (Dao 2023), on packed
 // sequences.
+#pragma once
 #include "cuda/causal_attention.cuh"
-#include "cuda/causal_attention.h"
 
 namespace ssept::cuda {
-namespace {
-
-using namespace attention;
+namespace attention {
 
 // Turns scores into 2^(factor · (score - maximum so far)) and rescales what was summed with an
 // older maximum.
@@ -155,34 +153,19 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   }
 }
 
-template <class M, class T, class A>
-cudaError_t launch_forward(const CausalAttention<T>& in, T* out, A* lse, cudaStream_t stream) {
-  const int copy_bytes = bytes_per_copy<T>(in.size.head_size, in.q, in.k, in.v, out);
-  return for_width_of(in.size.head_size, [&]<int WIDTH>() {
-    using S = Tiles<M, WIDTH>;
-    const int slices = static_cast<int>((in.size.head_size - 1) / S::kForwardSlice + 1);
-    return launch_tiles(forward_kernel<M, WIDTH>, in.size, in.size.max_seqlen_q, S::kRows, slices,
-                        S::kThreads, (S::kRows + 2 * S::kKeys) * S::kLd * sizeof(T), stream, in,
-                        out, lse, copy_bytes);
+}  // namespace attention
+
+template <class T, bool kTf32, class A>
+cudaError_t launch_causal_attention(const CausalAttention<T>& in, T* out, A* lse,
+                                    cudaStream_t stream) {
+  using M = attention::Arithmetic<T, kTf32>;
+  const int copy_bytes = attention::bytes_per_copy<T>(in.size.head_size, in.q, in.k, in.v, out);
+  return attention::for_width_of<T>(in.size.head_size, [&]<int WIDTH>() {
+    using S = attention::Tiles<M, WIDTH>;
+    return attention::launch_tiles("causal_attention", attention::forward_kernel<M, WIDTH>, in.size,
+                                   in.size.max_seqlen_q, S::kRows, S::kForwardSlice, S::kThreads,
+                                   S::kForwardBytes, stream, in, out, lse, copy_bytes);
   });
 }
-
-}  // namespace
-
-template <class T, class A>
-cudaError_t launch_causal_attention(const CausalAttention<T>& in, T* out, A* lse, bool allow_tf32,
-                                    cudaStream_t stream) {
-  return with_arithmetic_for<T>(allow_tf32,
-                                [&]<class M>() { return launch_forward<M>(in, out, lse, stream); });
-}
-
-template cudaError_t launch_causal_attention(const CausalAttention<float>&, float*, float*, bool,
-                                             cudaStream_t);
-template cudaError_t launch_causal_attention(const CausalAttention<double>&, double*, double*, bool,
-                                             cudaStream_t);
-template cudaError_t launch_causal_attention(const CausalAttention<__half>&, __half*, float*, bool,
-                                             cudaStream_t);
-template cudaError_t launch_causal_attention(const CausalAttention<__nv_bfloat16>&, __nv_bfloat16*,
-                                             float*, bool, cudaStream_t);
 
 }  // namespace ssept::cuda

@@ -1,13 +1,11 @@
 // The backward kernels of `causal_attention`. One sums the gradient of a tile of queries over keys,
 // the other those of a tile of keys and values over queries, each in a fixed order: the price of
 // gradients that repeat bit by bit is to compute the scores twice.
+#pragma once
 #include "cuda/causal_attention.cuh"
-#include "cuda/causal_attention.h"
 
 namespace ssept::cuda {
-namespace {
-
-using namespace attention;
+namespace attention {
 
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
 __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
@@ -137,8 +135,8 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   T* const k_tile = reinterpret_cast<T*>(smem_raw);
   T* const v_tile = k_tile + kRows * kLd;
   T* const q_tile = v_tile + kRows * kLd;
-  T* const grad_tiles = q_tile + kQueries * kLd;  // two, as a tile is read until the next is needed
-  A* const lse_tile = reinterpret_cast<A*>(grad_tiles + 2 * kQueries * kLd);
+  T* const grad_tiles = q_tile + kQueries * kLd;
+  A* const lse_tile = reinterpret_cast<A*>(grad_tiles + S::kGradTiles * kQueries * kLd);
   A* const delta_tile = lse_tile + kQueries;
   const CausalAttentionSizes& size = in.size;
   const int head_size = static_cast<int>(size.head_size);
@@ -179,9 +177,10 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
     OwnRows<M, WIDTH, kLd, 64> k(k_tile + warp_row * kLd), v(v_tile + warp_row * kLd);
     Sums<A> k_sums[kSlice / 8], v_sums[kSlice / 8];
     T* grad_tile = grad_tiles;
-    T* next_grad_tile = grad_tiles + kQueries * kLd;
+    T* next_grad_tile = grad_tiles + (S::kGradTiles - 1) * kQueries * kLd;
     if (first_query < segment.num_queries) {
-      clear_padding<WIDTH, kLd, kThreads>(k_tile, 2 * kRows + 3 * kQueries, head_size);
+      clear_padding<WIDTH, kLd, kThreads>(k_tile, 2 * kRows + (1 + S::kGradTiles) * kQueries,
+                                          head_size);
       load_tile<kRows, WIDTH, kLd, kThreads>(k_tile, in.k + tile_offset, row, num_rows, head_size,
                                              copy_bytes);
       load_tile<kRows, WIDTH, kLd, kThreads>(v_tile, in.v + tile_offset, row, num_rows, head_size,
@@ -205,8 +204,8 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       if (meets) multiply_rows<M, WIDTH, kLd, kQueries>(grad_weights, v, grad_tile);
       wait_for_copies();
       __syncthreads();  // the queries are there
-      if (q0 + kQueries < segment.num_queries)
-        load_queries(next_grad_tile, grad_out, q0 + kQueries);
+      const bool goes_on = q0 + kQueries < segment.num_queries;
+      if (S::kGradTiles == 2 && goes_on) load_queries(next_grad_tile, grad_out, q0 + kQueries);
       if (meets) {
         multiply_rows<M, WIDTH, kLd, kQueries>(weights, k, q_tile);
         const bool on_diagonal = first_key + kWarpRows > shift + q0 + 1;
@@ -230,8 +229,13 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
           }
         }
         add_weighted_rows<M, kSlice, kLd, kQueries>(v_sums, weights, grad_tile + first_feature);
-        add_weighted_rows<M, kSlice, kLd, kQueries>(k_sums, grad_weights, q_tile + first_feature);
       }
+      if constexpr (S::kGradTiles == 1) {
+        __syncthreads();  // no warp reads the gradients any more
+        if (goes_on) load_queries(grad_tile, grad_out, q0 + kQueries);
+      }
+      if (meets)
+        add_weighted_rows<M, kSlice, kLd, kQueries>(k_sums, grad_weights, q_tile + first_feature);
       T* const read = grad_tile;
       grad_tile = next_grad_tile;
       next_grad_tile = read;
@@ -250,57 +254,29 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   }
 }
 
-template <class M, class T, class A>
-cudaError_t launch_backward(const CausalAttention<T>& in, const T* grad_out, const T* out,
-                            const A* lse, A* delta, T* grad_q, T* grad_k, T* grad_v,
-                            cudaStream_t stream) {
-  const CausalAttentionSizes& size = in.size;
-  const int copy_bytes =
-      bytes_per_copy<T>(size.head_size, in.q, in.k, in.v, grad_out, grad_q, grad_k, grad_v);
-  return for_width_of(size.head_size, [&]<int WIDTH>() {
-    using S = Tiles<M, WIDTH>;
-    const auto slices = [&](int slice) {
-      return static_cast<int>((size.head_size - 1) / slice + 1);
-    };
-    const cudaError_t error = launch_tiles(
-        backward_queries_kernel<M, WIDTH>, size, size.max_seqlen_q, S::kRows,
-        slices(S::kQueriesSlice), S::kThreads, 2 * (S::kRows + S::kKeys) * S::kLd * sizeof(T),
-        stream, in, grad_out, out, lse, delta, grad_q, copy_bytes);
-    if (error != cudaSuccess) return error;
-    const size_t smem =
-        (2 * S::kRows + 3 * S::kQueries) * S::kLd * sizeof(T) + 2 * S::kQueries * sizeof(A);
-    return launch_tiles(backward_keys_kernel<M, WIDTH>, size, size.max_seqlen_k, S::kRows,
-                        slices(S::kKeysSlice), S::kThreads, smem, stream, in, grad_out, lse, delta,
-                        grad_k, grad_v, copy_bytes);
-  });
-}
+}  // namespace attention
 
-}  // namespace
-
-template <class T, class A>
+template <class T, bool kTf32, class A>
 cudaError_t launch_causal_attention_backward(const CausalAttention<T>& in, const T* grad_out,
                                              const T* out, const A* lse, A* delta, T* grad_q,
-                                             T* grad_k, T* grad_v, bool allow_tf32,
-                                             cudaStream_t stream) {
-  return with_arithmetic_for<T>(allow_tf32, [&]<class M>() {
-    return launch_backward<M>(in, grad_out, out, lse, delta, grad_q, grad_k, grad_v, stream);
+                                             T* grad_k, T* grad_v, cudaStream_t stream) {
+  using M = attention::Arithmetic<T, kTf32>;
+  const CausalAttentionSizes& size = in.size;
+  const int copy_bytes = attention::bytes_per_copy<T>(size.head_size, in.q, in.k, in.v, grad_out,
+                                                      grad_q, grad_k, grad_v);
+  return attention::for_width_of<T>(size.head_size, [&]<int WIDTH>() {
+    using S = attention::Tiles<M, WIDTH>;
+    const char* op = "causal_attention_backward";
+    const cudaError_t error = attention::launch_tiles(
+        op, attention::backward_queries_kernel<M, WIDTH>, size, size.max_seqlen_q, S::kRows,
+        S::kQueriesSlice, S::kThreads, S::kBackwardQueriesBytes, stream, in, grad_out, out, lse,
+        delta, grad_q, copy_bytes);
+    if (error != cudaSuccess) return error;
+    return attention::launch_tiles(op, attention::backward_keys_kernel<M, WIDTH>, size,
+                                   size.max_seqlen_k, S::kRows, S::kKeysSlice, S::kThreads,
+                                   S::kBackwardKeysBytes, stream, in, grad_out, lse, delta, grad_k,
+                                   grad_v, copy_bytes);
   });
 }
-
-template cudaError_t launch_causal_attention_backward(const CausalAttention<float>&, const float*,
-                                                      const float*, const float*, float*, float*,
-                                                      float*, float*, bool, cudaStream_t);
-template cudaError_t launch_causal_attention_backward(const CausalAttention<double>&, const double*,
-                                                      const double*, const double*, double*,
-                                                      double*, double*, double*, bool,
-                                                      cudaStream_t);
-template cudaError_t launch_causal_attention_backward(const CausalAttention<__half>&, const __half*,
-                                                      const __half*, const float*, float*, __half*,
-                                                      __half*, __half*, bool, cudaStream_t);
-template cudaError_t launch_causal_attention_backward(const CausalAttention<__nv_bfloat16>&,
-                                                      const __nv_bfloat16*, const __nv_bfloat16*,
-                                                      const float*, float*, __nv_bfloat16*,
-                                                      __nv_bfloat16*, __nv_bfloat16*, bool,
-                                                      cudaStream_t);
 
 }  // namespace ssept::cuda
