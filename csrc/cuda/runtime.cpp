@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <array>
+#include <atomic>
 #include <mutex>
 #include <set>
 
@@ -62,7 +63,8 @@ namespace {
 constexpr int kMaxDevices = 64;
 
 // All devices' notes, in host memory that every device can write. Null until a first kernel asked.
-std::array<BadIdNote, kMaxDevices>* notes = nullptr;
+using Notes = std::array<BadIdNote, kMaxDevices>;
+std::atomic<Notes*> notes = nullptr;
 
 }  // namespace
 
@@ -73,23 +75,24 @@ BadIdNote* bad_id_note(int device_index) {
   std::call_once(once, [] {
     void* memory = nullptr;
     check_cuda("cudaHostAlloc",
-               cudaHostAlloc(&memory, sizeof *notes, cudaHostAllocPortable | cudaHostAllocMapped));
-    notes = new (memory) std::array<BadIdNote, kMaxDevices>{};
+               cudaHostAlloc(&memory, sizeof(Notes), cudaHostAllocPortable | cudaHostAllocMapped));
+    notes = new (memory) Notes{};
   });
-  return &(*notes)[device_index < 0 ? 0 : device_index];
+  return &(*notes.load())[device_index < 0 ? 0 : device_index];
 }
 
 namespace {
 
 // Throws what kernels have noted since the last call, on any device. Does not wait for them.
 void raise_pending_errors() {
-  if (notes == nullptr) return;
-  for (BadIdNote& note : *notes) {
-    if (static_cast<volatile unsigned int&>(note.ready) == 0) continue;
-    // Reset last of all what lets kernels write again.
+  Notes* const all = notes.load();
+  if (all == nullptr) return;
+  for (BadIdNote& note : *all) {
+    // Of several host threads, the one that resets `ready` reads the note. A device writes the rest
+    // before `ready`, and nothing until `claimed` is reset.
+    if (__atomic_exchange_n(&note.ready, 0, __ATOMIC_ACQUIRE) == 0) continue;
     const BadIdNote copy = note;
-    note.ready = 0;
-    static_cast<volatile unsigned int&>(note.claimed) = 0;
+    __atomic_store_n(&note.claimed, 0, __ATOMIC_RELEASE);
     constexpr std::array kNames = {"items", "users", "positions"};  // as in IdArgument
     throw_bad_id(kNames[static_cast<size_t>(copy.argument)], copy.id, copy.table_rows);
   }
