@@ -2,6 +2,7 @@
 // online softmax. A unit of work writes outputs of its own, so results do not depend on the number
 // of threads.
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -34,7 +35,8 @@ struct Unit {
   int64_t cost() const { return (last_query - first_query) * (last_key - first_key); }
 };
 
-// Runs f(unit) for all units, the costly first, on all of torch's threads.
+// Calls f(next) on each of torch's threads. next() hands out the units, the costly first, and null
+// when none is left.
 template <class F>
 void for_each_unit(std::vector<Unit>& units, F&& f) {
   std::stable_sort(units.begin(), units.end(),
@@ -385,7 +387,8 @@ void check_all_offsets(const CausalAttention<T>& in) {
   check_side("cu_seqlens_k", in.cu_seqlens_k, s.num_keys, s.max_seqlen_k);
 }
 
-// Units for all sequences and heads; add(sequence's lengths, unit) appends those of one.
+// Units for all sequences and heads. add(units, x, unit) appends those of the head x, of which
+// `unit` is the whole.
 template <class T, class F>
 std::vector<Unit> make_units(const CausalAttention<T>& in, F&& add) {
   std::vector<Unit> units;

@@ -27,9 +27,7 @@ __device__ __forceinline__ int lane_column() { return threadIdx.x % 4 * 2; }
 //   Right               kDepth by 8, in registers; they come in pairs, for 16 columns
 //   left(tile)          Left, from rows of a tile
 //   left(sums)          Left, from kDepth / 8 neighbouring sums
-//   right(tile)         a pair from 16 rows of a tile, which are its columns: the product takes
-//   rows
-//                       by rows
+//   right(tile)         a pair from 16 rows of a tile, which become its columns
 //   right_of_rows(tile) a pair from kDepth rows and 16 columns of a tile. For a Left made of sums
 //                       only: both may permute kDepth, in the same way
 //   multiply(sums, left, right)   sums += left · right
