@@ -1,7 +1,8 @@
 """The edge cases that every op is tested on, and how an op is asked for its gradients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 
 
@@ -36,6 +37,40 @@ RAGGED = [
     Ragged("spare capacity", (4, 0, 7), spare=5),
     Ragged("spare capacity only", (), spare=3),
 ]
+
+
+SENSELESS_OFFSETS = {  # of 34 tokens
+    "begin late": (5, 9, 12, 20, 30, 34),
+    "fall": (0, 20, 3, 30, 1, 34),
+    "below zero": (-60, -1, 6, 23, 32, 34),
+    "beyond the tokens": (0, 5, 6, 23, 32, 90),
+    "all beyond the tokens": (60, 70, 75, 80, 85, 90),
+    "more than a warp has lanes": (20, *[25] * 70, 34),
+    "tokens without a sequence": (34,),
+}
+"""CUDA kernels cannot have them checked without waiting, and must not follow them out of the tensors."""
+
+senseless_offsets = pytest.mark.parametrize(
+    "offsets", SENSELESS_OFFSETS.values(), ids=SENSELESS_OFFSETS
+)
+
+
+def amid_traps(x):
+    """The same values in the midst of NaN, or of ids that no table has, so that reading beyond them shows."""
+    trap = torch.nan if x.is_floating_point() else 10**9
+    margin = 3 * x.numel() + 1000
+    room = torch.full((x.numel() + 2 * margin,), trap, dtype=x.dtype, device=x.device)
+    return room[margin : margin + x.numel()].view(x.shape).copy_(x)
+
+
+def with_offsets_amid_traps(arguments, offsets):
+    """All tensors of `arguments` amid traps, with `offsets`, and with as many users."""
+    changes = {"cu_seqlens": torch.tensor(offsets, dtype=torch.int32)}
+    if getattr(arguments, "users", None) is not None:
+        changes["users"] = torch.arange(len(offsets) - 1) % 3
+    changed = replace(arguments, **changes)
+    tensors = {n: x for n, x in vars(changed).items() if isinstance(x, torch.Tensor)}
+    return replace(changed, **{n: amid_traps(x) for n, x in tensors.items()})
 
 
 def ragged_id(ragged):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from implementations import ALL
-from samples import RAGGED, Ragged, ragged_id
+from samples import RAGGED, Ragged, amid_traps, ragged_id, senseless_offsets
 from tolerances import HALF_TYPES, LIMITS, assert_close, relative_error, tf32_matmul
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -193,6 +193,32 @@ def test_on_cuda_a_float64_head_of_more_than_128_is_a_value_error(implementation
         return
     with pytest.raises(ValueError, match=r"head size of q must be in 1..128 for Double.*, got 129"):
         wide.call(op)
+
+
+@pytest.mark.parametrize("of", ["queries", "keys", "both"])
+@senseless_offsets
+@pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
+def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, offsets, of):
+    wrong = torch.tensor(offsets, dtype=torch.int32)
+    right = torch.linspace(0, 34, len(offsets)).int()
+    a = replace(
+        arguments(dtype=torch.float32),
+        cu_seqlens_q=right if of == "keys" else wrong,
+        cu_seqlens_k=right if of == "queries" else wrong,
+    ).to(implementation.device)
+    tensors = {n: x for n, x in vars(a).items() if isinstance(x, torch.Tensor)}
+    a = replace(a, **{n: amid_traps(x) for n, x in tensors.items()})
+    out, lse = a.call(implementation.op("causal_attention"))
+    grad = amid_traps(torch.ones_like(out))
+    backward = implementation.op("causal_attention_backward")
+    inputs = list(vars(a).values())
+    gradients = backward(grad, *inputs[:3], amid_traps(out), amid_traps(lse), *inputs[3:])
+    # What no sequence owns in front of the first is not written; what two own has no gradient to speak of.
+    first = [max(0, x[0].item()) for x in (a.cu_seqlens_q, a.cu_seqlens_k)]
+    assert torch.isfinite(out[first[0] :]).all()
+    if list(offsets) == sorted(offsets):
+        for x, begin in zip(gradients, (first[0], first[1], first[1]), strict=True):
+            assert torch.isfinite(x[begin:]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from implementations import ALL
-from samples import RAGGED, Ragged, ragged_id
+from samples import (
+    RAGGED,
+    Ragged,
+    amid_traps,
+    ragged_id,
+    senseless_offsets,
+    with_offsets_amid_traps,
+)
 from tolerances import HALF_TYPES, assert_close
 
 from ssept_ext import reference
@@ -107,6 +114,19 @@ def test_a_constant_token_becomes_beta(implementation):
     a.x[3] = 7.0
     out = a.call(implementation.op("position_layer_norm"))
     assert torch.equal(out[3], a.beta[a.positions[3]])
+
+
+@senseless_offsets
+@pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
+def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, offsets):
+    a = arguments()
+    tensors = {n: x.to(implementation.device) for n, x in vars(a).items() if n != "eps"}
+    a = with_offsets_amid_traps(replace(a, **tensors), offsets)
+    out = a.call(implementation.op("position_layer_norm"))
+    backward = implementation.op("position_layer_norm_backward")
+    for x in (out, *backward(amid_traps(torch.ones_like(out)), *vars(a).values())):
+        assert torch.isfinite(x).all()
+    implementation.raise_pending_errors()
 
 
 @every_implementation

@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from implementations import ALL
-from samples import RAGGED, Ragged, ragged_id, random_ids
+from samples import (
+    RAGGED,
+    Ragged,
+    amid_traps,
+    ragged_id,
+    random_ids,
+    senseless_offsets,
+    with_offsets_amid_traps,
+)
 from tolerances import HALF_TYPES, assert_close
 
 from ssept_ext import ops, reference
@@ -251,6 +259,19 @@ def test_offsets_that_do_not_describe_the_tokens_are_a_value_error(implementatio
     a = replace(arguments(), cu_seqlens=torch.tensor(wrong, dtype=torch.int32))
     with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to at most 34"):
         a.call(implementation.op("sampled_logits"))
+
+
+@senseless_offsets
+@pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
+def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, offsets):
+    a = with_offsets_amid_traps(arguments().to(implementation.device), offsets)
+    logits = a.call(implementation.op("sampled_logits"))
+    backward = implementation.op("sampled_logits_backward")
+    grad = amid_traps(torch.ones_like(logits))
+    for item_order in (None, a.items.flatten().argsort(stable=True)):
+        for x in (logits, *backward(grad, *vars(a).values(), item_order)):
+            assert torch.isfinite(x).all()
+    implementation.raise_pending_errors()
 
 
 @every_implementation

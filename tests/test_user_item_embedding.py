@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from implementations import ALL
-from samples import RAGGED, Ragged, ragged_id, random_ids
+from samples import (
+    RAGGED,
+    Ragged,
+    amid_traps,
+    ragged_id,
+    random_ids,
+    senseless_offsets,
+    with_offsets_amid_traps,
+)
 from tolerances import HALF_TYPES, assert_close
 
 from ssept_ext import reference
@@ -221,6 +229,19 @@ def test_inputs_need_not_be_contiguous(implementation):
         if isinstance(v, torch.Tensor)
     }
     assert torch.equal(replace(a, **strided).call(op), a.call(op))
+
+
+@senseless_offsets
+@pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
+def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, offsets):
+    a = with_offsets_amid_traps(arguments().to(implementation.device), offsets)
+    out = a.call(implementation.op("user_item_embedding"))
+    backward = implementation.op("user_item_embedding_backward")
+    grad = amid_traps(torch.ones_like(out))
+    for item_order in (None, a.items.argsort(stable=True)):
+        for x in (out, *backward(grad, *vars(a).values(), item_order)):
+            assert torch.isfinite(x).all()
+    implementation.raise_pending_errors()
 
 
 @every_kernel

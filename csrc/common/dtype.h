@@ -1,14 +1,9 @@
 // From a tensor's type to the C++ types kernels are compiled for.
 #pragma once
-#include <type_traits>
-
+#include "common/accumulator.h"
 #include "common/checks.h"
 
 namespace ssept {
-
-// The type sums are kept in.
-template <class T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 inline ScalarType accumulator_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

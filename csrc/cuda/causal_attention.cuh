@@ -8,6 +8,7 @@
 #include "cuda/causal_attention.h"
 #include "cuda/dropout.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/sequences.cuh"
 #include "cuda/shared_memory.h"
 
 namespace ssept::cuda::attention {
@@ -71,31 +72,26 @@ struct Segment {
   int head, slice;
   bool is_spare;
 
-  // The block's part of `launch_tiles`. Offsets that make no sense are cut, not followed.
+  // The block's part of `launch_tiles`.
   __device__ Segment(const CausalAttentionSizes& s, const int32_t* cu_seqlens_q,
                      const int32_t* cu_seqlens_k, int tiles_per_sequence)
       : head(blockIdx.y % s.num_heads),
         slice(blockIdx.y / s.num_heads),
         is_spare(blockIdx.x < kSpareBlocks) {
     const int64_t x = static_cast<int64_t>(blockIdx.x) - kSpareBlocks;
-    const int64_t b = is_spare ? s.num_sequences : x / tiles_per_sequence;
+    const int64_t b = x / tiles_per_sequence;
     first_tile = static_cast<int>(is_spare ? blockIdx.x : x % tiles_per_sequence);
     tile_step = is_spare ? kSpareBlocks : tiles_per_sequence;
-    q_begin = cut(cu_seqlens_q[b], 0, s.num_queries);
-    k_begin = cut(cu_seqlens_k[b], 0, s.num_keys);
-    num_queries = static_cast<int>(
-        (is_spare ? s.num_queries : cut(cu_seqlens_q[b + 1], q_begin, s.num_queries)) - q_begin);
-    num_keys = static_cast<int>(
-        (is_spare ? s.num_keys : cut(cu_seqlens_k[b + 1], k_begin, s.num_keys)) - k_begin);
+    const Sequences queries(cu_seqlens_q, s.num_sequences, s.num_queries);
+    const Sequences keys(cu_seqlens_k, s.num_sequences, s.num_keys);
+    q_begin = is_spare ? queries.num_real() : queries.begin(b);
+    k_begin = is_spare ? keys.num_real() : keys.begin(b);
+    num_queries = static_cast<int>((is_spare ? s.num_queries : queries.end(b)) - q_begin);
+    num_keys = static_cast<int>((is_spare ? s.num_keys : keys.end(b)) - k_begin);
   }
 
   // A query sees the keys below shift() + its own index + 1.
   __device__ int shift() const { return num_keys - num_queries; }
-
- private:
-  static __device__ int64_t cut(int64_t x, int64_t low, int64_t high) {
-    return x < low ? low : x > high ? high : x;
-  }
 };
 
 // Launches `kernel` for all tiles of `rows` rows in sequences of up to max_seqlen, and for all

@@ -1,4 +1,4 @@
-// Looking at ids and sequences from a kernel.
+// Looking at ids from a kernel.
 #pragma once
 #include "cuda/bad_id.h"
 #include "cuda/launch.cuh"
@@ -31,22 +31,6 @@ __device__ __forceinline__ int64_t usable_position(int64_t position, int64_t tab
   if (position >= 0 && position < table_rows) return position;
   note_bad_id(position, table_rows, IdArgument::kPositions, note);
   return 0;
-}
-
-// The sequence that owns a token, in all lanes of a warp, which search together: two rounds for up
-// to 1024 sequences. `token` must be below cu_seqlens[num_sequences].
-__device__ __forceinline__ int64_t sequence_of(int64_t token, const int32_t* cu_seqlens,
-                                               int64_t num_sequences) {
-  const int lane = threadIdx.x % kWarpSize;
-  int64_t low = 0, high = num_sequences;  // cu_seqlens[low] <= token < cu_seqlens[high]
-  while (high - low > 1) {
-    const int64_t step = (high - low + kWarpSize - 1) / kWarpSize;
-    const int64_t probe = low + lane * step;
-    const unsigned before = __ballot_sync(kAllLanes, probe < high && cu_seqlens[probe] <= token);
-    low += (kWarpSize - 1 - __clz(static_cast<int>(before))) * step;
-    high = min(low + step, high);
-  }
-  return low;
 }
 
 }  // namespace ssept::cuda

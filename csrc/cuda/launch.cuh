@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/accumulator.h"
+
 // The one dynamic shared array of the project.
 extern __shared__ __align__(16) unsigned char smem_raw[];
 
@@ -16,10 +18,8 @@ namespace ssept::cuda {
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 inline constexpr int kWarpSize = 32;
-
-// The type sums are kept in.
-template <class T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+// Of kernels in which each warp has work of its own.
+inline constexpr int kWarpsPerBlock = 4, kThreadsPerBlock = kWarpsPerBlock * kWarpSize;
 
 template <class T>
 __device__ __forceinline__ Accumulator<T> widen(T x) {
@@ -46,6 +46,12 @@ template <class T, int VEC>
 struct alignas(sizeof(T) * VEC) Pack {
   T value[VEC];
 };
+
+// The grid for so many warps, each with work of its own.
+inline dim3 blocks_of_warps(int64_t warps, int64_t y = 1) {
+  return dim3(static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock),
+              static_cast<unsigned>(y));
+}
 
 // The first error of the launch, as a value: nothing is left behind for an unrelated call to find.
 template <class... Params, class... Args>

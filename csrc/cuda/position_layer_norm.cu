@@ -3,12 +3,15 @@
 #include "cuda/ids.cuh"
 #include "cuda/position_layer_norm.h"
 #include "cuda/reduce.cuh"
+#include "cuda/sequences.cuh"
 
 namespace ssept::cuda {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
-constexpr int kThreads = kWarpsPerBlock * kWarpSize;
+template <class T>
+__device__ __forceinline__ Sequences sequences_of(const PositionLayerNorm<T>& in) {
+  return {in.cu_seqlens, in.num_sequences, in.num_tokens};
+}
 
 // Mean of a row, and 1 / sqrt(variance + eps).
 template <class A>
@@ -52,13 +55,13 @@ __device__ __forceinline__ void write_zeros(T* row, int64_t width) {
 
 // One warp for one token.
 template <class T, int VEC>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     forward_kernel(PositionLayerNorm<T> in, T* __restrict__ out, BadIdNote* note) {
   using A = Accumulator<T>;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (n >= in.num_tokens) return;
-  if (n >= in.cu_seqlens[in.num_sequences]) {
+  if (n >= sequences_of(in).num_real()) {
     write_zeros<VEC>(out + n * in.width, in.width);
     return;
   }
@@ -78,13 +81,13 @@ __global__ void __launch_bounds__(kThreads)
 
 // One warp for one token: grad_x, and the statistics for the next kernel.
 template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     backward_x_kernel(PositionLayerNorm<T> in, const T* __restrict__ grad, T* __restrict__ grad_x,
                       A* __restrict__ statistics, BadIdNote* note) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (n >= in.num_tokens) return;
-  if (n >= in.cu_seqlens[in.num_sequences]) {
+  if (n >= sequences_of(in).num_real()) {
     write_zeros<VEC>(grad_x + n * in.width, in.width);
     return;
   }
@@ -130,8 +133,8 @@ __global__ void __launch_bounds__(kSumThreads)
                               A* __restrict__ grad_beta) {
   const ColumnSums sums(in.width);
   A to_gamma[kQuad] = {}, to_beta[kQuad] = {};
-  for_each_token_at(blockIdx.x, in.positions, in.position_rows, in.cu_seqlens[in.num_sequences],
-                    sums, [&](int64_t n) {
+  for_each_token_at(blockIdx.x, in.positions, in.position_rows, sequences_of(in).num_real(), sums,
+                    [&](int64_t n) {
                       const A mean = statistics[2 * n], rstd = statistics[2 * n + 1];
                       A x[kQuad], g[kQuad];
                       load_quad<VEC>(in.x + n * in.width, sums.column, in.width, x);
@@ -149,10 +152,6 @@ __global__ void __launch_bounds__(kSumThreads)
   store_quad<VEC>(grad_beta + blockIdx.x * in.width, sums.column, in.width, to_beta);
 }
 
-dim3 blocks_of_warps(int64_t warps) {
-  return dim3(static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock));
-}
-
 }  // namespace
 
 template <class T>
@@ -160,8 +159,8 @@ cudaError_t launch_position_layer_norm(const PositionLayerNorm<T>& in, T* out, B
                                        cudaStream_t stream) {
   if (in.num_tokens == 0 || in.width == 0) return cudaSuccess;
   return with_pack_size<T>({in.width}, {in.x, in.gamma, in.beta, out}, [&]<int VEC>() {
-    return launch(forward_kernel<T, VEC>, blocks_of_warps(in.num_tokens), kThreads, 0, stream, in,
-                  out, note);
+    return launch(forward_kernel<T, VEC>, blocks_of_warps(in.num_tokens), kThreadsPerBlock, 0,
+                  stream, in, out, note);
   });
 }
 
@@ -173,8 +172,9 @@ cudaError_t launch_position_layer_norm_backward(const PositionLayerNorm<T>& in, 
   if (in.width == 0) return cudaSuccess;
   return with_pack_size<T>({in.width}, {in.x, in.gamma, grad, grad_x}, [&]<int VEC>() {
     if (in.num_tokens > 0) {
-      const cudaError_t error = launch(backward_x_kernel<T, VEC>, blocks_of_warps(in.num_tokens),
-                                       kThreads, 0, stream, in, grad, grad_x, statistics, note);
+      const cudaError_t error =
+          launch(backward_x_kernel<T, VEC>, blocks_of_warps(in.num_tokens), kThreadsPerBlock, 0,
+                 stream, in, grad, grad_x, statistics, note);
       if (error != cudaSuccess) return error;
     }
     if (in.position_rows == 0) return cudaSuccess;

@@ -3,21 +3,26 @@
 #include "cuda/ids.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/sampled_logits.h"
+#include "cuda/sequences.cuh"
 #include "cuda/shared_memory.h"
 
 namespace ssept::cuda {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
 constexpr int kLanesPerItem = 8;  // a quarter of a warp reads one item's row
 constexpr int kItemsPerWarp = kWarpSize / kLanesPerItem;
 constexpr int64_t kItemsPerBlock =
     64;  // scored by one warp of the forward, so that few tokens fill a GPU too
 
+template <class T>
+__device__ __forceinline__ Sequences sequences_of(const SampledLogits<T>& in) {
+  return {in.cu_seqlens, in.size.num_sequences, in.size.num_tokens};
+}
+
 // One warp scores up to kItemsPerBlock items of one token. The hidden state lies in shared memory;
 // the user's term is computed once for all of them.
 template <class T, int VEC>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     forward_kernel(SampledLogits<T> in, T* __restrict__ logits, BadIdNote* note) {
   using A = Accumulator<T>;
   const SampledLogitsSizes& s = in.size;
@@ -28,7 +33,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
   const int64_t first = blockIdx.y * kItemsPerBlock;
   const int64_t last = min(first + kItemsPerBlock, s.num_items);
   T* out = logits + n * s.num_items;
-  if (n >= in.cu_seqlens[s.num_sequences]) {
+  const Sequences sequences = sequences_of(in);
+  if (n >= sequences.num_real()) {
     for (int64_t k = first + lane; k < last; k += kWarpSize) out[k] = narrow<T>(0);
     return;
   }
@@ -39,7 +45,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
 
   A user_term = 0;
   if (in.users != nullptr) {
-    const int64_t user = in.users[sequence_of(n, in.cu_seqlens, s.num_sequences)];
+    const int64_t user = in.users[sequences.owner_of(n)];
     if (usable(user, s.user_rows, IdArgument::kUsers, note)) {
       const T* row = in.user_weight + user * s.user_width;
       for (int64_t i = lane; i < s.user_width; i += kWarpSize)
@@ -72,7 +78,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
 // an item costs is one load and one atomic of its row: where many tokens score a popular item, the
 // atomics meet in the L2 cache, and no thread waits for them.
 template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     backward_tokens_kernel(SampledLogits<T> in, const T* __restrict__ grad_logits,
                            T* __restrict__ grad_hidden, A* __restrict__ grad_item,
                            A* __restrict__ grad_sum, BadIdNote* note) {
@@ -82,7 +88,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (n >= s.num_tokens) return;
   T* out = grad_hidden + n * s.width;
-  if (n >= in.cu_seqlens[s.num_sequences]) {
+  const Sequences sequences = sequences_of(in);
+  if (n >= sequences.num_real()) {
     for (int64_t i = lane; i < s.width; i += kWarpSize) out[i] = narrow<T>(0);
     return;
   }
@@ -145,7 +152,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
   total = group_sum<kWarpSize>(total);
   if (lane == 0) grad_sum[n] = total;
   if (in.users == nullptr) return;
-  const int64_t user = in.users[sequence_of(n, in.cu_seqlens, s.num_sequences)];
+  const int64_t user = in.users[sequences.owner_of(n)];
   const bool known = usable(user, s.user_rows, IdArgument::kUsers, note);
   const T* row = in.user_weight + user * s.user_width;
   const A scale = total * static_cast<A>(s.user_scale);
@@ -161,7 +168,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
 // The items' gradient in a fixed order: the warp at the first of an item's entries sums all of
 // them.
 template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     backward_items_in_order_kernel(SampledLogits<T> in, const T* __restrict__ grad_logits,
                                    const int64_t* __restrict__ item_order,
                                    A* __restrict__ grad_item) {
@@ -169,7 +176,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
   const SampledLogitsSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t count = s.num_tokens * s.num_items;
-  const int64_t num_real = in.cu_seqlens[s.num_sequences];
+  const int64_t num_real = sequences_of(in).num_real();
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (begin >= count) return;
   const int64_t item = in.items[item_order[begin]];
@@ -220,7 +227,9 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t b = blockIdx.x, user = in.users[b];
   A sum[kQuad] = {};
   if (user > 0 && user < s.user_rows && sums.works()) {
-    for (int64_t n = in.cu_seqlens[b] + sums.lane; n < in.cu_seqlens[b + 1]; n += sums.lanes) {
+    const Sequences sequences = sequences_of(in);
+    const int64_t end = sequences.end(b);
+    for (int64_t n = sequences.begin(b) + sums.lane; n < end; n += sums.lanes) {
       A h[kQuad];
       load_quad<VEC>(in.hidden + n * s.width + s.item_width, sums.column, s.user_width, h);
 #pragma unroll
@@ -233,13 +242,6 @@ __global__ void __launch_bounds__(kSumThreads)
   for (int j = 0; j < kQuad; ++j) sum[j] *= static_cast<A>(s.user_scale);
   store_quad<VEC>(grad_user + b * s.user_width, sums.column, s.user_width, sum);
 }
-
-dim3 blocks_of_warps(int64_t warps, int64_t y = 1) {
-  return dim3(static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock),
-              static_cast<unsigned>(y));
-}
-
-constexpr int kThreads = kWarpsPerBlock * kWarpSize;
 
 }  // namespace
 
@@ -256,7 +258,7 @@ cudaError_t launch_sampled_logits(const SampledLogits<T>& in, T* logits, BadIdNo
     const cudaError_t error =
         allow_shared_memory(reinterpret_cast<const void*>(kernel), "sampled_logits", smem);
     if (error != cudaSuccess) return error;
-    return launch(kernel, grid, kThreads, smem, stream, in, logits, note);
+    return launch(kernel, grid, kThreadsPerBlock, smem, stream, in, logits, note);
   });
 }
 
@@ -271,13 +273,13 @@ cudaError_t launch_sampled_logits_backward(const SampledLogits<T>& in, const T* 
       [&]<int VEC>() {
         cudaError_t error = cudaSuccess;
         if (s.num_tokens > 0)
-          error = launch(backward_tokens_kernel<T, VEC>, blocks_of_warps(s.num_tokens), kThreads, 0,
-                         stream, in, grad_logits, grad_hidden,
+          error = launch(backward_tokens_kernel<T, VEC>, blocks_of_warps(s.num_tokens),
+                         kThreadsPerBlock, 0, stream, in, grad_logits, grad_hidden,
                          item_order == nullptr ? grad_item : nullptr, grad_sum, note);
         if (error == cudaSuccess && item_order != nullptr && s.num_tokens * s.num_items > 0)
           error = launch(backward_items_in_order_kernel<T, VEC>,
-                         blocks_of_warps(s.num_tokens * s.num_items), kThreads, 0, stream, in,
-                         grad_logits, item_order, grad_item);
+                         blocks_of_warps(s.num_tokens * s.num_items), kThreadsPerBlock, 0, stream,
+                         in, grad_logits, item_order, grad_item);
         if (error == cudaSuccess && grad_user != nullptr && s.num_sequences > 0 && s.user_width > 0)
           error = launch(backward_users_kernel<T, VEC>,
                          dim3(static_cast<unsigned>(s.num_sequences), sum_blocks(s.user_width)),

@@ -2,24 +2,28 @@
 #include "cuda/column_sums.cuh"
 #include "cuda/dropout.cuh"
 #include "cuda/ids.cuh"
+#include "cuda/sequences.cuh"
 #include "cuda/user_item_embedding.h"
 
 namespace ssept::cuda {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
-constexpr int kThreads = kWarpsPerBlock * kWarpSize;
+template <class T>
+__device__ __forceinline__ Sequences sequences_of(const UserItemEmbedding<T>& in) {
+  return {in.cu_seqlens, in.size.num_sequences, in.size.num_tokens};
+}
 
 // One warp for one token. VEC divides Di and Du, so a pack is of the item or of the user.
 template <class T, int VEC>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     forward_kernel(UserItemEmbedding<T> in, T* __restrict__ out, BadIdNote* note) {
   using A = Accumulator<T>;
   const UserItemEmbeddingSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (n >= s.num_tokens) return;
-  const bool real = n < in.cu_seqlens[s.num_sequences];
+  const Sequences sequences = sequences_of(in);
+  const bool real = n < sequences.num_real();
   const T *item_row = nullptr, *user_row = nullptr, *position_row = nullptr;
   if (real) {
     const int64_t item = in.items[n];
@@ -28,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
     position_row =
         in.position_weight + usable_position(in.positions[n], s.position_rows, note) * s.width;
     if (in.users != nullptr) {
-      const int64_t user = in.users[sequence_of(n, in.cu_seqlens, s.num_sequences)];
+      const int64_t user = in.users[sequences.owner_of(n)];
       if (usable(user, s.user_rows, IdArgument::kUsers, note))
         user_row = in.user_weight + user * s.user_width;
     }
@@ -76,13 +80,13 @@ __device__ __forceinline__ void load_undropped(const UserItemEmbedding<T>& in,
 
 // One warp for one token: adds its gradient to its item's, by atomics.
 template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     backward_items_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
                           A* __restrict__ grad_item) {
   const UserItemEmbeddingSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
-  if (n >= min(s.num_tokens, static_cast<int64_t>(in.cu_seqlens[s.num_sequences]))) return;
+  if (n >= sequences_of(in).num_real()) return;
   const int64_t item = in.items[n];
   if (item <= 0 || item >= s.item_rows) return;
   const DropoutMask mask(in.seed, in.dropout);
@@ -100,13 +104,13 @@ __global__ void __launch_bounds__(kThreads)
 
 // The same in a fixed order: the warp at the first of an item's tokens sums all of them.
 template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreadsPerBlock)
     backward_items_in_order_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
                                    const int64_t* __restrict__ item_order,
                                    A* __restrict__ grad_item) {
   const UserItemEmbeddingSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int64_t num_real = in.cu_seqlens[s.num_sequences];
+  const int64_t num_real = sequences_of(in).num_real();
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (begin >= s.num_tokens) return;
   const int64_t item = in.items[item_order[begin]];
@@ -135,6 +139,7 @@ __global__ void __launch_bounds__(kSumThreads)
     backward_users_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
                           A* __restrict__ grad_user, BadIdNote* note) {
   const UserItemEmbeddingSizes& s = in.size;
+  const Sequences sequences = sequences_of(in);
   const int64_t b = blockIdx.x;
   const int64_t first = s.item_width / kQuad * kQuad;  // the quad in which the user's columns begin
   const ColumnSums sums(s.width - first);
@@ -143,7 +148,8 @@ __global__ void __launch_bounds__(kSumThreads)
   A sum[kQuad] = {};
   if (known && sums.works()) {
     const DropoutMask mask(in.seed, in.dropout);
-    for (int64_t n = in.cu_seqlens[b] + sums.lane; n < in.cu_seqlens[b + 1]; n += sums.lanes) {
+    const int64_t end = sequences.end(b);
+    for (int64_t n = sequences.begin(b) + sums.lane; n < end; n += sums.lanes) {
       A g[kQuad];
       load_undropped<VEC>(in, mask, grad, n, column, g);
 #pragma unroll
@@ -169,7 +175,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const ColumnSums sums(s.width);
   const DropoutMask mask(in.seed, in.dropout);
   A sum[kQuad] = {};
-  for_each_token_at(blockIdx.x, in.positions, s.position_rows, in.cu_seqlens[s.num_sequences], sums,
+  for_each_token_at(blockIdx.x, in.positions, s.position_rows, sequences_of(in).num_real(), sums,
                     [&](int64_t n) {
                       A g[kQuad];
                       load_undropped<VEC>(in, mask, grad, n, sums.column, g);
@@ -179,10 +185,6 @@ __global__ void __launch_bounds__(kSumThreads)
   sums.reduce(sum);
   if (sums.lane == 0)
     store_quad<VEC>(grad_position + blockIdx.x * s.width, sums.column, s.width, sum);
-}
-
-dim3 blocks_of_warps(int64_t warps) {
-  return dim3(static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock));
 }
 
 }  // namespace
@@ -196,7 +198,7 @@ cudaError_t launch_user_item_embedding(const UserItemEmbedding<T>& in, T* out, B
                            {in.item_weight, in.user_weight, in.position_weight, out},
                            [&]<int VEC>() {
                              return launch(forward_kernel<T, VEC>, blocks_of_warps(s.num_tokens),
-                                           kThreads, 0, stream, in, out, note);
+                                           kThreadsPerBlock, 0, stream, in, out, note);
                            });
 }
 
@@ -211,10 +213,11 @@ cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<T>& in, 
     cudaError_t error = cudaSuccess;
     if (s.num_tokens > 0 && s.item_width > 0) {
       const dim3 grid = blocks_of_warps(s.num_tokens);
-      error = item_order == nullptr ? launch(backward_items_kernel<T, VEC>, grid, kThreads, 0,
-                                             stream, in, grad, grad_item)
-                                    : launch(backward_items_in_order_kernel<T, VEC>, grid, kThreads,
-                                             0, stream, in, grad, item_order, grad_item);
+      error = item_order == nullptr
+                  ? launch(backward_items_kernel<T, VEC>, grid, kThreadsPerBlock, 0, stream, in,
+                           grad, grad_item)
+                  : launch(backward_items_in_order_kernel<T, VEC>, grid, kThreadsPerBlock, 0,
+                           stream, in, grad, item_order, grad_item);
     }
     if (error == cudaSuccess && grad_user != nullptr && s.num_sequences > 0 && s.user_width > 0) {
       const int64_t columns = s.width - s.item_width / kQuad * kQuad;
