@@ -35,7 +35,7 @@ from ssept_ext.interruption import TrainingInterrupted
 from ssept_ext.losses import LossName
 from ssept_ext.model import Architecture, EmbeddingInit
 from ssept_ext.plotting import plot_curves
-from ssept_ext.training import Schedule, TrainingOptions, train_model
+from ssept_ext.training import Precision, Schedule, TrainingOptions, train_model
 
 RUN_FILE, METRICS_FILE, RESULT_FILE = "run.json", "metrics.csv", "result.json"
 CURVES_FILE, TABLE_FILE = "curves.png", "table.md"
@@ -81,7 +81,7 @@ class Settings:
     warmup_steps: int = 200
     max_grad_norm: float = 0.0
     """0 for no clipping."""
-    bf16: bool = False
+    precision: Precision = "float32"
     epochs: int = 600
     val_epoch: int = 10
     patience: int = 0
@@ -92,6 +92,7 @@ class Settings:
             raise ValueError(
                 f"val_epoch must be in 1..{self.epochs} (epochs), got {self.val_epoch}"
             )
+        self.training_options()  # which checks them
 
     def make_model(self, data: SASRecDataSet) -> SASREC:
         width = self.item_dim + (self.user_dim if self.model == "ssept" else 0)
@@ -136,7 +137,7 @@ class Settings:
             schedule=self.schedule,
             warmup_steps=self.warmup_steps,
             max_grad_norm=self.max_grad_norm or None,
-            bf16=self.bf16,
+            precision=self.precision,
             patience=self.patience,
             restore_best=True,
         )
@@ -265,7 +266,14 @@ def run_from(options: argparse.Namespace) -> tuple[Run, SASRecDataSet]:
     if options.quick:
         settings = replace(settings, **_QUICK)
     changes = [*options.set, *([f"epochs={options.epochs}"] if options.epochs else [])]
-    settings = replace(settings, **dict(map(parse_change, changes)))
+    values: dict[str, Any] = {}
+    first: dict[str, str] = {}
+    for change in changes:
+        setting, value = parse_change(change)
+        if values.setdefault(setting, value) != value:
+            raise ValueError(f"--set {change} contradicts --set {first[setting]}")
+        first.setdefault(setting, change)
+    settings = replace(settings, **values)
     if options.quick:
         data = synthetic(num_users=100)
     elif name in DATASETS:
@@ -281,11 +289,13 @@ def parse_change(text: str) -> tuple[str, Any]:
     """("dropout_rate", 0.3) of "dropout_rate=0.3"."""
     name, _, value = text.partition("=")
     types = {field.name: type(field.default) for field in fields(Settings)}
-    if name not in types:
+    if name not in types and name != "bf16":
         raise ValueError(f"--set {text}: no setting {name!r}; there are {', '.join(types)}")
-    if types[name] is bool:
+    if name == "bf16" or types[name] is bool:
         if value not in ("true", "false"):
             raise ValueError(f"--set {text}: must be true or false")
+        if name == "bf16":  # older runs have this spelling in their folders' names
+            return "precision", "bf16" if value == "true" else "float32"
         return name, value == "true"
     return name, types[name](value)
 

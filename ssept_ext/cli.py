@@ -43,7 +43,7 @@ from ssept_ext.model import SASREC, SSEPT, Architecture, EmbeddingInit
 from ssept_ext.plotting import AXES, plot_curves
 from ssept_ext.recommendation import recommend
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import Schedule, TrainingOptions, train_model
+from ssept_ext.training import Precision, Schedule, TrainingOptions, train_model
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
@@ -101,6 +101,8 @@ def resume(options: argparse.Namespace) -> int:
             f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
         )
     defaults = vars(make_parser().parse_args(["train"]))  # of options that an older version had not
+    if trained_with.pop("bf16", False):  # what said it before there was `precision`
+        trained_with["precision"] = "bf16"
     here = {name: getattr(options, name) for name in ("device", "backend", "timeout")}
     with distributed.process_group(_choose_device(options), options.timeout):
         return _train(argparse.Namespace(**(defaults | trained_with | here)), run, source)
@@ -293,7 +295,7 @@ def _training_options(options: argparse.Namespace) -> TrainingOptions:
         schedule=options.schedule,
         warmup_steps=options.warmup_steps,
         max_grad_norm=options.max_grad_norm,
-        bf16=options.bf16,
+        precision=options.precision,
         patience=options.patience,
         restore_best=options.restore_best,
     )
@@ -542,7 +544,21 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="scale gradients down to this norm (default: never)",
     )
-    add("--bf16", action="store_true", help="compute hidden states in bfloat16, by autocast")
+    precision = group.add_mutually_exclusive_group().add_argument
+    precision(
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="of products in a training step: exact, by TF32 on GPUs, or of hidden states in bfloat16",
+    )
+    precision(
+        "--bf16",
+        dest="precision",
+        action="store_const",
+        const="bf16",
+        default="float32",
+        help="short for --precision bf16",
+    )
     add(
         "--patience",
         **_integer(0, 0, "end after so many validations without a better; 0 for never"),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -133,7 +134,7 @@ def _sort_arguments(
     names = (
         [field.name for field in fields(kind.config_class) if field.name not in _COUNTED],
         _SAMPLING,
-        [field.name for field in fields(TrainingOptions)],
+        list(signature(TrainingOptions).parameters),
     )
     for name in arguments:
         if name in _COUNTED:

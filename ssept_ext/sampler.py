@@ -285,6 +285,11 @@ class WarpSampler:
             negatives=torch.from_numpy(draw.negatives),
         )
 
+    def sequence_lengths(self) -> IntArray:
+        """(R,) length of the sequence of each user who can be drawn; all are drawn as often, window or not."""
+        lengths: IntArray = np.minimum(np.diff(self._table.offsets) - 1, self.maxlen)
+        return lengths
+
     @property
     def negative_log_probs(self) -> NDArray[np.float64] | None:
         """(itemnum + 1,) log of the share of negatives that each item has, before a user's own are left out.

@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import InitVar, asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -73,6 +73,17 @@ class SeekableSampler(Protocol):
         """Go on with that batch."""
 
 
+@runtime_checkable
+class LengthKnowingSampler(Protocol):
+    """What lets a CUDA graph be made for the data instead of the first batch; `WarpSampler` has it."""
+
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """Of the sequences that are drawn independently, each as often."""
+
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How to train, beyond recommenders' arguments: more keywords of `SSEPT.train_model`.
@@ -92,15 +103,26 @@ class TrainingOptions:
     """Steps over which the learning rate first rises linearly."""
     max_grad_norm: float | None = None
     """Gradients are scaled down to this norm, that of all parameters together; None for never."""
-    bf16: bool = False
-    """Compute in bfloat16 by autocast, see `ssept_ext.ops`; parameters, logits and sums stay as they are."""
+    precision: Precision | None = None
+    """Of matrix products and attention in training steps; parameters, logits and sums are float32 throughout.
+    None is "float32": exact, unless torch itself has been told to use TF32. "tf32" rounds their inputs to 10 bits on a
+    GPU, for its tensor cores; on a CPU it is "float32". "bf16" computes hidden states in bfloat16 by autocast, see
+    `ssept_ext.ops`. Validation is as precise as `evaluate`: float32, unless torch itself has been told to use TF32."""
+    bf16: InitVar[bool | None] = None
+    """True is an older spelling of precision="bf16"."""
     patience: int = 0
     """End after this many validations in a row without a better NDCG@10; 0 for never."""
     restore_best: bool = False
     """Leave the model as it was when a validation had the best NDCG@10."""
 
-    def __post_init__(self) -> None:
-        for name, known in (("loss", LossName), ("schedule", Schedule)):
+    def __post_init__(self, bf16: bool | None) -> None:
+        if self.precision is None:
+            object.__setattr__(self, "precision", "bf16" if bf16 else "float32")
+        elif bf16 is not None and bf16 != (self.precision == "bf16"):
+            raise ValueError(
+                f'bf16={bf16} contradicts precision="{self.precision}": leave bf16 out'
+            )
+        for name, known in (("loss", LossName), ("schedule", Schedule), ("precision", Precision)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(
                     f'{name} must be one of {get_args(known)}, got "{getattr(self, name)}"'
@@ -254,7 +276,7 @@ def train_model(
     is_first = distributed.rank() == 0
     listening: AbstractContextManager[list[signal.Signals]]
     listening = nullcontext([]) if checkpoint is None else noted_signals()
-    with listening as noted:
+    with listening as noted, kept_memory(model.device):
         signals: list[signal.Signals] = []
         try:
             while not signals and training.epoch < num_epochs and not training.is_ended():
@@ -267,7 +289,7 @@ def train_model(
                     unit="step",
                     disable=not (verbose and is_first),
                 ) as bar:
-                    with kept_memory():
+                    with matmul_precision(options.precision):
                         signals = _train_epoch(training, next_batch, num_steps, epoch, bar, noted)
                     if not signals:
                         training.end_epoch()
@@ -290,6 +312,7 @@ def train_model(
                 print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
         finally:
             model.train(was_training)
+            training.optimizer.zero_grad()  # the gradients may keep all the memory of a CUDA graph
     if training.best:
         model.load_state_dict(training.best)
     if signals:
@@ -305,13 +328,13 @@ def train_model(
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def kept_memory(device: torch.device) -> Iterator[None]:
     """Let the process keep memory that a step on the CPU frees until the next one needs it.
 
-    Given back to the system it would have to be mapped in again, page by page, in every step: a
-    quarter of the time of a small one. Needs the extension, and glibc.
+    Given back to the system it would have to be mapped in again, page by page, in every step: a quarter of the time
+    of a small one. A training enters it once, as leaving it gives everything back. Needs the extension, and glibc.
     """
-    if _extension.native is None:
+    if _extension.native is None or device.type != "cpu":
         yield
         return
     _extension.native.keep_freed_memory(True)
@@ -319,6 +342,23 @@ def kept_memory() -> Iterator[None]:
         yield
     finally:
         _extension.native.keep_freed_memory(False)
+
+
+@contextmanager
+def matmul_precision(precision: Precision | None) -> Iterator[None]:
+    """Let GPUs compute products of float32, torch's and ours, in TF32 where `precision` is "tf32"."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if precision != "tf32" or before == "tf32":
+        yield
+        return
+    # As torch.set_float32_matmul_precision("high") does, which has CPUs round as well.
+    matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = False
+        matmul.fp32_precision = before  # "none" may have become "ieee"
 
 
 def _figures(history: History, num_steps: int, val_epoch: int) -> list[EpochFigures]:
@@ -355,6 +395,7 @@ class _Training:
         """Spent on them."""
         self.best: dict[str, Tensor] = {}
         self._learning_rate, self._schedule, self._num_steps = learning_rate, schedule, 0
+        self._current_rate = learning_rate
         if model.device.type == "cuda":  # a captured step reads it from there
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(learning_rate, device=model.device)
@@ -364,7 +405,12 @@ class _Training:
             loss = distributed.data_parallel(model, loss)
         work = training_work(self.optimizer, loss, options.max_grad_norm)
         self._step = training_step(
-            work, self.optimizer, model.device, model.seq_max_len, num_processes
+            work,
+            self.optimizer,
+            model.device,
+            model.seq_max_len,
+            num_processes,
+            sampler.sequence_lengths() if isinstance(sampler, LengthKnowingSampler) else None,
         )
         self._to_compare = num_processes > 1
 
@@ -375,11 +421,13 @@ class _Training:
         is that of the batch.
         """
         learning_rate = self._learning_rate * self._schedule(self._num_steps)
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(learning_rate)
-            else:
-                group["lr"] = learning_rate
+        if learning_rate != self._current_rate:
+            self._current_rate = learning_rate
+            for group in self.optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(learning_rate)
+                else:
+                    group["lr"] = learning_rate
         self._num_steps += 1
         if distributed.size() > 1:
             if self._to_compare:
@@ -437,6 +485,10 @@ class _Training:
         state = load_training(folder)
         if state is None:
             return
+        # Before there was `precision`, "bf16" said it.
+        state.settings.setdefault(
+            "precision", TrainingOptions(bf16=state.settings.get("bf16")).precision
+        )
         for name, value in settings.items():
             if state.settings.get(name) != value:
                 raise ValueError(
@@ -489,7 +541,9 @@ def _loss(model: SASREC, sampler: Sampler, options: TrainingOptions) -> Loss:
             log_probs = torch.from_numpy(drawn).float().to(model.device)
 
     def loss(batch: PackedBatch, seed: Tensor) -> Tensor:
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=options.bf16):
+        with torch.autocast(
+            model.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"
+        ):
             return model.training_loss(
                 batch,
                 loss=options.loss,

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ssept_ext import SASREC, SSEPT, IdMap, SASRecDataSet, build_info, cli
-from ssept_ext.checkpoint import load_checkpoint
+from ssept_ext.checkpoint import load_checkpoint, load_training, save_training
 from ssept_ext.evaluation import evaluate, evaluate_popularity, evaluate_valid
 from ssept_ext.id_map import save_id_maps
 from ssept_ext.training import TrainingOptions
@@ -207,7 +207,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         *("--seed", "5", "--window-sampling-prob", "0.5", "--num-negatives", "3"),
         *("--popularity-exponent", "0.75", "--loss", "gbce", "--gbce-t", "0.5"),
         *("--adam-betas", "0.8", "0.98", "--schedule", "cosine", "--warmup-steps", "7"),
-        *("--max-grad-norm", "2", "--bf16", "--patience", "4", "--restore-best"),
+        *("--max-grad-norm", "2", "--precision", "tf32", "--patience", "4", "--restore-best"),
         epochs="3",
     )
 
@@ -228,11 +228,44 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
             schedule="cosine",
             warmup_steps=7,
             max_grad_norm=2.0,
-            bf16=True,
+            precision="tf32",
             patience=4,
             restore_best=True,
         ),
     }
+
+
+def test_bf16_is_short_for_a_precision_and_contradicts_another(data, tmp_path, capsys):
+    assert train(data, "--bf16", out="short") == 0
+    assert train(data, "--precision", "tf32", "--bf16") == 2
+
+    record = json.loads((tmp_path / "short" / "run.json").read_text())["options"]
+    assert record["precision"] == "bf16"
+    assert "bf16" not in record
+    assert "--bf16: not allowed with argument --precision" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "float32")])
+def test_a_run_of_before_there_was_a_precision_is_resumed(
+    data, tmp_path, monkeypatch, bf16, precision
+):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data, *(["--bf16"] if bf16 else [])) == 130
+    run_file = tmp_path / "run" / "run.json"
+    record = json.loads(run_file.read_text())
+    del record["options"]["precision"]
+    record["options"]["bf16"] = bf16
+    run_file.write_text(json.dumps(record))
+    state = load_training(tmp_path / "run")
+    del state.settings["precision"]
+    save_training(replace(state, settings=state.settings | {"bf16": bf16}), tmp_path / "run")
+
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 0
+
+    options = json.loads(run_file.read_text())["options"]
+    assert options["precision"] == precision
+    assert "bf16" not in options
 
 
 def test_the_seed_makes_a_run_reproducible(data, tmp_path):

@@ -100,9 +100,21 @@ def test_changed_settings_have_a_folder_of_their_own_and_reach_the_run(quick):
 
     settings = json.loads((folder / "run.json").read_text())["settings"]
     assert settings["loss"] == "softmax"
-    assert settings["bf16"] is True
+    assert settings["precision"] == "bf16"
     assert len(read_csv(folder / "metrics.csv")) == 2
     assert load_checkpoint(folder).config.item_width == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "precision"),
+    [("precision=tf32", "tf32"), ("bf16=true", "bf16"), ("bf16=false", "float32")],
+)
+def test_the_precision_reaches_the_training(change, precision):
+    options = reproduce.make_parser().parse_args(["--quick", "--set", change])
+
+    run, _ = reproduce.run_from(options)
+
+    assert run.settings.training_options().precision == precision
 
 
 def test_early_stopping_ends_a_run(quick, monkeypatch):
@@ -211,6 +223,11 @@ def test_a_file_of_events_is_a_data_set(tmp_path):
         (["--set", "colour=red"], "no setting 'colour'; there are model, item_dim"),
         (["--set", "item_dim=x"], "invalid literal for int"),
         (["--set", "bf16=yes"], "must be true or false"),
+        (["--set", "precision=fp8"], r"precision must be one of \(.*\), got \"fp8\""),
+        (
+            ["--set", "bf16=true", "--set", "precision=tf32"],
+            "--set precision=tf32 contradicts --set bf16=true",
+        ),
         (["--epochs", "1"], r"val_epoch must be in 1\.\.1 \(epochs\), got 2"),
         (["--set", "dropout_rate=2"], r"dropout_rate must be in \[0, 1\)"),
     ],

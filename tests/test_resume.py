@@ -309,3 +309,18 @@ def test_a_state_of_another_format_is_named(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match=f"{TRAINING_FILE} has format 2, this version reads 3"):
         train(tmp_path)
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "float32")])
+def test_a_training_of_before_there_was_a_precision_goes_on_in_its_own(tmp_path, bf16, precision):
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, 1, [signal.SIGTERM], precision=precision)
+    state = load_training(tmp_path)
+    del state.settings["precision"]
+    save_training(replace(state, settings=state.settings | {"bf16": bf16}), tmp_path)
+
+    with pytest.raises(ValueError, match=f"with precision = '{precision}', got 'tf32'"):
+        train(tmp_path, precision="tf32")
+    figures, _ = train(tmp_path, bf16=bf16)
+
+    assert len(figures["loss"]) == EPOCHS

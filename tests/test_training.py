@@ -4,6 +4,8 @@ import math
 import resource
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +18,17 @@ from torch.nn import functional as F
 from ssept_ext import SSEPT
 from ssept_ext.evaluation import evaluate_valid
 from ssept_ext.losses import bce
+from ssept_ext.ops.causal_attention import _matmul_takes_tf32
 from ssept_ext.packing import pack
 from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import VALIDATION_SEED, TrainingOptions, kept_memory, train_model
+from ssept_ext.training import (
+    VALIDATION_SEED,
+    TrainingOptions,
+    _Training,
+    kept_memory,
+    matmul_precision,
+    train_model,
+)
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -365,7 +375,7 @@ def test_sampled_softmax_corrects_for_how_the_sampler_draws(dataset, popularity_
         {"loss": "sampled_softmax"},
         {"loss": "softmax"},
         {"bf16": True},
-        {"loss": "softmax", "bf16": True, "max_grad_norm": 1.0},
+        {"loss": "softmax", "precision": "bf16", "max_grad_norm": 1.0},
     ],
     ids=str,
 )
@@ -388,9 +398,142 @@ def test_bfloat16_reaches_the_hidden_states(dataset):
     for name, module in (("mha", layer.mha), ("ffn", layer.ffn)):
         module.register_forward_hook(lambda m, i, out, name=name: dtypes.update({name: out.dtype}))
 
-    train(model, dataset, num_epochs=1, options=TrainingOptions(bf16=True))
+    train(model, dataset, num_epochs=1, options=TrainingOptions(precision="bf16"))
 
     assert dtypes == {"mha": torch.bfloat16, "ffn": torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("given", "precision"),
+    [
+        ({}, "float32"),
+        ({"bf16": False}, "float32"),
+        ({"bf16": True}, "bf16"),
+        ({"bf16": True, "precision": "bf16"}, "bf16"),
+        ({"bf16": False, "precision": "tf32"}, "tf32"),
+    ],
+)
+def test_bf16_is_an_older_spelling_of_a_precision(given, precision):
+    options = TrainingOptions(**given)
+
+    assert options == TrainingOptions(precision=precision)
+    assert replace(options, precision="tf32").precision == "tf32"
+
+
+class Told(Stub):
+    """Notes what torch says of the precision of products, in training and in validation."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.trained, self.validated, self.fails = set(), set(), fails
+
+    def training_loss(self, batch, **options):
+        self.trained.add(what_torch_says())
+        if self.fails:
+            raise RuntimeError("out of memory")
+        return super().training_loss(batch, **options)
+
+    def score(self, *arguments, **options):
+        self.validated.add(what_torch_says())
+        return super().score(*arguments, **options)
+
+
+def what_torch_says():
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.mkldnn.matmul.fp32_precision,
+    )
+
+
+@pytest.fixture(params=["none", "ieee", "tf32"])
+def before(request):
+    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
+    torch.backends.cuda.matmul.fp32_precision = request.param
+    yield what_torch_says()
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_torch_computes_in_tf32_in_training_steps_alone_and_on_gpus_alone(
+    dataset, before, precision
+):
+    model = Told()
+
+    train(model, dataset, val_epoch=1, options=TrainingOptions(precision=precision))
+
+    on_cpus = before[2]
+    expected = ("high", "tf32", on_cpus) if precision == "tf32" else before
+    assert model.trained == {expected}
+    assert model.validated == {before}
+    assert what_torch_says() == before
+
+
+def test_torch_is_left_as_it_was_where_a_step_in_tf32_raises(dataset, before):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(Told(fails=True), dataset, options=TrainingOptions(precision="tf32"))
+
+    assert what_torch_says() == before
+
+
+def test_attention_takes_tf32_where_training_lets_torch_take_it():
+    with matmul_precision("tf32"):
+        assert _matmul_takes_tf32()
+    assert not _matmul_takes_tf32()
+
+
+def test_a_training_leaves_no_gradients_behind(dataset):
+    model = Stub()
+
+    train(model, dataset)
+
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("warmup_steps", "writes"), [(0, 0), (3, 3)])
+def test_a_rate_on_a_device_is_written_where_it_changes(dataset, warmup_steps, writes):
+    training = make_training(dataset, TrainingOptions(warmup_steps=warmup_steps))
+    group = training.optimizer.param_groups[0]
+    group["lr"] = torch.tensor(0.01)  # as on a GPU
+    with make_sampler(dataset) as sampler:
+        for _ in range(6):
+            training.take_step(sampler.next_packed())
+
+    assert group["lr"]._version == writes
+    assert group["lr"].item() == pytest.approx(0.01)
+
+
+def make_training(dataset, options):
+    factor = partial(options.learning_rate_factor, num_steps=6)
+    return _Training(Stub().train(), make_sampler(dataset), 0.01, options, factor)
+
+
+def test_the_lengths_of_the_data_reach_the_step(dataset, monkeypatch):
+    reached = []
+    monkeypatch.setattr("ssept_ext.training.training_step", lambda *a: reached.append(a[-1]))
+
+    make_training(dataset, TrainingOptions())
+    _Training(Stub(), PaddedSampler(make_sampler(dataset)), 0.01, TrainingOptions(), lambda _: 1.0)
+
+    assert reached[0].tolist() == [6] * NUM_USERS
+    assert reached[1] is None
+
+
+def test_memory_is_kept_over_all_epochs_and_given_back_where_one_fails(dataset, monkeypatch):
+    told = []
+    native = SimpleNamespace(keep_freed_memory=told.append)
+    monkeypatch.setattr("ssept_ext.training._extension", SimpleNamespace(native=native))
+
+    train(Stub(), dataset, num_epochs=3, val_epoch=1)
+    assert told == [True, False]
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(Told(fails=True), dataset)
+    assert told == [True, False] * 2
+
+    with kept_memory(torch.device("cuda")):
+        pass
+    assert len(told) == 4
 
 
 def test_an_unknown_keyword_is_an_error(dataset):
@@ -459,6 +602,10 @@ def test_seconds_of_training_rise_and_leave_validation_out(dataset, monkeypatch)
         ({"gbce_t": 1.5}, r"gbce_t must be in \[0, 1\], got 1.5"),
         ({"adam_betas": (0.9, 1.0)}, r"adam_betas must be two numbers in \[0, 1\), got"),
         ({"adam_betas": (0.9,)}, "adam_betas must be two numbers"),
+        ({"precision": "fp8"}, r'precision must be one of \(.*\), got "fp8"'),
+        ({"precision": "tf32", "bf16": True}, 'bf16=True contradicts precision="tf32"'),
+        ({"precision": "float32", "bf16": True}, 'bf16=True contradicts precision="float32"'),
+        ({"precision": "bf16", "bf16": False}, 'bf16=False contradicts precision="bf16"'),
         ({"warmup_steps": -1}, "warmup_steps must be an integer of at least 0, got -1"),
         ({"patience": 1.5}, "patience must be an integer of at least 0, got 1.5"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
@@ -513,7 +660,7 @@ def count_page_faults():
     pages = 2**26 // resource.getpagesize()
     faults_of_a_step()
     assert faults_of_a_step() > pages // 2  # what there is to gain
-    with kept_memory():
+    with kept_memory(torch.device("cpu")):
         # By where the heap lies, it grows more than once.
         assert min(faults_of_a_step() for _ in range(8)) < pages // 10
     assert faults_of_a_step() > pages // 2
