@@ -176,7 +176,7 @@ def train_model(
     steps are eager.
 
     Ctrl-C ends training and returns the epochs finished so far; with `checkpoint`, see there. However
-    training ends, the model is left in the mode (train or eval) it was in. Dropout and SSE draw from
+    training ends, the model is left in the mode (train or eval) it was in, without gradients. Dropout and SSE draw from
     torch's global generator: `torch.manual_seed` makes them reproducible.
 
     Parameters

@@ -81,11 +81,15 @@ def train(model, sampler, batch_size=NUM_USERS, epochs=1, **arguments):
 
 
 def one_step(case):
-    """A training of one step: its loss, and the gradients and parameters it leaves."""
+    """A training of one step: its loss, its gradients, and the parameters it leaves."""
     model_arguments, sampler_arguments, options = CASES[case]
     model = make_model(**model_arguments)
-    history = train(model, make_sampler(**sampler_arguments), options=options)
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    gradients = {}
+
+    def note(progress):
+        gradients.update({name: p.grad.clone() for name, p in progress.model.named_parameters()})
+
+    history = train(model, make_sampler(**sampler_arguments), options=options, callbacks=[note])
     return history["loss"], gradients, model.state_dict()
 
 

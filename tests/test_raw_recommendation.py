@@ -453,6 +453,7 @@ def test_fit_learns_what_comes_next():
         ({"hold_out": False, "val_epoch": 1}, ValueError, "val_epoch must be 0 without hold_out"),
         ({"dropout_rate": 1}, ValueError, "dropout_rate must be in"),
         ({"gbce_t": 2}, ValueError, "gbce_t must be in"),
+        ({"bf16": True, "precision": "tf32"}, ValueError, "bf16=True contradicts precision"),
     ],
 )
 def test_a_wrong_argument_of_fit_is_named(options, error, message):
