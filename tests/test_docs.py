@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from markdown_it import MarkdownIt
 
 from ssept_ext import cli
 
@@ -40,7 +39,8 @@ class Block(NamedTuple):
 
 
 def tokens_of(text):
-    return MarkdownIt("gfm-like", {"linkify": False}).parse(text)
+    markdown_it = pytest.importorskip("markdown_it")
+    return markdown_it.MarkdownIt("gfm-like", {"linkify": False}).parse(text)
 
 
 def blocks_of(text):

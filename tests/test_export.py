@@ -3,9 +3,7 @@
 import subprocess
 import sys
 
-import faiss
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -79,6 +77,8 @@ def test_a_program_runs_where_this_package_is_not(tmp_path):
 
 
 def test_onnxruntime_scores_as_predict_for_any_sizes(model, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "model.onnx"
     export_onnx(model, path)
 
@@ -105,6 +105,7 @@ def test_a_program_keeps_its_parameters():
 
 
 def test_a_model_too_large_for_onnx_is_refused(monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript")
     monkeypatch.setattr("ssept_ext.export.MAX_ONNX_SIZE", 1000)
 
     with pytest.raises(
@@ -118,6 +119,7 @@ def test_a_model_too_large_for_onnx_is_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize("user", [4, None])
 @pytest.mark.parametrize("kind", [SSEPT, SASREC])
 def test_an_inner_product_search_gives_the_list_of_recommend(kind, user):
+    faiss = pytest.importorskip("faiss")
     model, history, k = make(kind).double(), [5, 9, 5, 200, 17, 4, 200, 131], 20
     if user is None and kind is SSEPT:  # one who is unknown has the mean vector
         with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import ir_measures
 import numpy as np
 import pytest
 import torch
@@ -48,6 +47,7 @@ def trials_of(dataset, split):
 
 def oracle(model, dataset, split, exclude_seen):
     """HR, NDCG, MAP at KS and MRR by ir-measures, coverage by a set, of `predict`'s scores."""
+    ir_measures = pytest.importorskip("ir_measures")
     judgements, ranked, recommended = [], [], []
     for user, history, target in trials_of(dataset, split):
         seq = ([0] * model.seq_max_len + history)[-model.seq_max_len :]
