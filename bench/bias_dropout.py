@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from measure import (
@@ -26,7 +26,9 @@ WORKLOADS: tuple[Name, ...] = ("ML-1M", "Games")
 WIDTH = 2 * DIM
 
 
-def alternatives_of(batch: Batch, relu: bool, options: Options) -> dict[str, Call]:
+def alternatives_of(
+    batch: Batch, relu: bool, options: Options, backward: bool = True
+) -> dict[str, Call]:
     """After the feed-forward's first product (`relu`), or after its second, which adds the residual."""
     x, residual = (
         torch.randn(len(batch.packed.items), WIDTH, device=options.device, requires_grad=True)
@@ -45,21 +47,25 @@ def alternatives_of(batch: Batch, relu: bool, options: Options) -> dict[str, Cal
             return F.dropout(F.relu(x + bias), DROPOUT)
         return F.dropout(x + bias, DROPOUT) + residual
 
+    alternatives: dict[str, Callable[[], Tensor]] = {OURS: ours, "plain PyTorch": plain}
+    if not backward:
+        return dict(alternatives)
     return {
-        OURS: lambda: torch.autograd.grad(ours(), inputs, grad),
-        "plain PyTorch": lambda: torch.autograd.grad(plain(), inputs, grad),
+        name: lambda run=run: torch.autograd.grad(run(), inputs, grad)
+        for name, run in alternatives.items()
     }
 
 
-def bytes_moved(batch: Batch) -> int:
+def bytes_moved(batch: Batch, relu: bool, backward: bool = True) -> int:
     """With ReLU: x, output; output, its gradient, x's. With residual: x, residual, output; two gradients."""
-    return 5 * 4 * WIDTH * len(batch.packed.items)
+    rows = 5 if backward else 2 if relu else 3
+    return rows * 4 * WIDTH * len(batch.packed.items)
 
 
 def run_case(name: Name, relu: bool, options: Options) -> None:
     workload = load(name, options.quick)
     batch = workload.batch(options.device)
-    floor = {"a copy of the bytes it must move": copy_floor(bytes_moved(batch), options)}
+    floor = {"a copy of the bytes it must move": copy_floor(bytes_moved(batch, relu), options)}
     what = "With ReLU" if relu else "With residual"
     heading(f"{what}, dropout {DROPOUT}", workload.describe(batch))
     compare(alternatives_of(batch, relu, options), floor, options)

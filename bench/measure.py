@@ -141,6 +141,39 @@ def _seconds(run: Call, calls: int, options: Options) -> float:
     return (time.perf_counter() - begin) / calls
 
 
+def allow_tf32() -> None:
+    """Let products of float32 matrices, ours and others', round their factors to TF32 on a GPU."""
+    torch.set_float32_matmul_precision("high")
+
+
+def median_seconds(run: Call, options: Options, calls: int = 1, rounds: int = 7) -> float:
+    """Of one call, host included, when warm."""
+    run()
+    if options.quick:
+        calls, rounds = 1, 1
+    return float(np.median([_seconds(run, calls, options) for _ in range(rounds)]))
+
+
+def seconds_by_graph(run: Call, options: Options, calls: int = 20) -> float:
+    """Of the device's work in one call, without the host: `calls` of them in a CUDA graph. On a CPU, of a plain call.
+
+    Kernels of some microseconds are over before the host has called the next, so that a loop would time the host.
+    """
+    if options.device.type != "cuda":
+        return median_seconds(run, options)
+    capturing = torch.cuda.Stream()
+    capturing.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(capturing):
+        for _ in range(3):  # what is made at a first call cannot be captured
+            run()
+    torch.cuda.current_stream().wait_stream(capturing)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=capturing):
+        for _ in range(calls):
+            run()
+    return median_seconds(graph.replay, options, calls=3, rounds=9) / calls
+
+
 # Floors: what this machine would need for the bare arithmetic or the bare bytes
 
 

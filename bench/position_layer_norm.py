@@ -26,7 +26,7 @@ WORKLOADS: tuple[Name, ...] = ("ML-1M", "Games")
 WIDTH = 2 * DIM
 
 
-def alternatives_of(batch: Batch, options: Options) -> dict[str, Call]:
+def alternatives_of(batch: Batch, options: Options, backward: bool = True) -> dict[str, Call]:
     packed = batch.packed
     num_rows, length = batch.seq.shape
     gamma, beta = (
@@ -40,6 +40,8 @@ def alternatives_of(batch: Batch, options: Options) -> dict[str, Call]:
 
     def run_of(norm: Callable[[Tensor], Tensor], *shape: int) -> Call:
         x = torch.randn(shape, device=options.device, requires_grad=True)
+        if not backward:
+            return lambda: norm(x)
         grad = torch.randn_like(x)
         return lambda: torch.autograd.grad(norm(x), (x, gamma, beta), grad)
 
@@ -60,10 +62,10 @@ def alternatives_of(batch: Batch, options: Options) -> dict[str, Call]:
     }
 
 
-def bytes_moved(batch: Batch) -> int:
+def bytes_moved(batch: Batch, backward: bool = True) -> int:
     """x read and out written; x and its gradient read and written; gamma and beta, and theirs."""
-    tokens = 5 * WIDTH * len(batch.packed.items)
-    parameters = 2 * 2 * WIDTH * batch.seq.shape[1]
+    tokens = (5 if backward else 2) * WIDTH * len(batch.packed.items)
+    parameters = (2 if backward else 1) * 2 * WIDTH * batch.seq.shape[1]
     return 4 * (tokens + parameters)
 
 

@@ -28,7 +28,7 @@ QUICK_NUM_ITEMS = (1, 4)
 
 
 def alternatives_of(
-    workload: Workload, batch: Batch, items: Tensor, options: Options
+    workload: Workload, batch: Batch, items: Tensor, options: Options, backward: bool = True
 ) -> dict[str, Call]:
     packed, data = batch.packed, workload.dataset
     sequence_of_token = (batch.seq != 0).nonzero()[:, 0]
@@ -42,27 +42,34 @@ def alternatives_of(
         of_user = torch.einsum("nd,nd->n", hidden[:, DIM:], user)
         return torch.einsum("nd,nkd->nk", hidden[:, :DIM], vectors) + of_user.unsqueeze(1)
 
+    def ours(hidden: Tensor, item_weight: Tensor, user_weight: Tensor) -> Tensor:
+        where = (items, packed.users, packed.cu_seqlens)
+        return ops.sampled_logits(hidden, item_weight, user_weight, *where)
+
+    alternatives = {OURS: ours, "gather and einsum": plain}
+    if not backward:
+        return {name: lambda run=run: run(*inputs) for name, run in alternatives.items()}
     return {
-        OURS: lambda: torch.autograd.grad(
-            ops.sampled_logits(*inputs, items, packed.users, packed.cu_seqlens), inputs, grad
-        ),
-        "gather and einsum": lambda: torch.autograd.grad(plain(*inputs), inputs, grad),
+        name: lambda run=run: torch.autograd.grad(run(*inputs), inputs, grad)
+        for name, run in alternatives.items()
     }
 
 
-def bytes_moved(workload: Workload, batch: Batch, items: Tensor) -> int:
+def bytes_moved(workload: Workload, batch: Batch, items: Tensor, backward: bool = True) -> int:
     """Every row that is needed read once by forward and by backward, every result written once."""
     hidden = 2 * DIM * len(batch.packed.items)
     rows = DIM * (len(items.unique()) + len(batch.packed.users.unique()))
     tables = DIM * (workload.dataset.itemnum + workload.dataset.usernum + 2)
-    read = 4 * (hidden + rows) + 8 * items.numel()
-    return 2 * read + 4 * (2 * items.numel() + hidden + tables)
+    one_way = 4 * (hidden + rows + items.numel()) + 8 * items.numel()
+    return 2 * one_way + 4 * (hidden + tables) if backward else one_way
 
 
-def bytes_gathered(workload: Workload, batch: Batch, items: Tensor) -> int:
+def bytes_gathered(workload: Workload, batch: Batch, items: Tensor, backward: bool = True) -> int:
     """`bytes_moved`, but an item's row counts each time it is scored, and its gradient each time it is added to."""
-    once = DIM * (2 * len(items.unique()) + workload.dataset.itemnum + 1)
-    return bytes_moved(workload, batch, items) + 4 * (3 * DIM * items.numel() - once)
+    again = items.numel() - len(items.unique())
+    if backward:
+        again = 2 * again + items.numel() - (workload.dataset.itemnum + 1)
+    return bytes_moved(workload, batch, items, backward) + 4 * DIM * again
 
 
 def run_case(num_items: int, options: Options) -> None:

@@ -15,7 +15,10 @@ from ssept_ext.model import SASRECConfig
 
 Name = Literal["ML-1M", "Games"]
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+# A folder that gpu_check.py prepared brings its own.
+DATA = ROOT / "data" if (ROOT / "data").is_dir() else SHARED / "data"
 
 BATCH_SIZE = 128
 DIM = 50
@@ -113,7 +116,7 @@ class Batch:
 def load(name: Name, quick: bool) -> Workload:
     """The data set, or synthetic histories with its distribution of lengths; tiny ones if `quick`."""
     profile = _TINY if quick else _PROFILES[name]
-    path = SHARED / "data" / profile.file
+    path = DATA / profile.file
     if path.is_file():
         return Workload(name, profile.seq_max_len, SASRecDataSet(path), "real histories")
     source = "tiny synthetic histories" if quick else "synthetic histories of the same lengths"

@@ -1,0 +1,114 @@
+"""Every kernel of ours, forward and backward, once on a small ragged batch, for compute-sanitizer to watch.
+
+Inputs are drawn on the CPU, so that next to no kernels of torch run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssept_ext import ops
+
+LENGTHS = (70, 0, 33, 1, 130)
+SPARE_TOKENS = 13
+NUM_ITEMS, NUM_USERS = 40, 5
+WIDTHS = {
+    torch.float32: (50, 75, 100, 150),
+    torch.bfloat16: (50, 100, 150),
+    torch.float16: (50,),
+    torch.float64: (50,),
+}
+"""For all sizes of packs and of tiles; the two last types are for few."""
+
+
+class Batch:
+    """Ids and vectors on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).int().to(device)
+        self.num_tokens = sum(LENGTHS) + SPARE_TOKENS
+        self.seed = torch.tensor([5]).to(device)
+        self.positions = self.ids(max(LENGTHS), self.num_tokens)
+        self.users = self.ids(NUM_USERS, len(LENGTHS))
+        self.items = self.ids(NUM_ITEMS, self.num_tokens)
+
+    def ids(self, below: int, *shape: int) -> Tensor:
+        return torch.randint(below, shape).to(self.device)
+
+    def leaf(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype).to(self.device).requires_grad_()
+
+
+def backward(out: Tensor, *leaves: Tensor) -> None:
+    gradient = torch.ones(out.shape, dtype=out.dtype).to(out.device)
+    torch.autograd.grad(out, leaves, gradient)
+
+
+def norms_and_dropout(batch: Batch, dtype: torch.dtype, width: int) -> None:
+    x, residual = (batch.leaf(dtype, batch.num_tokens, width) for _ in range(2))
+    gamma, beta = (batch.leaf(dtype, max(LENGTHS), width) for _ in range(2))
+    normal = ops.position_layer_norm(x, gamma, beta, batch.positions, batch.cu_seqlens)
+    backward(normal, x, gamma, beta)
+    bias = batch.leaf(dtype, width)
+    for relu in (True, False):
+        rest = None if relu else residual
+        backward(ops.bias_dropout(x, bias, rest, relu, 0.2, batch.seed), x, bias)
+
+
+def attention(batch: Batch, dtype: torch.dtype, width: int) -> None:
+    longest = max(LENGTHS)
+    lengths = (batch.cu_seqlens, batch.cu_seqlens, longest, longest)
+    for heads in (1, 2) if width % 2 == 0 else (1,):
+        shape = (batch.num_tokens, heads, width // heads)
+        q, k, v = (batch.leaf(dtype, *shape) for _ in range(3))
+        for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
+            torch.set_float32_matmul_precision(precision)
+            for p in (0.0, 0.2):
+                out, _ = ops.causal_attention(q, k, v, *lengths, width**-0.5, p, batch.seed)
+                backward(out, q, k, v)
+
+
+def tables(batch: Batch, dtype: torch.dtype, width: int) -> None:
+    user_width = 50
+    items = batch.leaf(dtype, NUM_ITEMS, width)
+    users = batch.leaf(dtype, NUM_USERS, user_width)
+    positions = batch.leaf(dtype, max(LENGTHS), width + user_width)
+    where = (batch.items, batch.users, batch.positions, batch.cu_seqlens)
+    hidden = batch.leaf(dtype, batch.num_tokens, width + user_width)
+    for fixed_order in (False, True):
+        torch.use_deterministic_algorithms(fixed_order)
+        tokens = ops.user_item_embedding(items, users, positions, *where, 0.2, batch.seed)
+        backward(tokens, items, users, positions)
+        for k in (1, 5, 65):
+            scored = batch.ids(NUM_ITEMS, batch.num_tokens, k)
+            out = ops.sampled_logits(hidden, items, users, scored, batch.users, batch.cu_seqlens)
+            backward(out, hidden, items, users)
+    torch.use_deterministic_algorithms(False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    device = torch.device(parser.parse_args(argv).device)
+    torch.manual_seed(0)
+    # It would hide from initcheck what a kernel forgets to write.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    batch = Batch(device)
+    for dtype, widths in WIDTHS.items():
+        for width in widths:
+            norms_and_dropout(batch, dtype, width)
+            attention(batch, dtype, width)
+            tables(batch, dtype, width)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    ops.raise_pending_errors()
+    print("every kernel ran")
+
+
+if __name__ == "__main__":
+    main()
