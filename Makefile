@@ -26,7 +26,7 @@ help:
 	@echo "make docs    build the documentation, in build/docs"
 	@echo "make wheel   build a wheel and check it, in dist"
 	@echo "make bench   measure against eager PyTorch; results go to bench/results"
-	@echo "make gpu-check  build into the current Python, test, sanitize and measure on its GPU"
+	@echo "make gpu-check  build, test, measure and sanitize on this machine's GPU; results go to bench/results"
 
 demo: $(VENV)/installed
 	$(BIN)/ssept train $(DEMO_OPTIONS)
@@ -63,7 +63,7 @@ bench: $(VENV)/installed
 
 # Not in $(VENV): a machine with a GPU brings its own torch, and perhaps no network.
 gpu-check:
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) bench/gpu_check.py --out "bench/results/gpu-$$(date +%F)"
 
 clean:
 	rm -rf $(VENV) build dist

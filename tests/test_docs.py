@@ -20,6 +20,8 @@ NOT_RUN = {
     "pip install": "builds the extension",
     "torchrun": "starts processes; tests/test_distributed.py does",
     "# Under torchrun": "the same; tests/test_large_tables.py has these calls",
+    "python bench/gpu_check.py": "builds for a GPU; tests/test_gpu_check.py has its dry run",
+    "python build/gpu-check/bench/gpu_check.py": "the same",
     "ssept prepare --download": "needs the network; tests/test_download.py has a server of its own",
 }
 """Beginnings of commands, and of blocks of Python, that are not run here, and why."""
