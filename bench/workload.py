@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +114,7 @@ class Batch:
         return self.packed.cu_seqlens.diff()
 
 
+@cache
 def load(name: Name, quick: bool) -> Workload:
     """The data set, or synthetic histories with its distribution of lengths; tiny ones if `quick`."""
     profile = _TINY if quick else _PROFILES[name]

@@ -89,6 +89,14 @@ def test_floors_are_scaled_from_what_was_run(monkeypatch):
     assert times.ratio("ours", to="half").median == 2
 
 
+def test_on_a_cpu_a_call_by_graph_is_a_plain_call(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure, "_seconds", lambda run, *_: run() or 0.25)
+
+    assert measure.seconds_by_graph(lambda: calls.append(1), QUICK) == 0.25
+    assert calls == [1, 1]  # to warm up, and timed
+
+
 def test_peak_memory_counts_what_a_step_needs_at_once():
     def step():
         for _ in range(3):

@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch = Batch(device)
     for dtype, widths in WIDTHS.items():
         for width in widths:
+            print(f"{dtype}, width {width}", flush=True)
             norms_and_dropout(batch, dtype, width)
             attention(batch, dtype, width)
             tables(batch, dtype, width)

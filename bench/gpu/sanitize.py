@@ -20,7 +20,10 @@ SUMMARY = re.compile(r"^=+ \w+ SUMMARY: .*", re.MULTILINE)
 
 def command(tool: str) -> list[str]:
     options = [f"--tool={tool}", "--print-limit=10000", "--show-backtrace=no"]
-    options.append("--report-api-errors=no")  # torch tries what may fail; our launches are checked
+    if tool == "memcheck":
+        options.append(
+            "--report-api-errors=no"
+        )  # torch tries what may fail; our launches are checked
     # Not for initcheck, which must see torch's kernels write what ours read.
     if tool != "initcheck" and "--kernel-regex " in _help():
         options.append("--kernel-regex=kns=ssept")
@@ -31,6 +34,17 @@ def _help() -> str:
     return subprocess.run([SANITIZER, "--help"], capture_output=True, text=True, check=False).stdout
 
 
+def _shown(process: subprocess.Popen[str]) -> str:
+    """Its output, which is also printed as it comes: what is known when time is over is in the log."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    process.wait()
+    return "".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tool", choices=("memcheck", "racecheck", "initcheck"))
@@ -38,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parsed = parser.parse_args(argv)
     on_gpu = parsed.device == "cuda"
-    done = subprocess.run(
+    process = subprocess.Popen(
         [
             *(command(parsed.tool) if on_gpu else []),
             *(sys.executable, "-m", "gpu.every_kernel", "--device", parsed.device),
@@ -48,15 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
     )
-    print(done.stdout, flush=True)
-    reports = len(OURS.findall(done.stdout))
-    ran = "every kernel ran" in done.stdout
-    summary = SUMMARY.search(done.stdout)
+    output = _shown(process)
+    reports = len(OURS.findall(output))
+    ran = "every kernel ran" in output
+    summary = SUMMARY.search(output)
     record(parsed.out / FILE, "figure", parsed.tool, reports=reports, ran=ran)
     if not ran or (on_gpu and summary is None):
-        sys.exit(f"{parsed.tool} did not come to its end: exit code {done.returncode}")
+        sys.exit(f"{parsed.tool} did not come to its end: exit code {process.returncode}")
     if reports:
         sys.exit(f"{parsed.tool} reports {reports} errors of our kernels")
 

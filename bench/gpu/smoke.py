@@ -29,6 +29,7 @@ def versions(run: Run) -> None:
         nvcc=_first_line("nvcc", "--version", line=-1),
         torch_cuda=torch.version.cuda,
         source=source,
+        data=load("ML-1M", run.options.quick).source,
         build=asdict(ssept_ext.build_info()),
     )
 

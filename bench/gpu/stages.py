@@ -19,7 +19,7 @@ FAILING_CAPTURES = ("capture_fails", "capture_that_failed")
 """In the names of tests in which a CUDA graph's capture fails."""
 LEAST_SECONDS = 8
 """With less than that left of the budget, a stage is not begun."""
-PRESETS = ("sasrec-sampled-softmax", "sse-pt-sampled-softmax")
+NDCG_PRESETS = ("sasrec-sampled-softmax", "sse-pt-sampled-softmax")
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
 
@@ -91,8 +91,8 @@ def stages_of(device: str, out: Path, scratch: Path, quick: bool) -> list[Stage]
         script("step", "step", 110),
         tests("tests", 150, f"not ({failing})", str(TESTS), *processes),
         # Apart, as torch may take a capture that failed for one under way until its process ends.
-        tests("tests of failing captures", 40, failing, *files),
-        *(script(f"time to NDCG, {name}", "time_to_ndcg", 70, name) for name in PRESETS),
+        tests("tests of failing captures", 60, failing, *files),
+        *(script(f"time to NDCG, {name}", "time_to_ndcg", 70, name) for name in NDCG_PRESETS),
         script("ops", "ops", 90),
         *(sanitizer(tool) for tool in SANITIZERS),
     ]

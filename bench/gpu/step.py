@@ -10,6 +10,7 @@ import torch
 from baselines.eager import EagerSSEPT
 from measure import Call, allow_tf32, median_seconds
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from train_step import padded_step
 from workload import BATCH_SIZE, Workload, load
@@ -121,9 +122,14 @@ def profiler(run: Run) -> profile:
 
 
 def events(profiled: profile, run: Run) -> list[tuple[float, int, str]]:
-    """Microseconds, count and name."""
+    """Microseconds, count and name, of a GPU's kernels and copies, without the calls that launched them."""
     time_of = "self_device_time_total" if run.on_gpu else "self_cpu_time_total"
-    return [(getattr(e, time_of), e.count, e.key) for e in profiled.key_averages()]
+    device = DeviceType.CUDA if run.on_gpu else DeviceType.CPU
+    return [
+        (getattr(event, time_of), event.count, event.key)
+        for event in profiled.key_averages()
+        if event.device_type == device and not event.is_user_annotation
+    ]
 
 
 def busy(run: Run) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu.stages import PRESETS, SANITIZERS, Outcome
+from gpu.stages import NDCG_PRESETS, SANITIZERS, Outcome
 
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -89,7 +89,7 @@ TARGETS = (
     _step("TF32", 500),
     _step("bfloat16", 400),
     Target("GPU busy over an epoch of ML-1M", 80, "%", lambda f: f["busy"]["percent"]),
-    *(_time_to_ndcg(preset) for preset in PRESETS),
+    *(_time_to_ndcg(preset) for preset in NDCG_PRESETS),
     *(_masked(precision) for precision in ("TF32", "bfloat16")),
     *(_flash(head_size) for head_size in (64, 128)),
     *(

@@ -12,13 +12,13 @@ from reproduce import PRESETS
 from workload import DATA
 
 from gpu.parts import Run, main
+from gpu.stages import NDCG_PRESETS
 from ssept_ext import SASRecDataSet
 from ssept_ext.callbacks import Progress
 from ssept_ext.datasets import synthetic
 from ssept_ext.training import train_model
 
 TARGET = 0.60
-NAMES = ("sasrec-sampled-softmax", "sse-pt-sampled-softmax")
 
 
 def time_to_ndcg(preset: str, run: Run) -> None:
@@ -63,4 +63,4 @@ def time_to_ndcg(preset: str, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main({name: partial(time_to_ndcg, name) for name in NAMES})
+    main({name: partial(time_to_ndcg, name) for name in NDCG_PRESETS})
