@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # Python run with -P does not
 from gpu import prepare, stages, table
 from gpu.figures import FILE, read, record
 from gpu.stages import Outcome

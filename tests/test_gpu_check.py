@@ -185,7 +185,7 @@ def test_a_stage_that_fails_stops_no_later_one_but_fails_the_whole(check, capsys
     assert [outcome["passed"] for outcome in outcomes.values()] == [False, False, True]
     assert outcomes["right"]["note"] == "done"
     output = capsys.readouterr().out
-    for why in ("FAILED: exit code 3", "FAILED: took more than 0 s"):
+    for why in ("FAILED: exit code 3", "FAILED: took more than 0.5 s"):
         assert why in output
 
 

@@ -27,9 +27,9 @@ assert ssept_ext.ops.bias_dropout(x, x[0], None, True).sum().item() == 24
 
 
 def loads(site: Path, device: str) -> bool:
-    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONPATH": str(site)}
     command = [sys.executable, "-c", CHECK, device]
-    return subprocess.run(command, env=environment, check=False).returncode == 0
+    return subprocess.run(command, cwd=site, env=environment, check=False).returncode == 0
 
 
 def take_wheel(site: Path, device: str) -> bool:

@@ -50,7 +50,6 @@ def stages_of(device: str, out: Path, scratch: Path, quick: bool) -> list[Stage]
     site = scratch / "site"
     environment = {
         "PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "bench")]),
-        "PYTHONSAFEPATH": "1",  # else the sources would hide what was installed
         "PYTHONUNBUFFERED": "1",
         **({"OMP_NUM_THREADS": "1"} if quick else {}),  # more cost time on tiny data
         # Where a CUDA toolkit puts nvcc and compute-sanitizer.
@@ -112,7 +111,7 @@ def run(stage: Stage, out: Path, scratch: Path, seconds_left: float) -> Outcome:
             output.flush()
             process = subprocess.Popen(
                 [sys.executable, *stage.arguments],
-                cwd=scratch,  # where what a stage leaves lying about is no result
+                cwd=scratch,  # not with the sources, which would hide what was installed
                 env=os.environ | dict(stage.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -123,7 +122,7 @@ def run(stage: Stage, out: Path, scratch: Path, seconds_left: float) -> Outcome:
                 code = process.wait(limit)
                 verdict = f"FAILED: exit code {code}" if code else "passed"
             except subprocess.TimeoutExpired:
-                verdict = f"FAILED: took more than {limit:.0f} s"
+                verdict = f"FAILED: took more than {limit:.3g} s"
             finally:
                 _end(process)
     except OSError as error:
