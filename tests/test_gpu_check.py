@@ -50,13 +50,12 @@ def names(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_prepared_folder_has_wheel_sources_tests_and_data_and_is_ignored_by_git(prepared, wheel):
+def test_a_prepared_folder_has_wheel_sources_tests_and_data(prepared, wheel):
     files = names(prepared)
 
     assert {f"wheel/{wheel.name}", "data/events.txt.gz", "prepared.json"} <= files
     assert {"bench/gpu_check.py", "bench/gpu/step.py", "bench/baselines/eager.py"} <= files
     assert {"tests/test_causal_attention.py", "csrc/schema.cpp", "pyproject.toml"} <= files
-    assert (prepared / ".gitignore").read_text() == "*\n"
     headers = Path(prepare._ask(sys.executable, prepare.HEADERS))
     if (headers / "Python.h").exists():
         assert f"include/{headers.name}/Python.h" in files
@@ -80,6 +79,18 @@ def test_a_folder_that_is_not_empty_is_left_alone(prepared, wheel):
         gpu_check.main(["--prepare", str(prepared), "--wheel", str(wheel)])
 
     assert names(prepared) == before
+
+
+def test_a_folder_that_git_would_take_in_is_refused(wheel, tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("ignored/\n")
+    folder = tmp_path / "ignored" / "folder"
+
+    gpu_check.main(["--prepare", str(folder), "--wheel", str(wheel)])
+    with pytest.raises(SystemExit, match="git does not ignore"):
+        gpu_check.main(["--prepare", str(tmp_path / "folder"), "--wheel", str(wheel)])
+
+    assert (folder / "prepared.json").exists()
 
 
 def test_a_file_of_data_that_is_missing_is_named(wheel, tmp_path):

@@ -32,7 +32,7 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", ".*", "results")
 
 
 def prepare(folder: Path, python: str, data: Sequence[Path] = (), wheel: Path | None = None) -> int:
-    """Fill a new folder, which git ignores; returns its size in bytes.
+    """Fill a new folder; returns its size in bytes.
 
     The wheel is built by `python`, or in an environment for it where its own lacks torch 2.11, unless one is given.
 
@@ -43,7 +43,8 @@ def prepare(folder: Path, python: str, data: Sequence[Path] = (), wheel: Path | 
     FileNotFoundError
         If a file of the data, or the wheel, is missing.
     ValueError
-        If `python` is another version than that of the machine with the GPU, or the folder is too large.
+        If `python` is another version than that of the machine with the GPU, the folder is too large, or it is in
+        a git repository that does not ignore it.
     subprocess.CalledProcessError
         If building the wheel fails.
     """
@@ -53,10 +54,12 @@ def prepare(folder: Path, python: str, data: Sequence[Path] = (), wheel: Path | 
         if not file.is_file():
             raise FileNotFoundError(f"{file} is no file")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Not by a .gitignore in it, from which scikit-build-core would learn that there is nothing to build.
+    if _git(folder.parent, "check-ignore", "-q", str(folder.resolve())).returncode == 1:
+        raise ValueError(f"git does not ignore {folder}: name a folder that it does, in build/ say")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".preparing-") as unfinished:
         part = Path(unfinished) / folder.name
         _copy_repository(part)
-        (part / ".gitignore").write_text("*\n")
         for source in data:
             _copy(source, part / "data")
         _copy(wheel or build_wheel(python, Path(unfinished) / "wheel"), part / "wheel")
@@ -98,9 +101,12 @@ def _copy_headers(python: str, include: Path) -> None:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return _git(ROOT, "describe", "--always", "--dirty").stdout.strip() or "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _ask(python: str, code: str) -> str:
