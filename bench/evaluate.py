@@ -22,7 +22,7 @@ from measure import (
 )
 from workload import DIM, encoder_flops, load
 
-from ssept_ext.evaluation import evaluate
+from ssept_ext.evaluation.sampled import evaluate
 
 
 def compare(options: Options) -> None:
@@ -33,7 +33,7 @@ def compare(options: Options) -> None:
     baseline.load_state_dict(model.state_dict())
     histories = [len(data.user_train[u]) + 1 for u, held_out in data.user_test.items() if held_out]
     lengths = torch.tensor(histories).clamp(max=workload.seq_max_len)
-    flops = encoder_flops(lengths, model.config, newest_only=True)
+    flops = encoder_flops(lengths, model.config, last_only=True)
     times = side_by_side(
         {
             OURS: lambda: evaluate(model, data, seed=0),

@@ -25,8 +25,8 @@ from torch import Tensor
 from workload import DIM
 
 from ssept_ext import SSEPT
-from ssept_ext.data import to_csr
-from ssept_ext.ranking import SeenItems, encode_groups, score_blocks
+from ssept_ext.data.histories import to_csr
+from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks
 
 K = 10
 SEQ_MAX_LEN = 50

@@ -11,31 +11,31 @@ folder above has `curves.png` and `table.md` of all its runs. The test set is lo
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from measure import Options, machine_kind
 from workload import SHARED
 
-from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
-from ssept_ext.callbacks import Progress, csv_log
-from ssept_ext.checkpoint import save_checkpoint
-from ssept_ext.datasets import synthetic
-from ssept_ext.files import replace_file
-from ssept_ext.interruption import TrainingInterrupted
-from ssept_ext.losses import LossName
-from ssept_ext.model import Architecture, EmbeddingInit
-from ssept_ext.plotting import plot_curves
-from ssept_ext.training import Precision, Schedule, TrainingOptions, train_model
+from ssept_ext import SASREC, SSEPT, SASRecDataSet
+from ssept_ext.checkpoint.model import save_checkpoint
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.training import presets
+from ssept_ext.training.callbacks import Progress, csv_log
+from ssept_ext.training.interruption import TrainingInterrupted
+from ssept_ext.training.plotting import plot_curves
+from ssept_ext.training.recipe import Recipe, option_names
+from ssept_ext.utils.files import replace_file
 
 RUN_FILE, METRICS_FILE, RESULT_FILE = "run.json", "metrics.csv", "result.json"
 CURVES_FILE, TABLE_FILE = "curves.png", "table.md"
@@ -45,169 +45,62 @@ TEST_SEED = 42
 Metrics = dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """All that a run depends on but data and seed. The defaults are for SSE-PT on ML-1M.
-
-    Those of the model and of SSE are the authors'. They train at a constant rate of .001 for up to 2001 epochs; a
-    higher one that decays needs fewer.
-    """
-
-    model: Literal["ssept", "sasrec"] = "ssept"
-    item_dim: int = 100
-    user_dim: int = 50
-    seq_max_len: int = 200
-    num_blocks: int = 2
-    num_heads: int = 1
-    dropout_rate: float = 0.2
-    l2_reg: float = 0.0
-    architecture: Architecture = "original"
-    embedding_init: EmbeddingInit = "xavier"
-    sse_user_prob: float = 0.92
-    """Of replacing: the authors' --threshold_user 0.08."""
-    sse_item_prob: float = 0.1
-    """Of replacing: the authors' --threshold_item 0.9."""
-    sse_target_prob: float = 0.0
-    sse_joint: bool = True
-    window_sampling_prob: float = 0.0
-    num_negatives: int = 1
-    popularity_exponent: float = 0.0
-    loss: LossName = "bce"
-    gbce_t: float = 0.75
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    adam_beta2: float = 0.98
-    schedule: Schedule = "cosine"
-    warmup_steps: int = 200
-    max_grad_norm: float = 0.0
-    """0 for no clipping."""
-    precision: Precision = "float32"
-    epochs: int = 600
-    val_epoch: int = 10
-    patience: int = 0
-    num_neg_test: int = 100
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.val_epoch <= self.epochs:
-            raise ValueError(
-                f"val_epoch must be in 1..{self.epochs} (epochs), got {self.val_epoch}"
-            )
-        self.training_options()  # which checks them
-
-    def make_model(self, data: SASRecDataSet) -> SASREC:
-        width = self.item_dim + (self.user_dim if self.model == "ssept" else 0)
-        arguments: dict[str, Any] = {
-            "item_num": data.itemnum,
-            "embedding_dim": self.item_dim,
-            "conv_dims": [width, width],
-            "attention_num_heads": self.num_heads,
-        }
-        for name in (
-            *("seq_max_len", "num_blocks", "dropout_rate", "l2_reg", "architecture"),
-            *("embedding_init", "sse_item_prob", "sse_target_prob", "sse_joint", "num_neg_test"),
-        ):
-            arguments[name] = getattr(self, name)
-        if self.model == "sasrec":
-            return SASREC(**arguments)
-        return SSEPT(
-            user_num=data.usernum,
-            user_embedding_dim=self.user_dim,
-            sse_user_prob=self.sse_user_prob,
-            **arguments,
-        )
-
-    def make_sampler(self, data: SASRecDataSet, seed: int) -> WarpSampler:
-        return WarpSampler(
-            data.user_train,
-            data.usernum,
-            data.itemnum,
-            self.batch_size,
-            self.seq_max_len,
-            seed=seed,
-            num_negatives=self.num_negatives,
-            popularity_exponent=self.popularity_exponent,
-            window_sampling_prob=self.window_sampling_prob,
-        )
-
-    def training_options(self) -> TrainingOptions:
-        return TrainingOptions(
-            loss=self.loss,
-            gbce_t=self.gbce_t,
-            adam_betas=(0.9, self.adam_beta2),
-            schedule=self.schedule,
-            warmup_steps=self.warmup_steps,
-            max_grad_norm=self.max_grad_norm or None,
-            precision=self.precision,
-            patience=self.patience,
-            restore_best=True,
-        )
-
-
-_SASREC = Settings(
-    model="sasrec",
-    sse_user_prob=0.0,
-    sse_item_prob=0.0,
-    sse_joint=False,
-    learning_rate=2e-3,
-    warmup_steps=0,
-    epochs=120,
-    val_epoch=5,
-)
-_SSE_PT_PLUS_PLUS = Settings(window_sampling_prob=0.3)
+Settings = dict[str, Any]
+_MEASURED: Settings = {"val_epoch": 10, "restore_best": True}
+_OFTEN: Settings = {"val_epoch": 5}
+_WITHOUT_SSE: Settings = {"sse_user_prob": 0.0, "sse_item_prob": 0.0, "sse_joint": False}
 # Losses over many items learn more in an epoch.
-_FEWER_EPOCHS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "warmup_steps": 0,
-    "epochs": 60,
-    "val_epoch": 5,
-}
-_SOFTMAX: dict[str, Any] = {"loss": "softmax", **_FEWER_EPOCHS}
-# Found by validation on ML-1M.
-_SAMPLED_SOFTMAX: dict[str, Any] = {
-    "loss": "sampled_softmax",
-    "num_negatives": 64,
-    "learning_rate": 4e-3,
-    "warmup_steps": 200,
-    "epochs": 120,
-    "val_epoch": 10,
-}
+_FEWER_EPOCHS: Settings = {"learning_rate": 1e-3, "warmup_steps": 0, "num_epochs": 60, **_OFTEN}
+_SOFTMAX: Settings = {"loss": "softmax", **_FEWER_EPOCHS}
 # As in gSASRec's published row: Petrov & Macdonald, RecSys 2023.
-_GBCE: dict[str, Any] = {"loss": "gbce", "gbce_t": 0.75, "num_negatives": 256, **_FEWER_EPOCHS}
+_GBCE: Settings = {"loss": "gbce", "gbce_t": 0.75, "num_negatives": 256, **_FEWER_EPOCHS}
+_SSE_PT = presets.PRESETS["sse-pt"] | _MEASURED
+_SASREC = presets.PRESETS["sasrec"] | _MEASURED | _OFTEN
 
 PRESETS: dict[str, Settings] = {
-    "sse-pt": Settings(),
-    "sse-pt++": _SSE_PT_PLUS_PLUS,
-    "sse-pt-no-sse": Settings(sse_user_prob=0.0, sse_item_prob=0.0, sse_joint=False),
-    "sse-pt-gbce": Settings(**_GBCE),
-    "sse-pt-sampled-softmax": Settings(**_SAMPLED_SOFTMAX),
-    "sse-pt++-sampled-softmax": replace(_SSE_PT_PLUS_PLUS, **_SAMPLED_SOFTMAX),
-    "sse-pt-softmax": Settings(**_SOFTMAX),
+    "sse-pt": _SSE_PT,
+    "sse-pt++": presets.PRESETS["sse-pt++"] | _MEASURED,
+    "sse-pt-no-sse": _SSE_PT | _WITHOUT_SSE,
+    "sse-pt-gbce": _SSE_PT | _GBCE,
+    "sse-pt-sampled-softmax": presets.PRESETS["sse-pt-sampled-softmax"] | _MEASURED,
+    "sse-pt++-sampled-softmax": presets.PRESETS["sse-pt++-sampled-softmax"] | _MEASURED,
+    "sse-pt-softmax": _SSE_PT | _SOFTMAX,
     "sasrec": _SASREC,
-    "sasrec-gbce": replace(_SASREC, item_dim=128, dropout_rate=0.5, **_GBCE),
-    "sasrec-sampled-softmax": replace(_SASREC, **_SAMPLED_SOFTMAX),
-    "sasrec-softmax": replace(_SASREC, item_dim=128, **_SOFTMAX),
+    "sasrec-gbce": _SASREC | {"embedding_dim": 128, "dropout_rate": 0.5} | _GBCE,
+    "sasrec-sampled-softmax": presets.PRESETS["sasrec-sampled-softmax"] | _MEASURED,
+    "sasrec-softmax": _SASREC | {"embedding_dim": 128} | _SOFTMAX,
 }
+"""Those of the product, and others to compare with: keywords of `SSEPT.fit` or `SASREC.fit`."""
+
+OLD_NAMES = {"item_dim": "embedding_dim", "user_dim": "user_embedding_dim", "epochs": "num_epochs"}
+"""Of settings, in the commands of runs that are on file."""
 
 
-def for_games(settings: Settings) -> Settings:
+def for_games(preset: str, settings: Settings) -> Settings:
     """A preset for short histories of many users, as found by validation: user vectors must be small."""
-    return replace(
-        settings,
-        seq_max_len=50,
-        item_dim=100,
-        user_dim=10,
-        dropout_rate=0.5,
-        sse_item_prob=0.0,
-        num_negatives=16 if settings.loss == "sampled_softmax" else settings.num_negatives,
-        learning_rate=1e-3,
-        warmup_steps=0,
-        epochs=150 if settings.loss == "bce" else 40,
-        val_epoch=5,
-    )
+    loss = settings.get("loss", "bce")
+    changes: Settings = {
+        "seq_max_len": 50,
+        "embedding_dim": 100,
+        "dropout_rate": 0.5,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "num_epochs": 150 if loss == "bce" else 40,
+        **_OFTEN,
+    }
+    if loss == "sampled_softmax":
+        changes["num_negatives"] = 16
+    if kind_of(preset) is SSEPT:
+        changes |= {"user_embedding_dim": 10, "sse_item_prob": 0.0}
+    return settings | changes
 
 
-DATASETS: dict[str, Callable[[Settings], Settings]] = {
-    "ml-1m": lambda settings: settings,
+def kind_of(preset: str) -> type[SASREC]:
+    return SASREC if preset.startswith("sasrec") else SSEPT
+
+
+DATASETS: dict[str, Callable[[str, Settings], Settings]] = {
+    "ml-1m": lambda _, settings: settings,
     "games": for_games,
 }
 
@@ -230,15 +123,14 @@ PUBLISHED |= {
     if f"{preset}-sampled-softmax" in PRESETS
 }
 
-_QUICK: dict[str, Any] = {
-    "item_dim": 16,
-    "user_dim": 8,
+_QUICK: Settings = {
+    "embedding_dim": 16,
     "seq_max_len": 20,
     "num_blocks": 1,
     "batch_size": 32,
     "learning_rate": 0.005,
     "warmup_steps": 0,
-    "epochs": 6,
+    "num_epochs": 6,
     "val_epoch": 2,
     "num_neg_test": 20,
 }
@@ -255,6 +147,10 @@ class Run:
     folder: Path
 
     @property
+    def recipe(self) -> Recipe[SASREC]:
+        return Recipe.from_options(kind_of(self.preset), self.settings)
+
+    @property
     def name(self) -> str:
         return ",".join((f"{self.preset}-seed-{self.seed}", *self.changes))
 
@@ -262,18 +158,16 @@ class Run:
 def run_from(options: argparse.Namespace) -> tuple[Run, SASRecDataSet]:
     """What the command line asks for, and its data."""
     name = "synthetic" if options.quick else options.dataset
-    settings = DATASETS.get(name, DATASETS["ml-1m"])(PRESETS[options.preset])
+    settings = DATASETS.get(name, DATASETS["ml-1m"])(options.preset, PRESETS[options.preset])
     if options.quick:
-        settings = replace(settings, **_QUICK)
+        settings = settings | _QUICK
+        if kind_of(options.preset) is SSEPT:
+            settings["user_embedding_dim"] = 8
     changes = [*options.set, *([f"epochs={options.epochs}"] if options.epochs else [])]
-    values: dict[str, Any] = {}
-    first: dict[str, str] = {}
-    for change in changes:
-        setting, value = parse_change(change)
-        if values.setdefault(setting, value) != value:
-            raise ValueError(f"--set {change} contradicts --set {first[setting]}")
-        first.setdefault(setting, change)
-    settings = replace(settings, **values)
+    settings = settings | parse_changes(changes, kind_of(options.preset))
+    val_epoch, num_epochs = settings["val_epoch"], settings["num_epochs"]
+    if not 1 <= val_epoch <= num_epochs:
+        raise ValueError(f"val_epoch must be in 1..{num_epochs} (num_epochs), got {val_epoch}")
     if options.quick:
         data = synthetic(num_users=100)
     elif name in DATASETS:
@@ -282,48 +176,58 @@ def run_from(options: argparse.Namespace) -> tuple[Run, SASRecDataSet]:
         data = SASRecDataSet(name, col_sep=None)
         name = Path(name).name.split(".")[0]
     run = Run(name, options.preset, settings, options.seed, tuple(changes), Path())
+    _ = run.recipe  # checks the settings
     return replace(run, folder=options.out / name / run.name), data
 
 
-def parse_change(text: str) -> tuple[str, Any]:
-    """("dropout_rate", 0.3) of "dropout_rate=0.3"."""
-    name, _, value = text.partition("=")
-    types = {field.name: type(field.default) for field in fields(Settings)}
-    if name not in types and name != "bf16":
-        raise ValueError(f"--set {text}: no setting {name!r}; there are {', '.join(types)}")
-    if name == "bf16" or types[name] is bool:
-        if value not in ("true", "false"):
-            raise ValueError(f"--set {text}: must be true or false")
-        if name == "bf16":  # older runs have this spelling in their folders' names
-            return "precision", "bf16" if value == "true" else "float32"
-        return name, value == "true"
-    return name, types[name](value)
+def parse_changes(changes: Sequence[str], kind: type[SASREC]) -> Settings:
+    """{"dropout_rate": 0.3} of ["dropout_rate=0.3"]."""
+    known = [name for group in option_names(kind).values() for name in group]
+    settings: Settings = {}
+    first: dict[str, str] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        name = OLD_NAMES.get(name, name)
+        if name not in known:
+            raise ValueError(f"--set {change}: no setting {name!r}; there are {', '.join(known)}")
+        value = _parse(text)
+        if name == "bf16":  # an older spelling, in the names of runs' folders
+            if not isinstance(value, bool):
+                raise ValueError(f"--set {change}: must be true or false")
+            name, value = "precision", "bf16" if value else "float32"
+        if settings.setdefault(name, value) != value:
+            raise ValueError(f"--set {change} contradicts --set {first[name]}")
+        first.setdefault(name, change)
+    return settings
+
+
+def _parse(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def train(run: Run, data: SASRecDataSet, device: torch.device, command: str) -> None:
     """Train, or go on training, until the run is over; then measure its best model on the test items, once."""
     if (run.folder / RESULT_FILE).exists():
         return
-    settings = run.settings
     torch.manual_seed(run.seed)
-    model = settings.make_model(data).to(device)
+    model = run.recipe.make_model(data.itemnum, data.usernum).to(device)
     run.folder.mkdir(parents=True, exist_ok=True)
-    _write_json(run.folder / RUN_FILE, {"command": command, "settings": asdict(settings)})
-    with settings.make_sampler(data, run.seed) as sampler:
-        history = train_model(
+    _write_json(run.folder / RUN_FILE, {"command": command, "settings": run.settings})
+    with run.recipe.make_sampler(data, model.seq_max_len, run.seed) as sampler:
+        history = run.recipe.train(
             model,
             data,
             sampler,
-            settings.epochs,
-            settings.batch_size,
-            settings.learning_rate,
-            settings.val_epoch,
             verbose=sys.stderr.isatty(),
-            options=settings.training_options(),
             checkpoint=run.folder,
             callbacks=[print_validation, csv_log(run.folder / METRICS_FILE)],
         )
-    best_epoch = settings.val_epoch * (1 + int(np.argmax(history["val_ndcg"])))
+    best_epoch = run.recipe.loop.val_epoch * (1 + int(np.argmax(history["val_ndcg"])))
     save_checkpoint(model, run.folder)
     result = {
         "test": measure_test(model, data),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from workload import DROPOUT, SHARED, Batch, Name, Workload, encoder_flops, load
 
 from ssept_ext import SSEPT
-from ssept_ext.losses import bce
+from ssept_ext.network.losses import bce
 
 BASELINE = "eager baseline"
 YARDSTICK = "yardstick"
@@ -92,8 +92,8 @@ def yardstick_step(workload: Workload, batch: Batch, options: Options) -> Call |
         config.item_num,
         config.user_num,
         config.seq_max_len,
-        config.item_width,
-        config.user_width,
+        config.item_dim,
+        config.user_dim,
         dropout=DROPOUT,
     )
     inputs = (batch.users, batch.seq, batch.pos, batch.neg)
@@ -153,7 +153,7 @@ def run_case(case: Case, options: Options) -> None:
     )
     alternatives = alternatives_of(workload, batch, options)
     flops = 3 * encoder_flops(batch.lengths, config)  # a backward is twice a forward
-    rows, width = len(batch.packed.items), config.width
+    rows, width = len(batch.packed.items), config.hidden_size
     floors = {
         f"its matrix products at the rate of ({rows} x {width}) @ ({width} x {width})": gemm_floor(
             flops, rows, width, width, options

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssept_ext import SSEPT, PackedBatch, SASRecDataSet, WarpSampler, pack
-from ssept_ext.model import SASRECConfig
+from ssept_ext.network.config import SASRECConfig
 
 Name = Literal["ML-1M", "Games"]
 
@@ -131,12 +131,12 @@ def attention_flops(lengths: Tensor, width: int) -> int:
     return 2 * 2 * seen * width
 
 
-def encoder_flops(lengths: Tensor, config: SASRECConfig, newest_only: bool = False) -> int:
+def encoder_flops(lengths: Tensor, config: SASRECConfig, last_only: bool = False) -> int:
     """Of all matrix products of a forward pass over the real tokens.
 
-    With `newest_only` the last block has one query a sequence, as in evaluation.
+    With `last_only` the last block has one query a sequence, as in evaluation.
     """
-    width, inner = config.width, config.conv_dims[0]
+    width, inner = config.hidden_size, config.conv_dims[0]
 
     def dense(rows: int, num_layers: int, columns: int) -> int:
         return 2 * rows * num_layers * width * columns
@@ -145,7 +145,7 @@ def encoder_flops(lengths: Tensor, config: SASRECConfig, newest_only: bool = Fal
     keys_and_values = dense(num_tokens, 2, width)
     block = keys_and_values + dense(num_tokens, 1, width) + dense(num_tokens, 2, inner)
     block += attention_flops(lengths, width)
-    if not newest_only:
+    if not last_only:
         return config.num_blocks * block
     last = keys_and_values + dense(len(lengths), 1, width) + dense(len(lengths), 2, inner)
     last += 2 * 2 * num_tokens * width

@@ -1,14 +1,13 @@
-"""Several processes that train one model: each takes a part of every batch, and they agree on all else.
+"""Processes that train one model together, and what they exchange.
 
-`torchrun --nproc-per-node=N -m ssept_ext train ...` starts them. In a script of one's own,
-`torch.distributed.init_process_group` before `train_model` does. All processes must get the same
-data, sampler (with a seed) and arguments, and see the same checkpoint folder. Without a process
-group, all functions here are those of one process alone.
+`torchrun --nproc-per-node=N -m ssept_ext train ...` starts them. In a script of your own, call
+`torch.distributed.init_process_group` before `train_model`. All processes must get the same data,
+sampler (with a seed) and arguments, and see the same checkpoint folder. Without a process group,
+every function here behaves as in a single process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -17,18 +16,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from ssept_ext.graphs import Loss
-from ssept_ext.packing import BatchPart, PackedBatch
+from torch import Tensor
 
 T = TypeVar("T")
 
+
 TIMEOUT_SECONDS = 600
+
+
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -82,7 +79,7 @@ def process_group(device: torch.device, timeout_seconds: float) -> Iterator[None
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with telling_of_lost_processes():
+    with raise_if_peer_lost():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
         )
@@ -98,7 +95,7 @@ def end_process(code: int) -> NoReturn:
 
 
 @contextmanager
-def telling_of_lost_processes() -> Iterator[None]:
+def raise_if_peer_lost() -> Iterator[None]:
     """Turn torch's errors of communication into a `ProcessLostError` in one line."""
     try:
         yield
@@ -114,7 +111,7 @@ def telling_of_lost_processes() -> Iterator[None]:
         ) from error
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_from_rank0(make: Callable[[], T]) -> T:
     """What `make` returns in process 0, in all of them; an exception there is raised in all."""
     if size() == 1:
         return make()
@@ -124,7 +121,7 @@ def from_first(make: Callable[[], T]) -> T:
             outcome[0] = make()
         except Exception as error:
             outcome[1] = error
-    with telling_of_lost_processes():
+    with raise_if_peer_lost():
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
@@ -137,7 +134,7 @@ def gather(value: T) -> list[T]:
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
-    with telling_of_lost_processes():
+    with raise_if_peer_lost():
         dist.all_gather_object(values, value)
     return values
 
@@ -147,7 +144,7 @@ def average(values: Tensor) -> Tensor:
     if size() == 1:
         return values
     total = values.clone()
-    with telling_of_lost_processes():
+    with raise_if_peer_lost():
         dist.all_reduce(total)
     return total / size()
 
@@ -173,10 +170,10 @@ def check_same(**values: Any) -> None:
 def share_generator() -> None:
     """Let torch's generator on the CPU go on everywhere as in process 0."""
     if size() > 1:
-        torch.set_rng_state(from_first(torch.get_rng_state))
+        torch.set_rng_state(broadcast_from_rank0(torch.get_rng_state))
 
 
-def share(count: int, unit: int) -> slice:
+def rank_slice(count: int, unit: int) -> slice:
     """The rows, of `count`, that this process looks at: whole units of consecutive ones, but for the last.
 
     The batches of an evaluation are then those of one process, and so is what it finds.
@@ -184,88 +181,6 @@ def share(count: int, unit: int) -> slice:
     num_units = -(-count // unit)
     first, last = (num_units * (rank() + i) // size() * unit for i in (0, 1))
     return slice(first, min(last, count))
-
-
-def check_batch_size(batch_size: int, num_processes: int) -> None:
-    """Refuse, by a ValueError, a batch that leaves processes without a sequence."""
-    if batch_size < num_processes:
-        raise ValueError(
-            f"batch_size must be at least {num_processes}, the number of processes that share a "
-            f"batch, got {batch_size}"
-        )
-
-
-def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
-    """The part of a batch on the CPU that one process trains on: consecutive sequences, at least one.
-
-    The parts are disjoint, make up the batch, and are cut where their numbers of tokens are closest
-    to equal.
-    """
-    num_sequences = len(batch.users)
-    check_batch_size(num_sequences, num_processes)
-    assert batch.positives is not None
-    assert batch.negatives is not None
-    offsets = batch.cu_seqlens.numpy().astype(np.int64)
-    inner = np.arange(1, num_processes)
-    nearest = np.searchsorted((offsets[1:] + offsets[:-1]) / 2, offsets[-1] * inner / num_processes)
-    # One sequence each, whatever their lengths.
-    spare = np.maximum.accumulate(nearest - inner).clip(0, num_sequences - num_processes)
-    bounds = [0, *(spare + inner).tolist(), num_sequences]
-    first, last = bounds[process : process + 2]
-    start, end = offsets[first], offsets[last]
-    positives = batch.positives[start:end]
-    num_targets = int(batch.positives[: offsets[-1]].count_nonzero())
-    return BatchPart(
-        users=batch.users[first:last],
-        items=batch.items[start:end],
-        positions=batch.positions[start:end],
-        cu_seqlens=batch.cu_seqlens[first : last + 1] - batch.cu_seqlens[first],
-        max_seqlen=int(np.diff(offsets[first : last + 1]).max()),
-        positives=positives,
-        negatives=batch.negatives[start:end],
-        process=process,
-        first_sequence=first,
-        first_token=int(start),
-        target_share=int(positives.count_nonzero()) / max(1, num_targets),
-    )
-
-
-def check_same_batch(batch: PackedBatch) -> None:
-    """Refuse samplers that draw another batch in another process."""
-    sha = hashlib.sha256()
-    for ids in (batch.users, batch.items, batch.positives, batch.negatives):
-        assert ids is not None
-        sha.update(ids.numpy().tobytes())
-    check_same(**{"the sampler's batch (give it a seed)": sha.hexdigest()[:16]})
-
-
-class _LossModule(nn.Module):
-    """A model's loss as what it computes, because DistributedDataParallel reduces the gradients of a forward."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = loss
-
-    def forward(self, batch: PackedBatch, seed: Tensor) -> Tensor:
-        return self._loss(batch, seed)
-
-
-def data_parallel(model: nn.Module, loss: Loss) -> Loss:
-    """The loss of a `BatchPart` such that gradients, averaged over processes, are those of the whole batch.
-
-    Its own average over processes is the loss of the whole batch. All processes begin with the
-    parameters of process 0.
-    """
-    with telling_of_lost_processes():
-        parallel = DistributedDataParallel(_LossModule(model, loss), gradient_as_bucket_view=True)
-
-    def weighted(batch: PackedBatch, seed: Tensor) -> Tensor:
-        assert isinstance(batch, BatchPart)
-        value: Tensor = parallel(batch, seed)
-        return value * (batch.target_share * size())
-
-    return weighted
 
 
 def _has_group() -> bool:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from cuda_emulation.build import build_ops
 
-from ssept_ext import build_info, ops, reference
+from ssept_ext import build_info, ops
+from ssept_ext.ops import reference
 
 CPU = ("reference", "native")
 ALL = ("reference", "native", "emulated", pytest.param("cuda", marks=pytest.mark.cuda))

@@ -5,7 +5,7 @@ import torch
 from tolerances import relative_error
 
 from ssept_ext import SSEPT, PackedBatch, ops
-from ssept_ext.losses import bce
+from ssept_ext.network.losses import bce
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 

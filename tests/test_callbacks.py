@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ssept_ext import SSEPT, WarpSampler
-from ssept_ext.callbacks import csv_log, tensorboard_log
-from ssept_ext.datasets import synthetic
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.training.callbacks import csv_log, tensorboard_log
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 

@@ -10,8 +10,9 @@ from samples import RAGGED, Ragged, amid_traps, ragged_id, senseless_offsets
 from tolerances import HALF_TYPES, LIMITS, assert_close, relative_error, tf32_matmul
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ssept_ext import ops, reference
-from ssept_ext.reference import dropout_keep
+from ssept_ext import ops
+from ssept_ext.ops import reference
+from ssept_ext.ops.reference import dropout_keep
 
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
 every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)

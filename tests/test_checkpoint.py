@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssept_ext import SASREC, SSEPT, IdMap
-from ssept_ext.checkpoint import CONFIG_FILE, FORMAT, load_checkpoint, save_checkpoint
-from ssept_ext.data import Histories
-from ssept_ext.files import digest
-from ssept_ext.known_histories import KnownHistories
+from ssept_ext.checkpoint.model import CONFIG_FILE, FORMAT, save_checkpoint
+from ssept_ext.data.histories import Histories
+from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.utils.files import digest
 
 SIZES = {"item_num": 20, "seq_max_len": 5, "num_blocks": 1, "dropout_rate": 0.25, "l2_reg": 0.5}
 
@@ -78,7 +78,7 @@ def test_a_model_comes_back_as_it_was(tmp_path, make, architecture, dtype):
     model = make(architecture=architecture).to(dtype)
 
     save_checkpoint(model, tmp_path)
-    loaded = load_checkpoint(tmp_path)
+    loaded = SASREC.from_pretrained(tmp_path)
 
     assert type(loaded) is type(model)
     assert asdict(loaded.config) == asdict(model.config)
@@ -90,7 +90,7 @@ def test_a_model_comes_back_as_it_was(tmp_path, make, architecture, dtype):
 
 
 def test_a_loaded_model_trains(folder):
-    model = load_checkpoint(folder)
+    model = SASREC.from_pretrained(folder)
 
     inputs = {"users": [[3]], "input_seq": [[1, 2]], "positive": [[2, 3]], "negative": [[5, 6]]}
     loss = model.loss_function(*model({name: torch.tensor(ids) for name, ids in inputs.items()}))
@@ -101,7 +101,7 @@ def test_a_loaded_model_trains(folder):
 
 
 def test_the_backend_is_chosen_when_loading(folder):
-    assert load_checkpoint(folder, backend="reference").backend == "reference"
+    assert SASREC.from_pretrained(folder, backend="reference").backend == "reference"
 
 
 def names(folder):
@@ -126,7 +126,7 @@ def test_saving_again_replaces_the_checkpoint_and_nothing_else(folder):
 
     save_checkpoint(make_sasrec(), folder)
 
-    assert type(load_checkpoint(folder)) is SASREC
+    assert type(SASREC.from_pretrained(folder)) is SASREC
     kept = [CONFIG_FILE, named(folder).name, "run.json", ".hidden", "model-mine.safetensors"]
     assert names(folder) == sorted(kept)
 
@@ -188,7 +188,7 @@ def test_counts_of_other_items_are_named(folder, counts):
     with pytest.raises(
         ValueError, match=r"counts-.* does not belong to .*ids-.* counts of 20 items"
     ):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 def test_raw_ids_that_do_not_fit_the_model_are_not_saved(tmp_path):
@@ -213,19 +213,19 @@ def test_a_model_is_loaded_to_the_device_asked_for(folder):
 
 @pytest.mark.cuda
 def test_a_model_goes_to_the_gpu_and_back(folder, tmp_path):
-    expected = load_checkpoint(folder).state_dict()
+    expected = SASREC.from_pretrained(folder).state_dict()
 
     SSEPT.from_pretrained(folder, device="cuda").save_pretrained(tmp_path / "copy")
 
-    got = load_checkpoint(tmp_path / "copy").state_dict()
+    got = SASREC.from_pretrained(tmp_path / "copy").state_dict()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 def test_format_1_is_still_read(folder):
-    expected = load_checkpoint(folder).state_dict()
+    expected = SASREC.from_pretrained(folder).state_dict()
     as_format_1(folder)
 
-    got = load_checkpoint(folder).state_dict()
+    got = SASREC.from_pretrained(folder).state_dict()
 
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
@@ -285,7 +285,7 @@ def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path
                 os.kill(int(child), 9)
                 assert (ready, server.stdout.readline()) == ("ready", "dead\n")
                 interrupted += any(name.startswith(".") for name in names(folder))
-                found.append(load_checkpoint(folder))
+                found.append(SASREC.from_pretrained(folder))
         finally:
             os.killpg(server.pid, 9)
     assert {type(model) for model in found} == {SASREC, SSEPT}
@@ -305,13 +305,13 @@ def test_a_checkpoint_can_be_read_while_another_process_saves(folder, monkeypatc
             save_checkpoint(others.pop(), folder)
         return config
 
-    monkeypatch.setattr("ssept_ext.checkpoint.json.loads", loads)
+    monkeypatch.setattr("ssept_ext.checkpoint.model.json.loads", loads)
 
-    assert load_checkpoint(folder).item_num == 33
+    assert SASREC.from_pretrained(folder).item_num == 33
 
 
 def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
-    expected = load_checkpoint(folder).state_dict()
+    expected = SASREC.from_pretrained(folder).state_dict()
 
     before = names(folder)
 
@@ -319,11 +319,11 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("ssept_ext.checkpoint.save_file", fail)
+    monkeypatch.setattr("ssept_ext.checkpoint.model.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(make_ssept(), folder)
 
-    got = load_checkpoint(folder).state_dict()
+    got = SASREC.from_pretrained(folder).state_dict()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     assert names(folder) == before
 
@@ -345,7 +345,7 @@ def test_a_missing_file_is_named(folder, stem):
     path.unlink()
 
     with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing: .* is no checkpoint"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": 1,', b"\xff\xfe", b"[1, 2]", b'{"a": 1}'])
@@ -353,7 +353,7 @@ def test_a_config_that_is_none_is_named(folder, content):
     (folder / CONFIG_FILE).write_bytes(content)
 
     with pytest.raises(ValueError, match=rf"{CONFIG_FILE} (is damaged|was not written by)"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_a_config_of_another_version_or_class_is_named(folder, changes, message)
     edit_config(folder, **changes)
 
     with pytest.raises(ValueError, match=rf"{CONFIG_FILE} .*{message}"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
@@ -386,7 +386,7 @@ def test_a_truncated_file_is_named(folder, stem, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
     with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
@@ -396,7 +396,7 @@ def test_truncated_weights_of_format_1_are_named(folder, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
     with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 def test_one_changed_bit_is_noticed(folder):
@@ -405,7 +405,7 @@ def test_one_changed_bit_is_noticed(folder):
     named(folder).write_bytes(content)
 
     with pytest.raises(ValueError, match=rf"{named(folder).name} is damaged: it is not as it was"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_weights_of_another_model_are_named(folder, change):
     write_tensors(folder, "model", tensors)
 
     with pytest.raises(ValueError, match=rf"{named(folder).name} does not belong to .*config.json"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_histories_of_other_ids_are_named(folder, change):
     write_tensors(folder, "histories", tensors | change)
 
     with pytest.raises(ValueError, match=r"histories-.* does not belong to .*ids-"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 def test_raw_ids_of_another_model_are_named(tmp_path):
@@ -455,11 +455,11 @@ def test_raw_ids_of_another_model_are_named(tmp_path):
     edit_config(folder, files=files)
 
     with pytest.raises(ValueError, match="ids-.* does not belong to .*: the model has 7 users"):
-        load_checkpoint(folder)
+        SASREC.from_pretrained(folder)
 
 
 def test_a_loaded_model_does_not_follow_later_changes_of_the_file(folder):
-    model = load_checkpoint(folder)
+    model = SASREC.from_pretrained(folder)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     path = named(folder)
 

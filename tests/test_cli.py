@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from ssept_ext import SASREC, SSEPT, IdMap, SASRecDataSet, build_info, cli
-from ssept_ext.checkpoint import load_checkpoint, load_training, save_training
-from ssept_ext.evaluation import evaluate, evaluate_popularity, evaluate_valid
-from ssept_ext.id_map import save_id_maps
-from ssept_ext.training import TrainingOptions
+from ssept_ext import SASREC, SSEPT, IdMap, SASRecDataSet, WarpSampler, build_info
+from ssept_ext.checkpoint.training_state import load_training, save_training
+from ssept_ext.cli import app as cli
+from ssept_ext.cli import options, report
+from ssept_ext.data.id_map import save_id_maps
+from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity, evaluate_valid
+from ssept_ext.training import recipe
+from ssept_ext.training.options import TrainingOptions
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -78,14 +81,14 @@ def rows_of(output):
 
 def before_batch(monkeypatch, index, act):
     """Let the sampler do something before it gives the batch with this index."""
-    honest = cli.WarpSampler.next_packed
+    honest = WarpSampler.next_packed
 
     def next_packed(self):
         if self.tell() == index:
             act()
         return honest(self)
 
-    monkeypatch.setattr(cli.WarpSampler, "next_packed", next_packed)
+    monkeypatch.setattr(WarpSampler, "next_packed", next_packed)
 
 
 def fail():
@@ -110,7 +113,7 @@ def test_train_writes_a_run_folder_and_prints_popularity_beside_the_model(data, 
     output = capsys.readouterr().out
     assert "20 users, 30 items" in output
     popularity, model = rows_of(output)
-    dataset, trained = SASRecDataSet(data), load_checkpoint(folder)
+    dataset, trained = SASRecDataSet(data), SASREC.from_pretrained(folder)
     expected = {
         "popularity": [
             *evaluate_popularity(dataset, 0, 5, split="valid")[::-1],
@@ -151,7 +154,7 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
     )
 
     assert code == 0
-    assert asdict(load_checkpoint(tmp_path / "run").config) == {
+    assert asdict(SASREC.from_pretrained(tmp_path / "run").config) == {
         "item_num": 30,
         "user_num": 21,
         "architecture": "original",
@@ -177,7 +180,7 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
 @pytest.mark.parametrize(("model", "kind"), [("ssept", SSEPT), ("sasrec", SASREC)])
 def test_both_models_train(data, tmp_path, model, kind):
     assert train(data, "--model", model) == 0
-    assert type(load_checkpoint(tmp_path / "run")) is kind
+    assert type(SASREC.from_pretrained(tmp_path / "run")) is kind
 
 
 def test_every_training_option_reaches_the_training(data, monkeypatch):
@@ -194,13 +197,14 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         (checkpoint / "training.safetensors").touch()
         return {"loss": [1.0] * 3, "val_ndcg": [], "val_hr": []}
 
-    class Sampler(cli.WarpSampler):
+    class Sampler(WarpSampler):
         def __init__(self, *args, **options):
-            calls.update({name: options[name] for name in sampler_options})
+            calls.update({name: options[name] for name in sampler_options if name in options})
+            calls["n_workers"] = args[5]
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(cli, "train_model", train_model)
-    monkeypatch.setattr(cli, "WarpSampler", Sampler)
+    monkeypatch.setattr(recipe, "train_model", train_model)
+    monkeypatch.setattr(recipe, "WarpSampler", Sampler)
     train(
         data,
         *("--batch-size", "7", "--learning-rate", "0.01", "--val-epoch", "3", "--workers", "2"),
@@ -217,20 +221,24 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         "batch_size": 7,
         "learning_rate": 0.01,
         "val_epoch": 3,
+        "eval_batch_size": 256,
+        "verbose": True,
         "maxlen": 6,
         "samples": 7,
         "seed": 5,
         **sampler_options,
-        "options": TrainingOptions(
-            loss="gbce",
-            gbce_t=0.5,
-            adam_betas=(0.8, 0.98),
-            schedule="cosine",
-            warmup_steps=7,
-            max_grad_norm=2.0,
-            precision="tf32",
-            patience=4,
-            restore_best=True,
+        **asdict(
+            TrainingOptions(
+                loss="gbce",
+                gbce_t=0.5,
+                adam_betas=(0.8, 0.98),
+                schedule="cosine",
+                warmup_steps=7,
+                max_grad_norm=2.0,
+                precision="tf32",
+                patience=4,
+                restore_best=True,
+            )
         ),
     }
 
@@ -346,17 +354,18 @@ def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(data, tmp_path, capsys
 STOPPING = """
 import os, signal, sys, time
 import torch
-from ssept_ext import cli
+from ssept_ext import WarpSampler
+from ssept_ext.cli import app as cli
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
-honest, index = cli.WarpSampler.next_packed, int(sys.argv[1])
+honest, index = WarpSampler.next_packed, int(sys.argv[1])
 def next_packed(self):
     if self.tell() == index:
         print("stopped", flush=True)
         while not os.path.exists("sent"):
             time.sleep(0.01)
     return honest(self)
-cli.WarpSampler.next_packed = next_packed
+WarpSampler.next_packed = next_packed
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -406,7 +415,7 @@ def test_a_run_interrupted_twice_ends_like_one_that_was_not(data, tmp_path, caps
 
 
 def test_a_run_that_runs_out_of_patience_is_finished(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (0.5, 0.5))
+    monkeypatch.setattr("ssept_ext.training.loop.rank_candidates", lambda *_: (0.5, 0.5))
 
     assert train(data, "--val-epoch", "1", "--patience", "2", epochs="9") == 0
 
@@ -422,7 +431,7 @@ def test_a_run_of_an_older_version_is_named(data, tmp_path, capsys, monkeypatch)
     record = json.loads(path.read_text())
     del record["options"]["tensorboard"]
     path.write_text(json.dumps(record))
-    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 3)
+    monkeypatch.setattr("ssept_ext.checkpoint.training_state.TRAINING_FORMAT", 3)
 
     assert cli.main(["resume", "run", "--device", "cpu"]) == 2
 
@@ -436,7 +445,7 @@ def test_a_finished_run_cannot_be_resumed(run, capsys):
 
 def test_ctrl_c_elsewhere_is_one_line(data, capsys, monkeypatch):
     monkeypatch.setattr(
-        cli, "evaluate_popularity", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+        report, "evaluate_popularity", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
 
     assert train(data) == 130
@@ -467,7 +476,7 @@ def test_evaluate_with_another_seed_draws_other_negatives(run, data, capsys):
     cli.main(["evaluate", run, "--seed", "11"])
 
     _, row = rows_of(capsys.readouterr().out)
-    expected = evaluate(load_checkpoint(run), SASRecDataSet(data), seed=11)
+    expected = evaluate(SASREC.from_pretrained(run), SASRecDataSet(data), seed=11)
     assert numbers(row)[2:] == pytest.approx(expected[::-1], abs=5e-5)
 
 
@@ -477,7 +486,7 @@ def test_evaluate_can_exclude_all_of_a_users_items(run, data, capsys):
     rows = [numbers(row) for row in rows_of(capsys.readouterr().out)]
     dataset = SASRecDataSet(data)
     popularity = evaluate_popularity(dataset, 0, 5, exclude="all")
-    model = evaluate(load_checkpoint(run), dataset, 0, exclude="all")
+    model = evaluate(SASREC.from_pretrained(run), dataset, 0, exclude="all")
     assert rows[0][2:] == pytest.approx(popularity[::-1], abs=5e-5)
     assert rows[1][2:] == pytest.approx(model[::-1], abs=5e-5)
 
@@ -507,7 +516,7 @@ def test_predict_prints_the_best_unseen_items(run, data, capsys):
     assert code == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["user", "rank", "item", "score"]
-    model, dataset = load_checkpoint(run), SASRecDataSet(data)
+    model, dataset = SASREC.from_pretrained(run), SASRecDataSet(data)
     expected = []
     for user in (14, 2):
         history = dataset.User[user]
@@ -565,9 +574,9 @@ def test_raw_ids_of_other_data_are_refused_before_training(data, tmp_path, capsy
 
 
 def test_predict_refuses_parameters_that_are_not_finite(run, capsys, monkeypatch):
-    model = load_checkpoint(run)
+    model = SASREC.from_pretrained(run)
     torch.nn.init.constant_(model.item_embedding_layer.weight, torch.nan)
-    monkeypatch.setattr(cli, "load_checkpoint", lambda folder, backend, device: model)
+    monkeypatch.setattr(SASREC, "from_pretrained", lambda folder, backend, device: model)
 
     assert cli.main(["predict", run, "--users", "1"]) == 2
     assert "scores are not finite" in capsys.readouterr().err
@@ -608,11 +617,17 @@ def test_the_package_is_a_command():
         (["train", "--epochs", "0"], "--epochs: must be an integer of at least 1, got '0'"),
         (["train", "--epochs", "many"], "--epochs: must be an integer of at least 1, got 'many'"),
         (["train", "--val-epoch", "-1"], "--val-epoch: must be an integer of at least 0, got '-1'"),
-        (["train", "--learning-rate", "0"], "--learning-rate: must be a positive number, got '0'"),
-        (["train", "--learning-rate", "nan"], "must be a positive number, got 'nan'"),
-        (["train", "--learning-rate", "fast"], "must be a positive number, got 'fast'"),
-        (["train", "--window-sampling-prob", "2"], "window_sampling_prob must be in [0, 1], got 2"),
-        (["train", "--dropout-rate", "1"], "dropout_rate must be in [0, 1), got 1.0"),
+        (
+            ["train", "--learning-rate", "0"],
+            "--learning-rate: must be finite and positive, got '0'",
+        ),
+        (["train", "--learning-rate", "nan"], "must be finite and positive, got 'nan'"),
+        (["train", "--learning-rate", "fast"], "must be finite and positive, got 'fast'"),
+        (
+            ["train", "--window-sampling-prob", "2"],
+            "--window-sampling-prob: must be in [0, 1], got '2'",
+        ),
+        (["train", "--dropout-rate", "1"], "--dropout-rate: must be in [0, 1), got '1'"),
         (["train", "--attention-num-heads", "5"], "attention_num_heads must divide"),
         (["train", "--model", "bert4rec"], "--model: invalid choice: 'bert4rec'"),
         (["train", "--model", "sasrec", "--user-embedding-dim", "4"], "SASREC has no user vectors"),
@@ -621,9 +636,12 @@ def test_the_package_is_a_command():
         (["train", "--data", "bad.txt"], "bad.txt, line 2"),
         (["train", "--data", "short.txt"], "no user with a training event and a valid item"),
         (["train", "--model", "sasrec", "--sse-user-prob", "1"], "SASREC has no user vectors"),
-        (["train", "--sse-item-prob", "2"], "sse_item_prob must be in [0, 1], got 2"),
-        (["train", "--gbce-t", "2"], "gbce_t must be in [0, 1], got 2"),
-        (["train", "--patience", "1", "--val-epoch", "0"], "--restore-best need a --val-epoch"),
+        (["train", "--sse-item-prob", "2"], "--sse-item-prob: must be in [0, 1], got '2'"),
+        (["train", "--gbce-t", "2"], "--gbce-t: must be in [0, 1], got '2'"),
+        (
+            ["train", "--patience", "1", "--val-epoch", "0"],
+            "restore_best need a val_epoch of at least 1",
+        ),
         (["resume", "nowhere"], "nowhere is no run folder"),
         (["plot", "nowhere"], "nowhere is no run folder"),
         (["plot"], "the following arguments are required: RUN"),
@@ -698,8 +716,8 @@ def test_cuda_that_is_not_there_is_an_error(data, capsys, monkeypatch):
 
 
 def test_a_native_backend_that_is_not_there_is_an_error(data, capsys, monkeypatch):
-    report = SimpleNamespace(ops={"causal_attention": {"cpu": "reference: it was not built"}})
-    monkeypatch.setattr(cli, "build_info", lambda: report)
+    built = SimpleNamespace(ops={"causal_attention": {"cpu": "reference: it was not built"}})
+    monkeypatch.setattr(options, "build_info", lambda: built)
 
     assert train(data, "--backend", "native") == 2
     expected = "causal_attention has none for cpu, only the reference: it was not built"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssept_ext import SASRecDataSet
-from ssept_ext.data import MAX_ID, to_csr
+from ssept_ext.data.histories import MAX_ID, to_csr
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 

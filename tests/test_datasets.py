@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ssept_ext import SASREC, SSEPT, WarpSampler
-from ssept_ext.datasets import synthetic
-from ssept_ext.evaluation import evaluate_popularity
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.evaluation.sampled import evaluate_popularity
 
 
 def test_the_seed_makes_it_reproducible():

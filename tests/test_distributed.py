@@ -16,12 +16,14 @@ import torch
 import torch.distributed as dist
 from processes import two_processes
 
-from ssept_ext import SSEPT, PackedBatch, WarpSampler, cli, distributed, graphs
-from ssept_ext.callbacks import csv_log, tensorboard_log
-from ssept_ext.checkpoint import load_training
-from ssept_ext.datasets import synthetic
-from ssept_ext.sse import SSE, replace_ids
-from ssept_ext.training import TrainingOptions, train_model
+from ssept_ext import SSEPT, PackedBatch, WarpSampler, distributed
+from ssept_ext.checkpoint.training_state import load_training
+from ssept_ext.cli import main
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.network.sse import SSE, replace_ids
+from ssept_ext.training import cuda_graph, data_parallel
+from ssept_ext.training.callbacks import csv_log, tensorboard_log
+from ssept_ext.training.loop import train_model
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -72,8 +74,7 @@ def make_sampler(batch_size=NUM_USERS, seed=3, **arguments):
 
 
 def train(model, sampler, batch_size=NUM_USERS, epochs=1, **arguments):
-    options = TrainingOptions(**arguments.pop("options", {}))
-    settings = {"learning_rate": 0.01, "verbose": False, "options": options} | arguments
+    settings = {"learning_rate": 0.01, "verbose": False, **arguments}
     with sampler:
         history = train_model(model, make_dataset(), sampler, epochs, batch_size, **settings)
     del history["seconds"]
@@ -89,7 +90,7 @@ def one_step(case):
     def note(progress):
         gradients.update({name: p.grad.clone() for name, p in progress.model.named_parameters()})
 
-    history = train(model, make_sampler(**sampler_arguments), options=options, callbacks=[note])
+    history = train(model, make_sampler(**sampler_arguments), callbacks=[note], **options)
     return history["loss"], gradients, model.state_dict()
 
 
@@ -176,7 +177,9 @@ def mistakes(rank):
             ValueError, lambda: train(make_model(), make_sampler(), learning_rate=0.1 + rank)
         ),
         "nan": message_of(FloatingPointError, nan_in_one_process),
-        "in process 0": message_of(KeyError, lambda: distributed.from_first(lambda: {}["missing"])),
+        "in process 0": message_of(
+            KeyError, lambda: distributed.broadcast_from_rank0(lambda: {}["missing"])
+        ),
     }
 
 
@@ -196,7 +199,7 @@ def work(folder):
         }
         model_arguments, _, options = CASES["gbce, with replacing"]
         other = make_model(seed=rank, **model_arguments)
-        train(other, make_sampler(), options=options)
+        train(other, make_sampler(), **options)
         results["begun differently"] = other.state_dict()
     torch.save(results, Path(folder) / f"{rank}.pt")
 
@@ -320,7 +323,7 @@ def packed(*lengths):
     ],
 )
 def test_parts_have_a_sequence_each_and_about_as_many_tokens(lengths, expected):
-    parts = [distributed.shard(packed(*lengths), process, 4) for process in range(4)]
+    parts = [data_parallel.shard(packed(*lengths), process, 4) for process in range(4)]
 
     assert [part.cu_seqlens.diff().tolist() for part in parts] == expected
     assert [part.max_seqlen for part in parts] == [max(group) for group in expected]
@@ -330,7 +333,7 @@ def test_parts_have_a_sequence_each_and_about_as_many_tokens(lengths, expected):
 def test_the_shares_of_parts_are_those_of_their_targets():
     batch = packed(5, 1, 9, 3)
 
-    parts = [distributed.shard(batch, process, 3) for process in range(3)]
+    parts = [data_parallel.shard(batch, process, 3) for process in range(3)]
 
     targets = int(batch.positives.count_nonzero())
     assert [part.target_share * targets for part in parts] == pytest.approx(
@@ -344,7 +347,8 @@ def test_ids_are_replaced_in_parts_as_in_the_whole_batch(sse):
     batch, seed = packed(5, 1, 9, 3), torch.tensor([7])
 
     parts = [
-        replace_ids(distributed.shard(batch, process, 3), sse, 9, 30, seed) for process in range(3)
+        replace_ids(data_parallel.shard(batch, process, 3), sse, 9, 30, seed)
+        for process in range(3)
     ]
 
     whole = replace_ids(batch, sse, 9, 30, seed)
@@ -357,7 +361,7 @@ def test_ids_are_replaced_in_parts_as_in_the_whole_batch(sse):
 def test_every_process_drops_out_by_a_seed_of_its_own():
     model = make_model(dropout_rate=0.5)
     with make_sampler() as sampler:
-        part = distributed.shard(sampler.next_packed(), 0, 1)
+        part = data_parallel.shard(sampler.next_packed(), 0, 1)
 
     losses = [
         model.training_loss(replace(part, process=process), seed=torch.tensor([7])).item()
@@ -371,9 +375,9 @@ def test_on_a_gpu_shared_steps_are_eager():
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
 
     with pytest.warns(UserWarning, match="takes eager steps, as 2 processes share them"):
-        step = graphs.training_step(None, optimizer, torch.device("cuda"), 6, num_processes=2)
+        step = cuda_graph.training_step(None, optimizer, torch.device("cuda"), 6, num_processes=2)
 
-    assert not isinstance(step, graphs.GraphedStep)
+    assert not isinstance(step, cuda_graph.CudaGraphStep)
 
 
 @pytest.fixture
@@ -390,7 +394,7 @@ def _second_of_four(monkeypatch):
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
 
-    device = cli._choose_device(argparse.Namespace(device=None, backend="auto"))
+    device = main._choose_device(argparse.Namespace(device=None, backend="auto"))
 
     assert device == torch.device("cuda", 1)
 
@@ -399,7 +403,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
 def test_more_processes_than_gpus_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "2")
 
-    assert cli.main(["train"]) == 2
+    assert main.main(["train"]) == 2
 
     assert capsys.readouterr().err == (
         "ssept process 1 of 4: error: LOCAL_RANK must be below 2, the number of CUDA devices, got 2: "
@@ -410,7 +414,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, capsys):
 def test_other_errors_are_not_taken_for_lost_processes():
     with (
         pytest.raises(RuntimeError, match="shapes do not fit"),
-        distributed.telling_of_lost_processes(),
+        distributed.raise_if_peer_lost(),
     ):
         raise RuntimeError("shapes do not fit")
 
@@ -438,8 +442,8 @@ class TerminatingSampler(WarpSampler):
 
 
 def train_with(sampler, data):
-    cli.WarpSampler = sampler
-    sys.exit(cli.main(command_line("train", *options_of_run(data))))
+    main.WarpSampler = sampler
+    sys.exit(main.main(command_line("train", *options_of_run(data))))
 
 
 def options_of_run(data, out="run"):
@@ -484,8 +488,8 @@ def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(
     assert load_training("run").epoch == 2
     shutil.copytree("run", "copy")
 
-    assert cli.main(command_line("train", *options_of_run(data, "whole"))) == 0
-    assert cli.main(command_line("resume", "run")) == 0
+    assert main.main(command_line("train", *options_of_run(data, "whole"))) == 0
+    assert main.main(command_line("resume", "run")) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     both = subprocess.run(
         [*torchrun, "-m", "ssept_ext", *command_line("resume", "copy")],
@@ -519,7 +523,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_run_goes_o
     state = load_training("run")
     assert (state.epoch, len(state.losses), state.next_batch) == (2, 2, 6)
 
-    assert cli.main(command_line("resume", "run")) == 0
-    assert cli.main(command_line("train", *options_of_run(data, "whole"))) == 0
+    assert main.main(command_line("resume", "run")) == 0
+    assert main.main(command_line("train", *options_of_run(data, "whole"))) == 0
 
     assert figures_of(Path("run")) == pytest.approx(np.array(figures_of(Path("whole"))), rel=1e-3)

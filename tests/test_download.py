@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssept_ext import SASRecDataSet, cli, prepare
-from ssept_ext import download as module
-from ssept_ext.download import ATTEMPTS, MOVIELENS_MD5, download
+from ssept_ext import SASRecDataSet
+from ssept_ext.cli import main, prepare
+from ssept_ext.data.sources import movielens as module
+from ssept_ext.data.sources.movielens import ATTEMPTS, MOVIELENS_MD5, download
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 
@@ -231,7 +232,7 @@ def test_prepare_fetches_what_it_reads(server, tmp_path, monkeypatch):
     folders = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out.txt")]
     limits = ["--min-user-events", "1", "--min-item-events", "1"]
 
-    assert cli.main(["prepare", "--download", "ml-1m", *folders, *limits]) == 0
+    assert main.main(["prepare", "--download", "ml-1m", *folders, *limits]) == 0
 
     assert SASRecDataSet(tmp_path / "out.txt").User == {1: [2, 1]}
     assert names(tmp_path / "cache") == ["ml-1m.zip"]

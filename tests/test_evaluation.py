@@ -9,21 +9,17 @@ import torch
 from torch import nn
 
 from ssept_ext import SSEPT
-from ssept_ext.data import to_csr
-from ssept_ext.evaluation import (
-    MAX_USERS,
-    Trials,
-    draw_trials,
+from ssept_ext.data.histories import to_csr
+from ssept_ext.data.packed import last_events, pack
+from ssept_ext.evaluation.candidates import MAX_USERS, EvaluationCandidates, draw_candidates
+from ssept_ext.evaluation.metrics import ndcg_and_hr, ranks_of_first
+from ssept_ext.evaluation.sampled import (
     evaluate,
     evaluate_popularity,
     evaluate_repeated,
     evaluate_valid,
-    measure,
-    ndcg_and_hr,
-    ranks_of_first,
+    rank_candidates,
 )
-from ssept_ext.packing import pack
-from ssept_ext.ranking import last_events
 
 NUM_ITEMS = 40
 
@@ -106,7 +102,7 @@ def loop_over_users(score, dataset, split, candidates, seq_max_len=5):
 
 @pytest.mark.parametrize(("split", "evaluate"), [("valid", evaluate_valid), ("test", evaluate)])
 def test_metrics_are_those_of_recommenders_loop(dataset, split, evaluate):
-    trials = draw_trials(dataset, split, num_neg_test=20, seed=3)
+    trials = draw_candidates(dataset, split, num_neg_test=20, seed=3)
 
     metrics = evaluate(Stub(by_history), dataset, seed=3)
 
@@ -130,7 +126,7 @@ def test_sse_pt_ranks_as_its_predict_does_user_by_user(dataset):
         conv_dims=[8, 8],
         num_neg_test=20,
     ).double()
-    trials = draw_trials(dataset, "test", num_neg_test=20, seed=3)
+    trials = draw_candidates(dataset, "test", num_neg_test=20, seed=3)
 
     metrics = model.evaluate(dataset, seed=3, eval_batch_size=7)
 
@@ -153,7 +149,7 @@ def test_a_negative_that_is_the_held_out_item_ties_with_it():
     model = SSEPT(item_num=9, user_num=1, seq_max_len=5, embedding_dim=4, conv_dims=[8, 8])
     collisions = np.array([[7, 7, 7, 7]])  # whatever the scores, three negatives equal item 7
 
-    ndcg, hr = measure(model, Trials("test", to_csr({1: [3, 1]}), collisions))
+    ndcg, hr = rank_candidates(model, EvaluationCandidates("test", to_csr({1: [3, 1]}), collisions))
 
     assert (ndcg, hr) == pytest.approx((1 / math.log2(5), 1))
 
@@ -201,7 +197,7 @@ def test_users_without_held_out_item_or_training_event_are_skipped():
     dataset.user_train[6], dataset.user_valid[6], dataset.user_test[6] = [], [1], [2]
     dataset.usernum = 6
 
-    trials = draw_trials(dataset, "test", num_neg_test=1, seed=0)
+    trials = draw_candidates(dataset, "test", num_neg_test=1, seed=0)
 
     assert trials.inputs.users.tolist() == [1, 5]
     assert trials.candidates[:, 0].tolist() == [3, 8]
@@ -209,14 +205,14 @@ def test_users_without_held_out_item_or_training_event_are_skipped():
 
 @pytest.mark.parametrize(("split", "inputs"), [("valid", [1, 2]), ("test", [1, 2, 3])])
 def test_the_input_is_everything_before_the_held_out_item(split, inputs):
-    trials = draw_trials(make_dataset({1: [1, 2, 3, 4]}), split, num_neg_test=1, seed=0)
+    trials = draw_candidates(make_dataset({1: [1, 2, 3, 4]}), split, num_neg_test=1, seed=0)
 
     assert trials.inputs.items.tolist() == inputs
 
 
 def test_the_newest_events_are_packed_with_their_columns():
     dataset = make_dataset({1: [1, 2, 3], 2: [9, 8, 7, 6, 5, 4], 3: [5, 6, 7, 8]})
-    trials = draw_trials(dataset, "test", num_neg_test=1, seed=0)
+    trials = draw_candidates(dataset, "test", num_neg_test=1, seed=0)
 
     batch = last_events(trials.inputs, slice(1, 3), seq_max_len=4)
 
@@ -230,7 +226,7 @@ def test_the_newest_events_are_packed_with_their_columns():
 def test_negatives_are_uniform_over_what_is_outside_the_training_history():
     dataset = make_dataset({1: [2, 3, 3, 6, 4, 5]}, itemnum=8)
 
-    negatives = draw_trials(dataset, "test", num_neg_test=10_000, seed=0).candidates[0, 1:]
+    negatives = draw_candidates(dataset, "test", num_neg_test=10_000, seed=0).candidates[0, 1:]
 
     counts = np.bincount(negatives, minlength=9)
     assert counts[[0, 2, 3, 6]].tolist() == [0, 0, 0, 0]
@@ -242,7 +238,7 @@ def test_negatives_are_uniform_over_what_is_outside_the_training_history():
 def test_exclude_all_keeps_the_held_out_items_out(split):
     dataset = make_dataset({1: [2, 3, 6, 4, 5]}, itemnum=8)
 
-    trials = draw_trials(dataset, split, num_neg_test=1000, seed=0, exclude="all")
+    trials = draw_candidates(dataset, split, num_neg_test=1000, seed=0, exclude="all")
 
     assert set(trials.candidates[0, 1:].tolist()) == {1, 7, 8}
 
@@ -250,7 +246,7 @@ def test_exclude_all_keeps_the_held_out_items_out(split):
 def test_a_user_with_one_item_left_gets_it_every_time():
     dataset = make_dataset({1: [*range(1, 40), 1, 2]})
 
-    trials = draw_trials(dataset, "test", num_neg_test=50, seed=0)
+    trials = draw_candidates(dataset, "test", num_neg_test=50, seed=0)
 
     assert set(trials.candidates[0, 1:].tolist()) == {40}
 
@@ -259,7 +255,7 @@ def test_a_user_with_no_item_left_is_an_error():
     dataset = make_dataset({3: [1, 2, 3], 5: [*range(1, NUM_ITEMS + 1), 1, 2]})
 
     with pytest.raises(ValueError, match="user 5 has seen all 40 items"):
-        draw_trials(dataset, "test", num_neg_test=1, seed=0)
+        draw_candidates(dataset, "test", num_neg_test=1, seed=0)
 
 
 def test_no_user_to_measure_is_an_error():
@@ -271,14 +267,14 @@ def test_an_item_beyond_itemnum_is_an_error():
     dataset = make_dataset({1: [1, 2, 3], 2: [1, 99, 3]})
 
     with pytest.raises(ValueError, match=r"1\.\.40 .*got 99 in the history of user 2"):
-        draw_trials(dataset, "test", num_neg_test=1, seed=0)
+        draw_candidates(dataset, "test", num_neg_test=1, seed=0)
 
 
 def test_of_many_users_a_random_10_000_are_drawn_by_the_seed():
     dataset = make_dataset({user: [1, 2, 3] for user in range(1, 12_001)})
 
     first, again, other = (
-        draw_trials(dataset, "test", num_neg_test=1, seed=seed).inputs.users.tolist()
+        draw_candidates(dataset, "test", num_neg_test=1, seed=seed).inputs.users.tolist()
         for seed in (1, 1, 2)
     )
 
@@ -296,7 +292,7 @@ def test_the_result_does_not_depend_on_the_batch_size(dataset):
 
 def test_the_seed_decides_the_negatives(dataset):
     first, again, other, fresh, fresher = (
-        draw_trials(dataset, "test", num_neg_test=9, seed=seed).candidates.tolist()
+        draw_candidates(dataset, "test", num_neg_test=9, seed=seed).candidates.tolist()
         for seed in (1, 1, 2, None, None)
     )
 
@@ -372,11 +368,11 @@ def test_popularity_ranks_the_same_candidates_by_their_training_events(dataset, 
     events = [item for items in dataset.user_train.values() for item in items]
     counts = torch.from_numpy(np.bincount(events, minlength=NUM_ITEMS + 1))
     model = Stub(lambda batch, candidates: counts[candidates])
-    measure = {"valid": evaluate_valid, "test": evaluate}[split]
+    rank_candidates = {"valid": evaluate_valid, "test": evaluate}[split]
 
     popularity = evaluate_popularity(dataset, seed=4, num_neg_test=20, exclude=exclude, split=split)
 
-    assert popularity == measure(model, dataset, seed=4, exclude=exclude)
+    assert popularity == rank_candidates(model, dataset, seed=4, exclude=exclude)
     assert 0 < popularity[0] < 1
 
 
@@ -387,17 +383,17 @@ def test_popularity_needs_a_negative(dataset):
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_saved_trials_load_as_they_were(dataset, tmp_path, split):
-    trials = draw_trials(dataset, split, num_neg_test=7, seed=0)
+    trials = draw_candidates(dataset, split, num_neg_test=7, seed=0)
     trials.save(tmp_path / "trials")
 
-    loaded = Trials.load(tmp_path / "trials", dataset)
+    loaded = EvaluationCandidates.load(tmp_path / "trials", dataset)
 
     assert loaded.split == split
     np.testing.assert_array_equal(loaded.candidates, trials.candidates)
     for left, right in zip(loaded.inputs, trials.inputs, strict=True):
         np.testing.assert_array_equal(left, right)
     model = Stub(by_history)
-    assert measure(model, loaded) == measure(model, trials)
+    assert rank_candidates(model, loaded) == rank_candidates(model, trials)
 
 
 def save_arrays(path, **changes):
@@ -435,9 +431,9 @@ def test_trials_that_do_not_fit_are_refused(tmp_path, changes, message):
     save_arrays(tmp_path / "good.npz")
     save_arrays(tmp_path / "bad.npz", **changes)
 
-    assert Trials.load(tmp_path / "good.npz", dataset).candidates.tolist() == [[4, 9]]
+    assert EvaluationCandidates.load(tmp_path / "good.npz", dataset).candidates.tolist() == [[4, 9]]
     with pytest.raises(ValueError, match=f"bad.npz.*{message}"):
-        Trials.load(tmp_path / "bad.npz", dataset)
+        EvaluationCandidates.load(tmp_path / "bad.npz", dataset)
 
 
 @pytest.mark.parametrize("content", [b"", b"4 9 1", b"PK\x03\x04 cut short"])
@@ -445,20 +441,23 @@ def test_a_file_of_another_kind_is_no_trials(tmp_path, dataset, content):
     (tmp_path / "f").write_bytes(content)
 
     with pytest.raises(ValueError, match="f holds no evaluation trials"):
-        Trials.load(tmp_path / "f", dataset)
+        EvaluationCandidates.load(tmp_path / "f", dataset)
 
 
 def test_a_missing_file_is_missing(tmp_path, dataset):
     with pytest.raises(FileNotFoundError):
-        Trials.load(tmp_path / "f", dataset)
+        EvaluationCandidates.load(tmp_path / "f", dataset)
 
 
 def test_repeats_have_the_mean_and_the_spread_of_separate_measurements(dataset):
     model = Stub(by_history)
-    trials = draw_trials(dataset, "test", num_neg_test=4 * 20, seed=5)
+    trials = draw_candidates(dataset, "test", num_neg_test=4 * 20, seed=5)
     separate = np.array(
         [
-            measure(model, Trials("test", trials.inputs, trials.candidates[:, [0, *group]]))
+            rank_candidates(
+                model,
+                EvaluationCandidates("test", trials.inputs, trials.candidates[:, [0, *group]]),
+            )
             for group in np.arange(1, 81).reshape(4, 20)
         ]
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssept_ext import SASREC, SSEPT
-from ssept_ext.export import INPUTS, export_onnx, export_program
+from ssept_ext.serving.export import INPUTS, export_onnx, export_program
 
 NUM_ITEMS, T = 200, 6
 
@@ -106,7 +106,7 @@ def test_a_program_keeps_its_parameters():
 
 def test_a_model_too_large_for_onnx_is_refused(monkeypatch, tmp_path):
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr("ssept_ext.export.MAX_ONNX_SIZE", 1000)
+    monkeypatch.setattr("ssept_ext.serving.export.MAX_ONNX_SIZE", 1000)
 
     with pytest.raises(
         ValueError, match="parameters take .* bytes: an ONNX file must be below 1000"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ssept_ext
-from ssept_ext import SSEPT, _extension, ops, reference
+from ssept_ext import SSEPT, _extension, ops
+from ssept_ext.ops import reference
 
 OPS = _extension.OPS
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssept_ext import SASREC, SSEPT, SASRecDataSet, ranking
-from ssept_ext.evaluation import evaluate_full
+from ssept_ext import SASREC, SSEPT, SASRecDataSet
+from ssept_ext.evaluation.full import evaluate_full
+from ssept_ext.ranking import catalogue
 
 NUM_ITEMS = 250
 KS = (1, 3, 10, 500)
@@ -34,7 +35,7 @@ def make(kind=SSEPT, dtype=torch.float64):
 
 @pytest.fixture(params=[192 * 50, 1 << 22], ids=["blocks of 192 items", "one block"])
 def _block_size(request, monkeypatch):
-    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", request.param)
+    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", request.param)
 
 
 def trials_of(dataset, split):
@@ -112,7 +113,7 @@ def test_ties_count_against_the_model(dataset, dtype):
 def test_all_users_are_measured_whatever_the_groups(dataset, monkeypatch):
     model = make()
     together = evaluate_full(model, dataset)
-    monkeypatch.setattr(ranking, "USERS_AT_A_TIME", 4)
+    monkeypatch.setattr(catalogue, "USERS_AT_A_TIME", 4)
 
     apart = evaluate_full(model, dataset, eval_batch_size=3)
 

@@ -14,16 +14,18 @@ import torch
 from tolerances import assert_close
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ssept_ext import SSEPT, PackedBatch, graphs, layers, losses, sse
-from ssept_ext.graphs import (
+from ssept_ext import SSEPT, PackedBatch
+from ssept_ext.network import layers, losses, recommender, sse
+from ssept_ext.ops import _tables
+from ssept_ext.training import cuda_graph
+from ssept_ext.training.cuda_graph import (
     BatchShape,
-    GraphedStep,
+    CudaGraphStep,
     growing_step,
     tokens_for,
     training_step,
-    training_work,
 )
-from ssept_ext.ops import _tables
+from ssept_ext.training.step import eager_step
 
 SHAPE = BatchShape(capacity=64, batch_size=4, num_negatives=2)
 on_gpu = pytest.mark.cuda
@@ -69,12 +71,12 @@ def adam(m):
 
 
 def work_of(m, optimizer):
-    return training_work(optimizer, lambda batch, seed: m.training_loss(batch, seed=seed))
+    return eager_step(optimizer, lambda batch, seed: m.training_loss(batch, seed=seed))
 
 
 def graphed(m, optimizer, work=None):
     work = work or work_of(m, optimizer)
-    return GraphedStep(work, optimizer, m.device, m.seq_max_len, SHAPE)
+    return CudaGraphStep(work, optimizer, m.device, m.seq_max_len, SHAPE)
 
 
 def by_steps_of_the_model(m, batches):
@@ -131,7 +133,7 @@ def test_a_batch_of_another_shape_is_worked_on_as_it_is():
 
 
 def test_a_buffer_forgets_the_batch_before():
-    buffer = graphs._Buffer(SHAPE, 20, torch.device("cpu"))
+    buffer = cuda_graph._Buffer(SHAPE, 20, torch.device("cpu"))
     buffer.fill(batch(20, 20, 20, 4), torch.tensor([5]))
     small = batch(1, 0, 2, 1)
     buffer.fill(small, torch.tensor([6]))
@@ -225,7 +227,7 @@ class FakeGpu:
     def capture(self, step):
         self.done.append("captured")
         if self.fails:
-            raise graphs.CaptureError("capturing failed: why")
+            raise cuda_graph.CaptureError("capturing failed: why")
 
         def replay():
             self.done.append("replayed")
@@ -362,7 +364,7 @@ class Driver:
 
 
 def capture(step):
-    return graphs._Gpu(torch.device("cuda", 1)).capture(step)
+    return cuda_graph._Gpu(torch.device("cuda", 1)).capture(step)
 
 
 FAILED = [("begin", (0, 7)), "end of capture", ("endAllocateToPool", 1, (0, 7))]
@@ -377,7 +379,7 @@ def waiting():
 def test_a_capture_that_failed_is_undone_in_order_and_says_what_failed_first(monkeypatch):
     driver = Driver(monkeypatch, fails=["end of capture"])
 
-    with pytest.raises(graphs.CaptureError, match="graph failed: cannot wait in a capture$"):
+    with pytest.raises(cuda_graph.CaptureError, match="graph failed: cannot wait in a capture$"):
         capture(waiting)
 
     assert driver.done == [*FAILED, *RELEASED, *TRIAL]
@@ -387,7 +389,7 @@ def test_a_capture_that_failed_is_undone_in_order_and_says_what_failed_first(mon
 def test_a_capture_that_torch_itself_ended_has_its_pool_released_by_the_graph_alone(monkeypatch):
     driver = Driver(monkeypatch, fails=["endAllocateToPool"])
 
-    with pytest.raises(graphs.CaptureError, match="graph failed: cannot wait in a capture$"):
+    with pytest.raises(cuda_graph.CaptureError, match="graph failed: cannot wait in a capture$"):
         capture(waiting)
 
     assert driver.done == [*FAILED, *TRIAL]
@@ -397,7 +399,7 @@ def test_where_torch_cannot_capture_any_more_the_warning_says_so(monkeypatch):
     driver = Driver(monkeypatch, fails=["end of capture", "end of trial"])
 
     with pytest.raises(
-        graphs.CaptureError,
+        cuda_graph.CaptureError,
         match="graph failed: end of capture failed; this process cannot capture any more: end of trial",
     ):
         capture(lambda: torch.tensor(0.0))
@@ -407,12 +409,12 @@ def test_where_torch_cannot_capture_any_more_the_warning_says_so(monkeypatch):
 
 def test_a_graph_whose_capture_failed_outlives_the_allocator_that_asks_it(monkeypatch):
     Driver(monkeypatch, fails=["end of capture"])
-    monkeypatch.setattr(graphs, "_failed_graphs", [])
+    monkeypatch.setattr(cuda_graph, "_failed_graphs", [])
 
-    with pytest.raises(graphs.CaptureError):
+    with pytest.raises(cuda_graph.CaptureError):
         capture(waiting)
 
-    assert len(graphs._failed_graphs) == 1
+    assert len(cuda_graph._failed_graphs) == 1
 
 
 def test_on_a_cpu_a_step_is_eager():
@@ -428,13 +430,14 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         SSEPT.training_loss,
         SSEPT._encode_targets,
         SSEPT._sampled_logits,
-        SSEPT._encode,
+        SSEPT.encode,
         sse.replace_ids,
         sse._is_last,
         SSEPT._score,
         *(
-            getattr(layers, name).forward
-            for name in ("Encoder", "EncoderLayer", "MultiHeadAttention")
+            recommender.Encoder.forward,
+            recommender.EncoderLayer.forward,
+            layers.MultiHeadAttention.forward,
         ),
         layers.PointWiseFeedForward.forward,
         layers.LayerNormalization.forward,
@@ -491,7 +494,7 @@ def test_where_the_capture_fails_a_warning_says_why_and_steps_are_eager():
         value.item()
         return value
 
-    step = graphed(m, optimizer, training_work(optimizer, waiting_loss))
+    step = graphed(m, optimizer, eager_step(optimizer, waiting_loss))
     with pytest.warns(UserWarning, match="eager steps, as capturing one in a CUDA graph failed"):
         values = [step(batch(5, 1, 17, 9)).item() for _ in range(6)]
     assert all(v > 0 for v in values)
@@ -507,7 +510,7 @@ def test_after_a_capture_that_failed_torch_captures_and_draws_again():
         value.item()
         return value
 
-    step = graphed(m, optimizer, training_work(optimizer, waiting_loss))
+    step = graphed(m, optimizer, eager_step(optimizer, waiting_loss))
     stream = torch.cuda.current_stream()
     for _ in range(3):
         step(batch(5, 1, 17, 9))

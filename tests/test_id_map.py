@@ -6,7 +6,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from ssept_ext.id_map import IdMap, load_id_maps, save_id_maps
+from ssept_ext.data.id_map import IdMap, load_id_maps, save_id_maps
 
 UUIDS = [UUID(int=7), UUID(int=2**127 + 1)]
 

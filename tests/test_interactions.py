@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ssept_ext.interactions import Interactions
+from ssept_ext.data.interactions import Interactions
 
 COLUMNS = {
     "user": ["bob", "ann", "bob", "ann", "bob"],

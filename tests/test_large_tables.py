@@ -9,8 +9,9 @@ import torch.distributed as dist
 from processes import two_processes
 
 from ssept_ext import SSEPT, WarpSampler, distributed
-from ssept_ext.datasets import synthetic
-from ssept_ext.graphs import training_work
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.training import data_parallel
+from ssept_ext.training.step import eager_step
 
 pytest.importorskip("torchrec")
 
@@ -50,7 +51,7 @@ def train_in_whole():
 
 
 def train_in_shards(folder):
-    from ssept_ext.large_tables import ShardedTables, without_tables
+    from ssept_ext.training.large_tables import ShardedTables, without_tables
 
     torch.set_num_threads(1)
     with distributed.process_group(torch.device("cpu"), 60):
@@ -68,9 +69,9 @@ def train_in_shards(folder):
         model = without_tables(whole.config)
         fresh = {name: p.detach().clone() for name, p in model.named_parameters()}
         model.load_state_dict(state)
-        loss = distributed.data_parallel(model, tables.loss(model))
-        work = training_work(torch.optim.SGD(model.parameters(), lr=0.0), loss)
-        part = distributed.shard(first_batch(dataset), dist.get_rank(), 2)
+        loss = data_parallel.data_parallel(model, tables.loss(model))
+        work = eager_step(torch.optim.SGD(model.parameters(), lr=0.0), loss)
+        part = data_parallel.shard(first_batch(dataset), dist.get_rank(), 2)
         value = distributed.average(work(part, torch.tensor([7])))
         torch.save(
             {
@@ -137,7 +138,7 @@ def test_sharded_tables_and_the_rest_are_drawn_as_the_model_draws_them(results):
     ],
 )
 def test_what_sharded_tables_cannot_do_is_refused(changes, optimizer, message):
-    from ssept_ext.large_tables import ShardedTables
+    from ssept_ext.training.large_tables import ShardedTables
 
     model, _ = make_model()
     config = replace(model.config, **changes)

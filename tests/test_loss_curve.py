@@ -9,7 +9,7 @@ import torch
 from tolerances import assert_close
 
 from ssept_ext import SSEPT, SASRecDataSet, WarpSampler
-from ssept_ext.training import train_model
+from ssept_ext.training.loop import train_model
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssept_ext import losses
+from ssept_ext.network import losses
 
 
 def test_bce_is_the_mean_over_targets_of_the_textbook_formula():

@@ -9,7 +9,9 @@ import pytest
 import torch
 from tolerances import relative_error
 
-from ssept_ext import SASREC, SSEPT, PackedBatch, losses, pack, reference
+from ssept_ext import SASREC, SSEPT, PackedBatch, pack
+from ssept_ext.network import losses
+from ssept_ext.ops import reference
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 BACKENDS = ["reference", "auto"]
@@ -89,7 +91,7 @@ def test_state_dicts_of_recommenders_load_with_their_unused_layer_norms(path):
     golden = Golden(path)
     model = golden.model()
     state = golden.under("param/")
-    width = model.config.width
+    width = model.config.hidden_size
     for block in range(model.config.num_blocks):
         for norm in ("layernorm1", "layernorm2"):
             for name in ("gamma", "beta"):

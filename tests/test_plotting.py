@@ -5,7 +5,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from ssept_ext.plotting import plot_curves
+from ssept_ext.training.plotting import plot_curves
 
 HEADER = "epoch,step,seconds,loss,val_ndcg,val_hr\n"
 

@@ -15,7 +15,7 @@ from samples import (
 )
 from tolerances import HALF_TYPES, assert_close
 
-from ssept_ext import reference
+from ssept_ext.ops import reference
 
 every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)

@@ -6,10 +6,11 @@ import zipfile
 
 import pytest
 
-from ssept_ext import SASRecDataSet, cli
-from ssept_ext.id_map import load_id_maps
-from ssept_ext.prepare import FORMATS, read_source
-from ssept_ext.raw_events import Columns
+from ssept_ext import SASRecDataSet
+from ssept_ext.cli import app as cli
+from ssept_ext.data.id_map import load_id_maps
+from ssept_ext.data.sources.columns import Columns
+from ssept_ext.data.sources.formats import FORMATS, read_source
 
 # In each, the first user has the items "late", "early", "mid" in this order of lines.
 SAMPLES = {

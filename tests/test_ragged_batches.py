@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from samples import Ragged, outputs_and_gradients, random_ids
 from tolerances import assert_close
 
-from ssept_ext import reference
+from ssept_ext.ops import reference
 
 ITEM_NUM, USER_NUM, SEQ_MAX_LEN = 29, 5, 24
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ssept_ext import ranking
-from ssept_ext.ranking import score_blocks
+from ssept_ext.ranking import catalogue
+from ssept_ext.ranking.catalogue import score_blocks
 
 
 @pytest.mark.parametrize("num_queries", [1, 2, 100])
@@ -13,7 +13,7 @@ from ssept_ext.ranking import score_blocks
 def test_equal_items_get_equal_scores_wherever_they_are(
     monkeypatch, num_queries, scores_at_a_time, dtype
 ):
-    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", scores_at_a_time)
+    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", scores_at_a_time)
     queries = torch.randn(num_queries, 100, dtype=dtype)
     items = torch.randn(100, dtype=dtype).repeat(3418, 1)
 
@@ -24,7 +24,7 @@ def test_equal_items_get_equal_scores_wherever_they_are(
 
 
 def test_blocks_are_bounded_and_cover_each_item_once(monkeypatch):
-    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", 1000)
+    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", 1000)
     queries, items = torch.randn(5, 3), torch.randn(301, 3)
 
     blocks = [(first, block.clone()) for first, block in score_blocks(queries, items)]

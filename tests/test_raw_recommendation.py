@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ssept_ext import SASREC, SSEPT, IdMap, Interactions, fitting, ranking
-from ssept_ext.raw_events import Codes, RawEvents
-from ssept_ext.training import TrainingOptions
+from ssept_ext import SASREC, SSEPT, IdMap, Interactions
+from ssept_ext.data.sources.columns import Codes, RawEvents
+from ssept_ext.ranking import catalogue
+from ssept_ext.training import fitting
 
 NUM_ITEMS = 12
 HISTORIES = {
@@ -145,7 +146,7 @@ def test_candidates_restrict_what_is_recommended(model):
 
 @pytest.mark.parametrize("size", [64 * 4, 1 << 22], ids=["blocks of 64 items", "one block"])
 def test_candidates_by_number_are_the_best_of_these(monkeypatch, size):
-    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", size)
+    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", size)
     torch.manual_seed(1)
     model = SASREC(item_num=500, seq_max_len=4, embedding_dim=4, num_blocks=1, conv_dims=[4, 4])
     histories = {u: torch.randint(1, 501, (9,)).tolist() for u in range(1, 9)}
@@ -196,7 +197,7 @@ def test_nobody_gets_no_rows(model):
 def test_any_ids_in_a_frame_of_the_first_library_there_is(monkeypatch, library, make):
     installed = ("pandas", "polars", "pyarrow")[("pandas", "polars", "pyarrow").index(library) :]
     monkeypatch.setattr(
-        "ssept_ext.recommendation.find_spec", lambda name: name in installed or None
+        "ssept_ext.serving.frames.find_spec", lambda name: name in installed or None
     )
     histories = {make(u): [make(u + i) for i in range(4)] for u in range(8)}
     model = SASREC.fit(interactions(histories), **SIZES, num_epochs=1)
@@ -235,9 +236,9 @@ def test_bad_input_is_named(model, arguments, error, message):
 def test_a_model_without_raw_ids_needs_histories_and_says_so():
     model = SASREC(item_num=3, embedding_dim=4, conv_dims=[4, 4])
 
-    with pytest.raises(ValueError, match="histories are needed, .*: SASREC.fit makes one"):
+    with pytest.raises(ValueError, match="histories must be given, .* train with SASREC.fit"):
         model.recommend(users=["anna"])
-    with pytest.raises(ValueError, match="with_scores must be True for ids that are numbers"):
+    with pytest.raises(ValueError, match="with_scores must be True for ids that are indices"):
         model.recommend({1: [1]}, with_scores=False)
 
 
@@ -251,8 +252,8 @@ def test_a_data_set_has_numbers_also_for_a_model_of_raw_ids(model):
 @pytest.mark.parametrize("size", [64 * 4, 1 << 22], ids=["blocks of 64 items", "one block"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_similar_items_are_the_closest_by_cosine(monkeypatch, size, dtype):
-    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", size)
-    monkeypatch.setattr("ssept_ext.recommendation.ITEMS_AT_A_TIME", 3)
+    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", size)
+    monkeypatch.setattr("ssept_ext.serving.by_index.ITEM_BLOCK", 3)
     model = SASREC(item_num=300, embedding_dim=4, conv_dims=[4, 4]).to(dtype)
     torch.nn.init.normal_(model.item_embedding_layer.weight)
     with torch.no_grad():
@@ -366,8 +367,8 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
             calls["histories"] = histories
             super().__init__(histories, *args, **options)
 
-    def train_model(model, dataset, sampler, *sizes, options, **others):
-        calls.update(sizes=sizes, options=options, settings=sampler.settings, others=others)
+    def train_model(model, dataset, sampler, *sizes, **others):
+        calls.update(sizes=sizes, settings=sampler.settings, others=others)
         calls["dataset"] = dataset
 
     monkeypatch.setattr(fitting, "WarpSampler", Sampler)
@@ -401,11 +402,15 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
 
     config = model.config
     assert (config.user_num, config.item_num, config.seq_max_len) == (4, NUM_ITEMS, 4)
-    assert (config.item_width, config.user_width, config.conv_dims) == (6, 4, (10, 10))
+    assert (config.item_dim, config.user_dim, config.conv_dims) == (6, 4, (10, 10))
     assert (config.dropout_rate, config.sse_user_prob, model.backend) == (0.25, 0.5, "reference")
     assert calls["sizes"] == (3, 5, 0.01, 2, 7, False)
-    assert calls["options"] == TrainingOptions(loss="bpr", max_grad_norm=1.0)
-    assert calls["others"] == {"checkpoint": "folder", "callbacks": [print]}
+    assert calls["others"] == {
+        "checkpoint": "folder",
+        "callbacks": [print],
+        "loss": "bpr",
+        "max_grad_norm": 1.0,
+    }
     assert calls["settings"] == {
         "batch_size": 5,
         "maxlen": 4,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssept_ext import SASREC, SSEPT, SASRecDataSet, ranking
+from ssept_ext import SASREC, SSEPT, SASRecDataSet
+from ssept_ext.ranking import catalogue
 
 NUM_ITEMS = 300
 HISTORIES = {
@@ -34,7 +35,7 @@ def make(kind=SSEPT, **arguments):
 
 @pytest.fixture(params=[192 * 4, 1 << 22], ids=["blocks of 192 items", "one block"])
 def _block_size(request, monkeypatch):
-    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", request.param)
+    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", request.param)
 
 
 def all_scores(model, history, user):
@@ -96,7 +97,7 @@ def test_equal_scores_come_by_rising_id(dtype):
 
 
 def test_more_users_than_are_ranked_at_a_time(monkeypatch):
-    monkeypatch.setattr(ranking, "USERS_AT_A_TIME", 3)
+    monkeypatch.setattr(catalogue, "USERS_AT_A_TIME", 3)
     model = make()
     users = [9, 2, 5, 2, 3]  # one asked for twice
 

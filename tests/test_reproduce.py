@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssept_ext import SASREC, SSEPT, WarpSampler
-from ssept_ext.checkpoint import load_checkpoint
-from ssept_ext.datasets import synthetic
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -47,7 +47,7 @@ def test_a_run_leaves_curve_table_metrics_and_its_best_model(quick, capsys):
     result = json.loads((folder / "result.json").read_text())
     ndcgs = [float(row["val_ndcg"]) for row in rows if row["val_ndcg"]]
     assert result["best_epoch"] == 2 * (1 + ndcgs.index(max(ndcgs)))
-    model = load_checkpoint(folder)
+    model = SASREC.from_pretrained(folder)
     assert model.evaluate(synthetic(num_users=100), seed=42)[0] == result["test"]["NDCG@10"]
     table = (folder.parent / "table.md").read_text()
     assert f"| sse-pt-seed-0 | {result['test']['HR@10']:.4f} |" in table
@@ -102,7 +102,7 @@ def test_changed_settings_have_a_folder_of_their_own_and_reach_the_run(quick):
     assert settings["loss"] == "softmax"
     assert settings["precision"] == "bf16"
     assert len(read_csv(folder / "metrics.csv")) == 2
-    assert load_checkpoint(folder).config.item_width == 12
+    assert SASREC.from_pretrained(folder).config.item_dim == 12
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_the_precision_reaches_the_training(change, precision):
 
     run, _ = reproduce.run_from(options)
 
-    assert run.settings.training_options().precision == precision
+    assert run.recipe.training.precision == precision
 
 
 def test_early_stopping_ends_a_run(quick, monkeypatch):
-    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (0.5, 0.5))
+    monkeypatch.setattr("ssept_ext.training.loop.rank_candidates", lambda *_: (0.5, 0.5))
 
     folder = quick("--set", "patience=1", name="sse-pt-seed-0,patience=1")
 
@@ -129,17 +129,19 @@ def test_early_stopping_ends_a_run(quick, monkeypatch):
 @pytest.mark.parametrize("dataset", reproduce.DATASETS)
 @pytest.mark.parametrize("preset", reproduce.PRESETS)
 def test_every_preset_makes_its_model_sampler_and_options(preset, dataset):
-    settings = reproduce.DATASETS[dataset](reproduce.PRESETS[preset])
+    settings = reproduce.DATASETS[dataset](preset, reproduce.PRESETS[preset])
     data = synthetic(num_users=20, num_clusters=9)
+    recipe = Recipe.from_options(reproduce.kind_of(preset), settings)
 
-    model = settings.make_model(data)
+    model = recipe.make_model(data.itemnum, data.usernum)
 
     assert type(model) is (SASREC if preset.startswith("sasrec") else SSEPT)
     assert model.config.sse.is_active == (preset.startswith("sse-pt") and "no-sse" not in preset)
-    assert model.seq_max_len == settings.seq_max_len
-    with settings.make_sampler(data, 0) as sampler:
-        assert sampler.next_packed().negatives.shape[1] == settings.num_negatives
-    assert settings.training_options().loss == settings.loss
+    assert model.seq_max_len == settings["seq_max_len"]
+    with recipe.make_sampler(data, model.seq_max_len, 0) as sampler:
+        negatives = sampler.next_packed().negatives
+    assert negatives.shape[1] == settings.get("num_negatives", 1)
+    assert recipe.training.loss == settings.get("loss", "bce")
 
 
 @pytest.mark.parametrize("preset", reproduce.PRESETS)
@@ -151,10 +153,11 @@ def test_every_preset_lowers_its_loss(quick, preset):
 
 def test_the_settings_of_the_authors_command_line():
     """`--maxlen 200 --dropout_rate 0.2 --threshold_user 0.08 --threshold_item 0.9`, users 50 and items 100."""
-    config = reproduce.PRESETS["sse-pt"].make_model(synthetic(num_users=20)).config
+    recipe = Recipe.from_options(SSEPT, reproduce.PRESETS["sse-pt"])
+    config = recipe.make_model(item_num=9, user_num=20).config
 
     assert (config.seq_max_len, config.dropout_rate, config.architecture) == (200, 0.2, "original")
-    assert (config.item_width, config.user_width, config.conv_dims) == (100, 50, (150, 150))
+    assert (config.item_dim, config.user_dim, config.conv_dims) == (100, 50, (150, 150))
     assert config.sse.user_prob == pytest.approx(1 - 0.08)
     assert config.sse.item_prob == pytest.approx(1 - 0.9)
     assert config.sse.joint
@@ -220,15 +223,15 @@ def test_a_file_of_events_is_a_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "colour=red"], "no setting 'colour'; there are model, item_dim"),
-        (["--set", "item_dim=x"], "invalid literal for int"),
+        (["--set", "colour=red"], "no setting 'colour'; there are seq_max_len"),
+        (["--set", "item_dim=x"], "embedding_dim must be an integer of at least 1, got 'x'"),
         (["--set", "bf16=yes"], "must be true or false"),
         (["--set", "precision=fp8"], r"precision must be one of \(.*\), got \"fp8\""),
         (
             ["--set", "bf16=true", "--set", "precision=tf32"],
             "--set precision=tf32 contradicts --set bf16=true",
         ),
-        (["--epochs", "1"], r"val_epoch must be in 1\.\.1 \(epochs\), got 2"),
+        (["--epochs", "1"], r"val_epoch must be in 1\.\.1 \(num_epochs\), got 2"),
         (["--set", "dropout_rate=2"], r"dropout_rate must be in \[0, 1\)"),
     ],
 )

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssept_ext import SSEPT, WarpSampler, training
-from ssept_ext.checkpoint import TRAINING_FILE, load_training, save_training
-from ssept_ext.datasets import synthetic
-from ssept_ext.interruption import TrainingInterrupted
-from ssept_ext.training import TrainingOptions, train_model
+from ssept_ext import SSEPT, WarpSampler
+from ssept_ext.checkpoint.training_state import TRAINING_FILE, load_training, save_training
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.training import loop
+from ssept_ext.training.interruption import TrainingInterrupted
+from ssept_ext.training.loop import train_model
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -75,7 +76,8 @@ def train(folder, last=-1, signals=(signal.SIGKILL,), epochs=EPOCHS, **changes):
             val_epoch=2,
             verbose=False,
             callbacks=changes.pop("callbacks", ()),
-            options=TrainingOptions(restore_best=True, **changes),
+            restore_best=True,
+            **changes,
             checkpoint=folder,
         )
     figures = {name: history[name] for name in ("loss", "val_ndcg", "val_hr")}
@@ -130,14 +132,14 @@ def test_a_run_is_interrupted_after_any_step(tmp_path, uninterrupted):
 def test_a_validation_is_finished_before_the_training_is_interrupted(
     tmp_path, uninterrupted, monkeypatch
 ):
-    honest = training.measure
+    honest = loop.rank_candidates
 
     def measure(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return honest(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "measure", measure)
+        patch.setattr(loop, "rank_candidates", measure)
         with pytest.raises(TrainingInterrupted, match="SIGTERM after epoch 2 of 6"):
             train(tmp_path)
     state = load_training(tmp_path)
@@ -230,7 +232,7 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path, uninterrupted):
 
 def test_a_run_that_ran_out_of_patience_stays_ended(tmp_path, monkeypatch):
     measured = iter([(0.5, 0.5), (0.4, 0.5), (0.3, 0.5)])
-    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: next(measured))
+    monkeypatch.setattr("ssept_ext.training.loop.rank_candidates", lambda *_: next(measured))
     first = train(tmp_path, patience=1)
 
     assert len(first[0]["loss"]) == 4
@@ -285,7 +287,7 @@ def test_a_failed_save_leaves_the_old_state_whole(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("ssept_ext.checkpoint.save_file", fail)
+    monkeypatch.setattr("ssept_ext.checkpoint.training_state.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_training(replace(state, epoch=3), tmp_path)
 
@@ -305,7 +307,7 @@ def test_a_truncated_state_is_named(tmp_path, keep):
 
 def test_a_state_of_another_format_is_named(tmp_path, monkeypatch):
     train(tmp_path, epochs=1)
-    monkeypatch.setattr("ssept_ext.checkpoint.TRAINING_FORMAT", 3)
+    monkeypatch.setattr("ssept_ext.checkpoint.training_state.TRAINING_FORMAT", 3)
 
     with pytest.raises(ValueError, match=f"{TRAINING_FILE} has format 2, this version reads 3"):
         train(tmp_path)

@@ -16,7 +16,8 @@ from samples import (
 )
 from tolerances import HALF_TYPES, assert_close
 
-from ssept_ext import ops, reference
+from ssept_ext import ops
+from ssept_ext.ops import reference
 
 every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)

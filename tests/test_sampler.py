@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ssept_ext import WarpSampler, _extension, pack
-from ssept_ext.sampler import DrawSettings, _NativeSource, draw_batch, sampling_table
+from ssept_ext.sampling.draw import DrawSettings, NativeSource, draw_batch, sampling_table
 
 NUM_ITEMS = 30
 HISTORIES = {
@@ -246,7 +246,7 @@ def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len):
     histories = {u: rng.integers(1, 81, rng.integers(1, 40)).tolist() for u in range(1, 61)}
     table = sampling_table(histories, 60, 80, exponent)
     settings = DrawSettings((12345, 2**64 - 1), 33, max_len, negatives, window)
-    native = _NativeSource(table, settings, 0, 2)
+    native = NativeSource(table, settings, 0, 2)
 
     for index in range(5):
         drawn, expected = native.next(), draw_batch(table, settings, index)

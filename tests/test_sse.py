@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ssept_ext import SASREC, SSEPT, PackedBatch, reference
-from ssept_ext.sse import SSE, replace_ids
+from ssept_ext import SASREC, SSEPT, PackedBatch
+from ssept_ext.network.sse import SSE, replace_ids
+from ssept_ext.ops import reference
 
 NUM_USERS, NUM_ITEMS = 9, 50
 SEED = torch.tensor([2**40 + 17])

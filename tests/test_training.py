@@ -5,7 +5,6 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,19 +15,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssept_ext import SSEPT
-from ssept_ext.evaluation import evaluate_valid
-from ssept_ext.losses import bce
+from ssept_ext.data.packed import pack
+from ssept_ext.evaluation.sampled import evaluate_valid
+from ssept_ext.network.losses import bce
 from ssept_ext.ops.causal_attention import _matmul_takes_tf32
-from ssept_ext.packing import pack
-from ssept_ext.sampler import WarpSampler
-from ssept_ext.training import (
+from ssept_ext.sampling.sampler import WarpSampler
+from ssept_ext.training.environment import kept_memory, matmul_precision
+from ssept_ext.training.loop import (
     VALIDATION_SEED,
-    TrainingOptions,
-    _Training,
-    kept_memory,
-    matmul_precision,
     train_model,
 )
+from ssept_ext.training.options import LoopOptions, TrainingOptions
+from ssept_ext.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -182,7 +180,7 @@ def test_an_epoch_is_users_over_batch_size_steps_and_at_least_one(dataset, batch
 )
 def test_a_step_is_that_of_adam_with_the_l2_term_of_the_tables_only(dataset, l2_reg, options):
     model, expected = Stub(l2_reg=l2_reg), Stub()
-    history = train(model, dataset, num_epochs=1, batch_size=2, options=TrainingOptions(**options))
+    history = train(model, dataset, num_epochs=1, batch_size=2, **options)
 
     betas = options.get("adam_betas", (0.9, 0.999))
     optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, betas=betas, eps=1e-7)
@@ -357,7 +355,7 @@ def test_sampled_softmax_corrects_for_how_the_sampler_draws(dataset, popularity_
         popularity_exponent=popularity_exponent,
     )
 
-    train(model, dataset, sampler, num_epochs=1, options=TrainingOptions(loss="sampled_softmax"))
+    train(model, dataset, sampler, num_epochs=1, loss="sampled_softmax")
 
     assert model.loss_options["loss"] == "sampled_softmax"
     log_probs = model.loss_options["negative_log_probs"]
@@ -398,7 +396,7 @@ def test_bfloat16_reaches_the_hidden_states(dataset):
     for name, module in (("mha", layer.mha), ("ffn", layer.ffn)):
         module.register_forward_hook(lambda m, i, out, name=name: dtypes.update({name: out.dtype}))
 
-    train(model, dataset, num_epochs=1, options=TrainingOptions(precision="bf16"))
+    train(model, dataset, num_epochs=1, precision="bf16")
 
     assert dtypes == {"mha": torch.bfloat16, "ffn": torch.bfloat16}
 
@@ -460,7 +458,7 @@ def test_torch_computes_in_tf32_in_training_steps_alone_and_on_gpus_alone(
 ):
     model = Told()
 
-    train(model, dataset, val_epoch=1, options=TrainingOptions(precision=precision))
+    train(model, dataset, val_epoch=1, precision=precision)
 
     on_cpus = before[2]
     expected = ("high", "tf32", on_cpus) if precision == "tf32" else before
@@ -471,7 +469,7 @@ def test_torch_computes_in_tf32_in_training_steps_alone_and_on_gpus_alone(
 
 def test_torch_is_left_as_it_was_where_a_step_in_tf32_raises(dataset, before):
     with pytest.raises(RuntimeError, match="out of memory"):
-        train(Told(fails=True), dataset, options=TrainingOptions(precision="tf32"))
+        train(Told(fails=True), dataset, precision="tf32")
 
     assert what_torch_says() == before
 
@@ -504,16 +502,16 @@ def test_a_rate_on_a_device_is_written_where_it_changes(dataset, warmup_steps, w
 
 
 def make_training(dataset, options):
-    factor = partial(options.learning_rate_factor, num_steps=6)
-    return _Training(Stub().train(), make_sampler(dataset), 0.01, options, factor)
+    loop = LoopOptions(num_epochs=1, learning_rate=0.01)
+    return Run(Stub().train(), make_sampler(dataset), loop, options, num_steps=6)
 
 
 def test_the_lengths_of_the_data_reach_the_step(dataset, monkeypatch):
     reached = []
-    monkeypatch.setattr("ssept_ext.training.training_step", lambda *a: reached.append(a[-1]))
+    monkeypatch.setattr("ssept_ext.training.run.training_step", lambda *a: reached.append(a[-1]))
 
     make_training(dataset, TrainingOptions())
-    _Training(Stub(), PaddedSampler(make_sampler(dataset)), 0.01, TrainingOptions(), lambda _: 1.0)
+    Run(Stub(), PaddedSampler(make_sampler(dataset)), LoopOptions(), TrainingOptions(), 1)
 
     assert reached[0].tolist() == [6] * NUM_USERS
     assert reached[1] is None
@@ -522,7 +520,7 @@ def test_the_lengths_of_the_data_reach_the_step(dataset, monkeypatch):
 def test_memory_is_kept_over_all_epochs_and_given_back_where_one_fails(dataset, monkeypatch):
     told = []
     native = SimpleNamespace(keep_freed_memory=told.append)
-    monkeypatch.setattr("ssept_ext.training._extension", SimpleNamespace(native=native))
+    monkeypatch.setattr("ssept_ext.training.environment._extension", SimpleNamespace(native=native))
 
     train(Stub(), dataset, num_epochs=3, val_epoch=1)
     assert told == [True, False]
@@ -546,15 +544,13 @@ def measured(monkeypatch):
     """Let validations give these NDCGs, one after another."""
     ndcgs = [0.1, 0.3, 0.2, 0.3, 0.4, 0.1, 0.1]
     left = iter(ndcgs)
-    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (next(left), 0.5))
+    monkeypatch.setattr("ssept_ext.training.loop.rank_candidates", lambda *_: (next(left), 0.5))
     return ndcgs
 
 
 @pytest.mark.parametrize(("patience", "validations"), [(0, 7), (1, 3), (2, 4), (3, 7)])
 def test_training_ends_when_patience_does(dataset, measured, patience, validations):
-    history = train(
-        Stub(), dataset, num_epochs=14, val_epoch=2, options=TrainingOptions(patience=patience)
-    )
+    history = train(Stub(), dataset, num_epochs=14, val_epoch=2, patience=patience)
 
     assert history["val_ndcg"] == measured[:validations]
     assert len(history["loss"]) == 2 * validations
@@ -570,7 +566,7 @@ def test_the_best_model_by_validation_is_restored_where_asked_for(dataset, measu
         dataset,
         num_epochs=7,
         val_epoch=1,
-        options=TrainingOptions(restore_best=restore_best),
+        restore_best=restore_best,
         callbacks=[
             lambda progress: tables.update({len(progress.epochs): model.table.detach().clone()})
         ],
@@ -586,8 +582,8 @@ def test_seconds_of_training_rise_and_leave_validation_out(dataset, monkeypatch)
         clock[0] += by
         return clock[0]
 
-    monkeypatch.setattr("ssept_ext.training.time.monotonic", lambda: look(1))
-    monkeypatch.setattr("ssept_ext.training.measure", lambda *_: (look(1000), 0.5))
+    monkeypatch.setattr("ssept_ext.training.loop.time.monotonic", lambda: look(1))
+    monkeypatch.setattr("ssept_ext.training.loop.rank_candidates", lambda *_: (look(1000), 0.5))
 
     history = train(Stub(), dataset, num_epochs=3, val_epoch=1)
 
@@ -600,15 +596,15 @@ def test_seconds_of_training_rise_and_leave_validation_out(dataset, monkeypatch)
         ({"loss": "hinge"}, r'loss must be one of \(.*\), got "hinge"'),
         ({"schedule": "step"}, r'schedule must be one of \(.*\), got "step"'),
         ({"gbce_t": 1.5}, r"gbce_t must be in \[0, 1\], got 1.5"),
-        ({"adam_betas": (0.9, 1.0)}, r"adam_betas must be two numbers in \[0, 1\), got"),
-        ({"adam_betas": (0.9,)}, "adam_betas must be two numbers"),
+        ({"adam_betas": (0.9, 1.0)}, r"adam_betas must be 2 numbers in \[0, 1\), got"),
+        ({"adam_betas": (0.9,)}, "adam_betas must be 2 numbers"),
         ({"precision": "fp8"}, r'precision must be one of \(.*\), got "fp8"'),
         ({"precision": "tf32", "bf16": True}, 'bf16=True contradicts precision="tf32"'),
         ({"precision": "float32", "bf16": True}, 'bf16=True contradicts precision="float32"'),
         ({"precision": "bf16", "bf16": False}, 'bf16=False contradicts precision="bf16"'),
         ({"warmup_steps": -1}, "warmup_steps must be an integer of at least 0, got -1"),
         ({"patience": 1.5}, "patience must be an integer of at least 0, got 1.5"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be finite and positive, got 0.0"),
     ],
 )
 def test_wrong_training_options_are_named(options, message):
@@ -619,7 +615,7 @@ def test_wrong_training_options_are_named(options, message):
 @pytest.mark.parametrize("options", [{"patience": 1}, {"restore_best": True}])
 def test_the_best_model_needs_validations(dataset, options):
     with pytest.raises(ValueError, match="patience and restore_best need a val_epoch"):
-        train(Stub(), dataset, options=TrainingOptions(**options))
+        train(Stub(), dataset, **options)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssept_ext import SASRecDataSet
-from ssept_ext.model import SSEPTConfig
+from ssept_ext.network.config import SSEPTConfig
 
 IntArray = NDArray[np.int64]
 
@@ -90,10 +90,10 @@ class EagerSSEPT(nn.Module):
 
     def __init__(self, config: SSEPTConfig) -> None:
         super().__init__()
-        width, dropout = config.width, config.dropout_rate
+        width, dropout = config.hidden_size, config.dropout_rate
         self.config = config
-        self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_width, 0)
-        self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_width, 0)
+        self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
+        self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_dim, 0)
         self.positional_embedding_layer = nn.Embedding(config.seq_max_len, width)
         self.dropout = nn.Dropout(dropout)
         sizes = (config.seq_max_len, width, config.attention_num_heads, config.conv_dims[0])
@@ -104,9 +104,9 @@ class EagerSSEPT(nn.Module):
     def encode(self, users: Tensor, seq: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1) and (B, T) ids -> hidden states (B, T, D) and the repeated user vectors (B, T, Du)"""
         real = seq != 0
-        who = self.user_embedding_layer(users) * self.config.user_width**0.5
+        who = self.user_embedding_layer(users) * self.config.user_dim**0.5
         who = who.expand(-1, seq.shape[1], -1)
-        what = self.item_embedding_layer(seq) * self.config.item_width**0.5
+        what = self.item_embedding_layer(seq) * self.config.item_dim**0.5
         columns = torch.arange(seq.shape[1], device=seq.device).expand_as(seq)
         x = torch.cat([what, who], 2) + self.positional_embedding_layer(columns)
         x = self.dropout(x) * real.unsqueeze(-1)

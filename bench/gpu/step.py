@@ -17,7 +17,8 @@ from workload import BATCH_SIZE, Workload, load
 
 from gpu.parts import Run, main
 from ssept_ext import PackedBatch
-from ssept_ext.graphs import BatchShape, GraphedStep, Work, training_work
+from ssept_ext.training.cuda_graph import BatchShape, CudaGraphStep
+from ssept_ext.training.step import EagerStep, eager_step
 
 KERNELS_FILE = "kernels.txt"
 SSE = {"sse_user_prob": 0.92, "sse_item_prob": 0.1, "sse_joint": True}
@@ -29,7 +30,7 @@ WARM_UP = 6
 
 def our_work(
     workload: Workload, run: Run, bf16: bool, **model_options: Any
-) -> tuple[Work, torch.optim.Optimizer]:
+) -> tuple[EagerStep, torch.optim.Optimizer]:
     model = workload.model(**model_options).to(run.options.device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
@@ -37,17 +38,17 @@ def our_work(
         with torch.autocast(run.options.device.type, dtype=torch.bfloat16, enabled=bf16):
             return model.training_loss(batch, seed=seed)
 
-    return training_work(optimizer, loss), optimizer
+    return eager_step(optimizer, loss), optimizer
 
 
 def graphed_step(
     workload: Workload, run: Run, bf16: bool = False, **model_options: Any
-) -> tuple[GraphedStep, PackedBatch]:
+) -> tuple[CudaGraphStep, PackedBatch]:
     """A step that was captured, and a batch for it."""
     batch = workload.batch(torch.device("cpu")).packed
     work, optimizer = our_work(workload, run, bf16, **model_options)
     shape = BatchShape.like(batch, workload.seq_max_len)
-    step = GraphedStep(work, optimizer, run.options.device, workload.seq_max_len, shape)
+    step = CudaGraphStep(work, optimizer, run.options.device, workload.seq_max_len, shape)
     for _ in range(1 if run.options.quick else WARM_UP):
         step(batch)
     if run.on_gpu:
@@ -57,9 +58,9 @@ def graphed_step(
     return step, batch
 
 
-def replay_of(step: GraphedStep) -> Call | None:
+def replay_of(step: CudaGraphStep) -> Call | None:
     """The captured step alone, without a new batch; None on a CPU."""
-    return None if step._graph is None else step._graph.replay
+    return step._replay
 
 
 def by_graph(name: str, run: Run, bf16: bool = False, **model_options: Any) -> None:

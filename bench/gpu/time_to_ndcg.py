@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 
 import torch
-from measure import allow_tf32
-from reproduce import PRESETS
+from reproduce import PRESETS, kind_of
 from workload import DATA
 
 from gpu.parts import Run, main
 from gpu.stages import NDCG_PRESETS
 from ssept_ext import SASRecDataSet
-from ssept_ext.callbacks import Progress
-from ssept_ext.datasets import synthetic
-from ssept_ext.training import train_model
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.training import Progress
+from ssept_ext.training.recipe import Recipe
 
 TARGET = 0.60
 
 
 def time_to_ndcg(preset: str, run: Run) -> None:
-    allow_tf32()
-    settings = replace(PRESETS[preset], bf16=True, val_epoch=5)
+    settings = PRESETS[preset] | {"precision": "bf16", "val_epoch": 5}
     if run.options.quick:
-        settings = replace(settings, epochs=2, val_epoch=1, seq_max_len=20)
+        settings |= {"num_epochs": 2, "val_epoch": 1, "seq_max_len": 20}
         data = synthetic(num_users=100)
     else:
         data = SASRecDataSet(DATA / "ml-1m.txt.gz")
+    recipe = Recipe.from_options(kind_of(preset), settings)
     torch.manual_seed(0)
-    model = settings.make_model(data).to(run.options.device)
-    with settings.make_sampler(data, seed=0) as sampler:
+    model = recipe.make_model(data.itemnum, data.usernum).to(run.options.device)
+    with recipe.make_sampler(data, model.seq_max_len, seed=0) as sampler:
         begin = time.monotonic()
 
         def watch(progress: Progress) -> bool:
@@ -48,18 +46,7 @@ def time_to_ndcg(preset: str, run: Run) -> None:
             )
             return reached
 
-        train_model(
-            model,
-            data,
-            sampler,
-            settings.epochs,
-            settings.batch_size,
-            settings.learning_rate,
-            settings.val_epoch,
-            verbose=False,
-            options=settings.training_options(),
-            callbacks=[watch],
-        )
+        recipe.train(model, data, sampler, verbose=False, callbacks=[watch])
 
 
 if __name__ == "__main__":

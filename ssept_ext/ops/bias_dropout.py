@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops import reference
 from ssept_ext.ops._autocast import autocast_type, cast
 
 

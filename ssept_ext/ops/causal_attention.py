@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssept_ext import reference
 from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops import reference
 
 
 def causal_attention(

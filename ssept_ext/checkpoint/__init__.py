@@ -1,0 +1,14 @@
+"""Checkpoints of models and of interrupted trainings. No pickle, so none can run code."""
+
+from ssept_ext.checkpoint.model import load_checkpoint, save_checkpoint
+from ssept_ext.checkpoint.recommenders import load_recommenders
+from ssept_ext.checkpoint.training_state import TrainingState, load_training, save_training
+
+__all__ = [
+    "TrainingState",
+    "load_checkpoint",
+    "load_recommenders",
+    "load_training",
+    "save_checkpoint",
+    "save_training",
+]

@@ -1,0 +1,7 @@
+"""The command `ssept`."""
+
+from ssept_ext.cli.app import main
+
+__all__ = [
+    "main",
+]

@@ -1,0 +1,128 @@
+"""The commands that read run folders, plot, evaluate and predict, and info."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+from uuid import UUID
+
+from ssept_ext._extension import build_info
+from ssept_ext.cli.options import add_data, add_device, add_integer, add_run
+from ssept_ext.cli.report import measure, measure_popularity, print_results
+from ssept_ext.cli.runs import METRICS_FILE, open_run, run_file
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.id_map import IdMap
+from ssept_ext.evaluation.candidates import Exclude
+from ssept_ext.serving.by_index import recommend_by_index
+from ssept_ext.training.plotting import AXES, plot_curves
+
+
+def plot(options: argparse.Namespace) -> int:
+    """Draw the loss and the validation NDCG@10 of several runs in one picture."""
+    logs = {name: Path(name) / METRICS_FILE for name in options.runs}
+    for name, log in logs.items():
+        run_file(Path(name))
+        if not log.is_file():
+            raise ValueError(f"{name} has no {METRICS_FILE} yet: its first epoch is not over")
+    plot_curves(logs, Path(options.out), options.over)
+    print(options.out)
+    return 0
+
+
+def add_plot_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what `plot` reads."""
+    add_run(parser, nargs="+", dest="runs")
+    parser.add_argument("--out", default="curves.png", metavar="PNG", help="the picture")
+    parser.add_argument(
+        "--over", choices=AXES, default="epoch", help="what the curves are drawn over"
+    )
+
+
+def evaluate_run(options: argparse.Namespace) -> int:
+    """Measure a trained model again."""
+    model, dataset, trained_with, _ = open_run(options)
+    seed = trained_with["seed"] if options.seed is None else options.seed
+    popularity = measure_popularity(dataset, model.num_neg_test, seed, options.exclude)
+    print_results(popularity, model, measure(model, dataset, seed, options.exclude))
+    return 0
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what `evaluate_run` reads."""
+    add_run(parser)
+    add_data(parser, "the data it was trained on")
+    add_integer(parser, "--seed", 0, None, "draws the negatives (default: the run's)")
+    parser.add_argument(
+        "--exclude",
+        choices=get_args(Exclude),
+        default="train",
+        help="which of the user's items are never negatives: train, as in recommenders, or all",
+    )
+    add_device(parser)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Print the best unseen items of some users, judged by all their events."""
+    model, dataset, _, ids = open_run(options)
+    users = [_user_index(text, dataset, ids) for text in options.users]
+    found = recommend_by_index(model, dataset, users, options.k)
+    items = found.items.astype(object)
+    if ids is not None:
+        items[found.items > 0] = ids[1].decode(found.items[found.items > 0])
+    rows = [("user", "rank", "item", "score")]
+    for text, row, scores in zip(options.users, items, found.scores, strict=True):
+        rows += [
+            (text, str(rank), str(item), f"{score:.4f}")
+            for rank, (item, score) in enumerate(zip(row, scores, strict=True), 1)
+            if item != 0 and math.isfinite(score)
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+    return 0
+
+
+def add_predict_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what `predict` reads."""
+    add_run(parser)
+    parser.add_argument(
+        "--users",
+        nargs="+",
+        required=True,
+        metavar="ID",
+        help="whom to recommend to, by raw id where ssept prepare made the data (required)",
+    )
+    add_integer(parser, "-k", 1, 10, "how many items for each")
+    add_data(parser, "the data it was trained on")
+    add_device(parser)
+
+
+def info(options: argparse.Namespace) -> int:
+    """Print what was built and what will run."""
+    report = asdict(build_info())
+    backends: dict[str, dict[str, str]] = report.pop("ops")
+    for name, value in report.items():
+        print(f"{name.replace('_', ' '):<20}  {value or '-'}")
+    for op, by_device in backends.items():
+        for device, backend in by_device.items():
+            print(f"{op:<20}  {device:<4}  {backend}")
+    return 0
+
+
+def _user_index(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | None) -> int:
+    """The index of a user who has events, given by raw id if there are raw ids."""
+    try:
+        if ids is None:
+            user = int(text)
+        else:
+            parse = {"int64": int, "str": str, "uuid": UUID}[ids[0].type]
+            user = int(ids[0].encode([parse(text)], unknown="zero")[0])
+    except ValueError:  # no number, or no UUID
+        user = 0
+    if user not in dataset.User:
+        known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"
+        raise ValueError(f"user {text} has no events in the data, whose users are {known}")
+    return user

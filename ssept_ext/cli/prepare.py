@@ -1,0 +1,107 @@
+"""The command `ssept prepare`: events as they are published become a file for `--data`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from ssept_ext.data.cleaning import Duplicates
+from ssept_ext.data.id_map import save_id_maps
+from ssept_ext.data.interactions import Interactions
+from ssept_ext.data.sources.columns import Columns, arrow
+from ssept_ext.data.sources.formats import FORMATS, read_source
+from ssept_ext.data.sources.movielens import MOVIELENS_MD5, download
+from ssept_ext.utils.files import replace_file
+
+IDS_SUFFIX = ".ids.json"
+"""What the file of raw ids is called, after the file that it belongs to."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Turn a data set as it is published, or a CSV file, into a file for --data."""
+    out, ids = Path(options.out), Path(f"{options.out}{IDS_SUFFIX}")
+    for path in (out, ids):
+        if path.exists():
+            raise ValueError(f"{path} exists: remove it first, or choose another --out")
+    if (options.source is None) == (options.download is None):
+        raise ValueError("give either SOURCE or --download, and not both")
+    source = options.source or download(options.download, options.cache)
+    columns = Columns(options.user_col, options.item_col, options.time_col or None)
+    name, format_name, events = read_source(source, options.format, columns)
+    print(
+        f"read   {name} ({format_name}): {len(events.users.codes):,} events, "
+        f"{len(events.users.ids):,} users, {len(events.items.ids):,} items"
+    )
+    interactions = Interactions.from_events(
+        events, options.duplicates, options.min_user_events, options.min_item_events
+    )
+    print(
+        f"kept   {len(interactions):,} events, {len(interactions.user_ids):,} users, "
+        f"{len(interactions.item_ids):,} items"
+    )
+    save_id_maps(ids, interactions.user_ids, interactions.item_ids)
+    write_events(interactions, out)
+    print(f"wrote  {out}, and the raw ids to {ids}")
+    return 0
+
+
+def write_events(interactions: Interactions, path: Path) -> None:
+    """Write lines `user item`, compressed if the name ends in .gz, replacing `path` in one step."""
+    pa = arrow()
+    table = pa.table({"user": interactions.users, "item": interactions.items})
+    options = pa.csv.WriteOptions(include_header=False, delimiter=" ", quoting_style="none")
+    compression = "gzip" if path.suffix == ".gz" else None
+
+    def write(part: Path) -> None:
+        with pa.output_stream(str(part), compression=compression) as stream:
+            pa.csv.write_csv(table, stream, options)
+
+    replace_file(path, write)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    add = parser.add_argument
+    add(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="a file of events, plain or .gz, or a folder or zip archive that holds it",
+    )
+    add(
+        "--download",
+        choices=list(MOVIELENS_MD5),
+        help="fetch this data set of MovieLens, whose terms of use are in the archive (default: read SOURCE)",
+    )
+    add("--cache", metavar="DIR", help="where downloads are kept (default: the user's cache)")
+    add(
+        "--out", required=True, metavar="FILE", help="the file to write, .gz to compress (required)"
+    )
+    add(
+        "--format",
+        choices=[*FORMATS, "csv"],
+        help="the layout of SOURCE (default: told by its first line)",
+    )
+    add("--user-col", default="user", metavar="NAME", help="the users' column in a generic CSV")
+    add("--item-col", default="item", metavar="NAME", help="the items' column")
+    add(
+        "--time-col",
+        default="timestamp",
+        metavar="NAME",
+        help="the times' column; an empty name if lines are in the order of time",
+    )
+    add(
+        "--duplicates",
+        choices=get_args(Duplicates),
+        default="keep",
+        help="which events of the same user and item stay: all, one, or one of a run",
+    )
+    for noun in ("user", "item"):
+        add(
+            f"--min-{noun}-events",
+            type=int,
+            default=5,
+            metavar="N",
+            help=f"drop {noun}s with fewer events, until all have enough",
+        )

@@ -1,0 +1,55 @@
+"""What commands measure and print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssept_ext.cli.runs import Source
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.evaluation.candidates import Exclude
+from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity, evaluate_valid
+from ssept_ext.network.recommender import SequentialRecommender
+
+Metrics = dict[str, tuple[float, float]]
+"""(NDCG@10, HR@10) for each of "valid" and "test"."""
+
+
+def measure(
+    model: SequentialRecommender, dataset: SASRecDataSet, seed: int, exclude: Exclude = "train"
+) -> Metrics:
+    """The model's figures."""
+    return {
+        "valid": evaluate_valid(model, dataset, seed, exclude=exclude),
+        "test": evaluate(model, dataset, seed, exclude=exclude),
+    }
+
+
+def measure_popularity(
+    dataset: SASRecDataSet, num_neg_test: int, seed: int, exclude: Exclude = "train"
+) -> Metrics:
+    """The figures of ranking by popularity, among the same candidates."""
+    return {
+        "valid": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="valid"),
+        "test": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="test"),
+    }
+
+
+def summary(source: Source, dataset: SASRecDataSet, model: SequentialRecommender, run: Path) -> str:
+    """What a training begins with."""
+    events = sum(map(len, dataset.User.values()))
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"data   {source.get('filename', 'synthetic')}: {len(dataset.User):,} users, "
+        f"{dataset.itemnum:,} items, {events:,} events\n"
+        f"model  {type(model).__name__} on {model.device}: {parameters:,} parameters\n"
+        f"run    {run}"
+    )
+
+
+def print_results(popularity: Metrics, model: SequentialRecommender, metrics: Metrics) -> None:
+    """Print a table of the model's figures beside those of popularity."""
+    print(f"\n{'':<10} {'valid':^16}   {'test':^16}")
+    print(f"{'':<10} {'HR@10':>7} {'NDCG@10':>8}   {'HR@10':>7} {'NDCG@10':>8}")
+    for name, row in (("popularity", popularity), (type(model).__name__, metrics)):
+        cells = (f"{hr:>7.4f} {ndcg:>8.4f}" for ndcg, hr in (row["valid"], row["test"]))
+        print(f"{name:<10} {'   '.join(cells)}")

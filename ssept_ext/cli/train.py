@@ -1,0 +1,239 @@
+"""The commands `ssept train` and `ssept resume`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssept_ext import distributed
+from ssept_ext.checkpoint.model import save_checkpoint
+from ssept_ext.checkpoint.training_state import TRAINING_FILE
+from ssept_ext.cli.options import (
+    add_data,
+    add_device,
+    add_fields,
+    add_integer,
+    add_run,
+    add_timeout,
+    choose_device,
+)
+from ssept_ext.cli.report import measure, measure_popularity, print_results, summary
+from ssept_ext.cli.runs import (
+    METRICS_FILE,
+    Source,
+    given_source,
+    load_data,
+    load_ids,
+    new_run_folder,
+    read_run_file,
+    synthetic_source,
+    write_run_file,
+)
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.models import SASREC, SSEPT
+from ssept_ext.network.config import SSEPTConfig
+from ssept_ext.sampling.options import SamplerOptions
+from ssept_ext.training.callbacks import Callback, csv_log, tensorboard_log
+from ssept_ext.training.interruption import TrainingInterrupted
+from ssept_ext.training.options import LoopOptions, TrainingOptions
+from ssept_ext.training.presets import PRESETS, preset_options
+from ssept_ext.training.recipe import Recipe, hidden_size, option_names
+
+VAL_EPOCH = 5
+"""Validations cost little beside what they tell; `fit`, which writes no log, has none by default."""
+
+_KINDS: dict[str, type[SASREC]] = {"ssept": SSEPT, "sasrec": SASREC}
+_ONLY_SSEPT = ("user_embedding_dim", "sse_user_prob")
+_SSE = ("sse_user_prob", "sse_item_prob", "sse_target_prob", "sse_joint")
+_MODEL = (
+    *("architecture", "seq_max_len", "num_blocks", "attention_num_heads", "user_embedding_dim"),
+    *("dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
+)
+_OWN = ("seed", "n_workers", "tensorboard")
+"""Options of a run that are not of its recipe."""
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a model, write its run folder, and print how good it is."""
+    kind = _KINDS[options.model]
+    source = given_source(options) or synthetic_source()
+    with distributed.process_group(choose_device(options), options.timeout):
+        run = distributed.broadcast_from_rank0(lambda: new_run_folder(options.out))
+        changes = _given(options, kind)
+        dataset = load_data(source)
+        recipe = Recipe.of(kind, options.preset, changes, len(dataset.user_train))
+        return _train(options, run, source, dataset, recipe)
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Go on with a training that was interrupted, as if it had not been."""
+    run = Path(options.run)
+    source, recorded = read_run_file(run)
+    if not (run / TRAINING_FILE).is_file():
+        raise ValueError(
+            f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
+        )
+    kind = _KINDS[recorded["model"]]
+    recorded = _updated(recorded, kind)
+    for name in _OWN:
+        setattr(options, name, recorded[name])
+    names = [name for group in option_names(kind).values() for name in group]
+    recipe = Recipe.from_options(kind, {name: recorded[name] for name in names if name in recorded})
+    with distributed.process_group(choose_device(options), options.timeout):
+        return _train(options, run, source, load_data(source), recipe)
+
+
+def _train(
+    options: argparse.Namespace,
+    run: Path,
+    source: Source,
+    dataset: SASRecDataSet,
+    recipe: Recipe[SASREC],
+) -> int:
+    writes = distributed.rank() == 0
+    callbacks: list[Callback] = [csv_log(run / METRICS_FILE)]
+    if writes:  # so that a run that is killed leaves a usable folder
+        callbacks.append(lambda progress: save_checkpoint(progress.model, run))
+    if options.tensorboard:
+        callbacks.append(tensorboard_log(run))
+    ids = load_ids(source)
+    known = None if ids is None else KnownHistories.from_dataset(dataset, *ids)
+    torch.manual_seed(options.seed)
+    model = recipe.make_model(dataset.itemnum, dataset.usernum, options.backend)
+    model = model.to(choose_device(options))
+    # First, because it is quick and refuses data that the model could not be measured on either.
+    popularity = measure_popularity(dataset, model.num_neg_test, options.seed)
+    interrupted: TrainingInterrupted | None = None
+    with recipe.make_sampler(
+        dataset, model.seq_max_len, options.seed, options.n_workers
+    ) as sampler:
+        if writes:
+            write_run_file(run, source, _record(options, recipe))
+            print(summary(source, dataset, model, run), flush=True)
+        try:
+            recipe.train(model, dataset, sampler, checkpoint=run, callbacks=callbacks)
+        except TrainingInterrupted as error:
+            interrupted = error
+    model.known = known
+    if writes:
+        save_checkpoint(model, run)
+    if interrupted is not None:
+        if writes:
+            print(f"ssept: ssept resume {run} goes on", file=sys.stderr)
+        return interrupted.code
+    metrics = measure(model, dataset, options.seed)
+    if writes:
+        (run / TRAINING_FILE).unlink()
+        print_results(popularity, model, metrics)
+    return 0
+
+
+def _given(options: argparse.Namespace, kind: type[SASREC]) -> dict[str, Any]:
+    """The options of a recipe that the command line gives."""
+    names = [name for group in option_names(SSEPT).values() for name in group]
+    given = {n: v for n in names if (v := getattr(options, n, None)) is not None}
+    for name in _ONLY_SSEPT:
+        if kind is SASREC and given.pop(name, None):
+            raise ValueError(f"--{name.replace('_', '-')}: SASREC has no user vectors")
+    given.setdefault("val_epoch", VAL_EPOCH)
+    if options.ffn_dim is not None:
+        sizes = preset_options(kind.__name__, options.preset) | given
+        sizes.setdefault("item_embedding_dim", None)
+        sizes.setdefault("user_embedding_dim", None)
+        given["conv_dims"] = (options.ffn_dim, hidden_size(kind, sizes))
+    return given
+
+
+def _record(options: argparse.Namespace, recipe: Recipe[SASREC]) -> dict[str, Any]:
+    """All options of a run, for run.json."""
+    model = next(name for name, kind in _KINDS.items() if kind is recipe.kind)
+    own = {name: getattr(options, name) for name in _OWN}
+    return {"model": model, **own, **recipe.options()}
+
+
+def _updated(recorded: dict[str, Any], kind: type[SASREC]) -> dict[str, Any]:
+    """Recorded options under today's names: earlier versions recorded the parsed command line."""
+    renamed = {"epochs": "num_epochs", "workers": "n_workers"}
+    updated = {renamed.get(name, name): value for name, value in recorded.items()}
+    if updated.pop("bf16", False):
+        updated["precision"] = "bf16"
+    if "ffn_dim" not in updated:
+        return updated
+    updated["embedding_dim"] = updated.pop("item_embedding_dim")
+    updated["item_embedding_dim"] = None
+    if updated["user_embedding_dim"] is None:
+        updated["user_embedding_dim"] = 16  # the default then
+    if (inner := updated.pop("ffn_dim")) is not None:
+        updated["conv_dims"] = (inner, hidden_size(kind, updated))
+    return updated
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what `train` reads."""
+    defaults = Recipe.of(SSEPT, None, {"val_epoch": VAL_EPOCH}, num_users=10**9).options()
+    add_data(parser, "a synthetic data set")
+    group = parser.add_argument_group(
+        "model", "Defaults of all options below are those of the preset for --model ssept."
+    )
+    group.add_argument("--model", choices=_KINDS, default="ssept", help="SSE-PT or SASRec")
+    group.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="settings to start from (default: the best of the model, sampled softmax)",
+    )
+    add_fields(group, SSEPTConfig, defaults, _MODEL)
+    width = defaults["embedding_dim"]
+    add_integer(
+        group,
+        "--item-embedding-dim",
+        1,
+        None,
+        f"width of an item vector (default: {width})",
+        dest="embedding_dim",
+    )
+    text = "inner width of the feed-forward layers (default: item + user)"
+    add_integer(group, "--ffn-dim", 1, None, text)
+    group = parser.add_argument_group(
+        "stochastic shared embeddings",
+        "Probabilities of replacing an id in training by one drawn at random. The authors' flags are "
+        "probabilities of keeping: --threshold_user 0.08 --threshold_item 0.9 is --sse-user-prob 0.92 "
+        "--sse-item-prob 0.1 --sse-joint.",
+    )
+    add_fields(group, SSEPTConfig, defaults, _SSE)
+    group = parser.add_argument_group("training")
+    names = option_names(SSEPT)
+    add_fields(group, LoopOptions, defaults, names["loop"])
+    add_fields(group, SamplerOptions, defaults, names["sampler"])
+    precision = group.add_mutually_exclusive_group()
+    add_fields(precision, TrainingOptions, defaults, ["precision"])
+    precision.add_argument(
+        "--bf16",
+        dest="precision",
+        action="store_const",
+        const="bf16",
+        help="short for --precision bf16",
+    )
+    others = [name for name in names["training"] if name not in ("precision", "bf16")]
+    add_fields(group, TrainingOptions, defaults, others)
+    add_integer(group, "--workers", 1, 1, "threads that draw batches", dest="n_workers")
+    add_integer(group, "--seed", 0, 0, "makes parameters, batches and negatives reproducible")
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="log to the run folder for TensorBoard, beside metrics.csv",
+    )
+    group.add_argument("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
+    add_timeout(group)
+    add_device(group)
+
+
+def add_resume_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what `resume` reads."""
+    add_run(parser)
+    add_timeout(parser)
+    add_device(parser)

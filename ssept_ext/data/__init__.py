@@ -1,0 +1,19 @@
+"""Events, histories and batches: from files and data frames to `PackedBatch`."""
+
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.histories import Histories, to_csr
+from ssept_ext.data.id_map import IdMap
+from ssept_ext.data.interactions import Interactions
+from ssept_ext.data.packed import PackedBatch, pack
+from ssept_ext.data.synthetic import synthetic
+
+__all__ = [
+    "Histories",
+    "IdMap",
+    "Interactions",
+    "PackedBatch",
+    "SASRecDataSet",
+    "pack",
+    "synthetic",
+    "to_csr",
+]

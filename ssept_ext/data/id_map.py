@@ -1,0 +1,179 @@
+"""Between the ids of the outside world and the numbers 1..n that index embedding tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssept_ext.data.histories import IntArray
+from ssept_ext.utils.files import replace_file
+
+RawId: TypeAlias = int | str | UUID
+RawIds: TypeAlias = Sequence[RawId] | NDArray[Any]
+
+FORMAT = 1
+
+_TYPES: dict[str, type] = {"int64": int, "str": str, "uuid": UUID}
+
+
+class IdMap:
+    """Raw ids, all int64, all strings or all UUIDs, and their numbers 1..n. 0 is padding.
+
+    Lookups go through one hash table, so that one id costs the same however many there are. Nothing
+    but NumPy is needed: serving a model does not need the packages that read its training data.
+
+    Attributes
+    ----------
+    raw : (n,), int64, or object where the ids are `str` or `uuid.UUID`; number i is `raw[i - 1]`.
+    type : "int64", "str" or "uuid".
+    noun : what the ids name, for error messages.
+    """
+
+    def __init__(self, raw: RawIds, noun: str = "id") -> None:
+        """Number `raw` from 1 in the order given.
+
+        Raises
+        ------
+        TypeError : an id that is neither an integer, a string nor a UUID, or of another type than
+            the first.
+        ValueError : an id that is there more than once, or an integer beyond int64.
+        """
+        self.noun = noun
+        self.type, self.raw = _typed(raw, noun)
+        if len(self._numbers) < len(self.raw):
+            twice, times = Counter(self.raw.tolist()).most_common(1)[0]
+            raise ValueError(f"{noun} {twice!r} is there {times} times: ids must be distinct")
+
+    @cached_property
+    def _numbers(self) -> dict[RawId, int]:
+        return dict(zip(self.raw.tolist(), range(1, len(self.raw) + 1), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __repr__(self) -> str:
+        return f"IdMap({len(self):,} {self.noun}s, {self.type})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, IdMap):
+            return NotImplemented
+        return self.type == other.type and np.array_equal(self.raw, other.raw)
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, which may be large
+
+    def encode(self, raw: RawIds, unknown: Literal["raise", "zero"] = "raise") -> IntArray:
+        """Numbers of raw ids.
+
+        Parameters
+        ----------
+        raw : (N,), of the type of the map; `7` and `"7"` are different ids.
+        unknown : what an id without a number gives: "raise", or "zero" for 0, the padding;
+            `np.count_nonzero(numbers == 0)` counts them.
+
+        Returns
+        -------
+        (N,) int64
+
+        Raises
+        ------
+        KeyError : an unknown id, under "raise"; names it, where it is, and how many there are.
+        """
+        if unknown not in ("raise", "zero"):
+            raise ValueError(f"unknown must be 'raise' or 'zero', got {unknown!r}")
+        if isinstance(raw, str):  # would be taken for a sequence of ids of one character
+            raise TypeError(f"raw must be a sequence of {self.noun}s, got the string {raw!r}")
+        keys = raw.tolist() if isinstance(raw, np.ndarray) else raw
+        numbers = np.fromiter(map(self._numbers.get, keys, repeat(0)), np.int64, len(keys))
+        if unknown == "raise" and not numbers.all():
+            bad = np.flatnonzero(numbers == 0)
+            raise KeyError(
+                f"{self.noun} {keys[bad[0]]!r} at position {bad[0]} is unknown, one of {len(bad)} of "
+                f"{len(keys)}: the map holds {len(self)} of type {self.type}"
+            )
+        return numbers
+
+    def decode(self, numbers: Sequence[int] | IntArray) -> NDArray[Any]:
+        """Raw ids of numbers, of any shape: int64, or objects that are `str` or `uuid.UUID`.
+
+        Raises
+        ------
+        IndexError : a number outside 1..n, padding included; names it.
+        """
+        index = np.asarray(numbers, np.int64)
+        if index.size and not (index.min() >= 1 and index.max() <= len(self)):
+            bad = index[(index < 1) | (index > len(self))].flat[0]
+            raise IndexError(f"{self.noun} number {bad} is outside 1..{len(self)}")
+        return self.raw[index - 1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form that JSON can hold, for `from_dict`; types are kept."""
+        ids = self.raw.tolist()
+        return {"type": self.type, "ids": [str(key) for key in ids] if self.type == "uuid" else ids}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any], noun: str = "id") -> IdMap:
+        """Make the map that `to_dict` wrote again.
+
+        Raises
+        ------
+        ValueError : `record` is not what `to_dict` writes.
+        """
+        try:
+            declared, ids = record["type"], record["ids"]
+            id_map = cls([UUID(key) for key in ids] if declared == "uuid" else ids, noun)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{noun}s are not what IdMap.to_dict writes: {error!r}") from error
+        if declared != id_map.type:
+            raise ValueError(f"{noun}s are declared {declared!r} but are of type {id_map.type}")
+        return id_map
+
+
+def save_id_maps(path: str | os.PathLike[str], users: IdMap, items: IdMap) -> None:
+    """Write both maps to one JSON file, replaced in one step."""
+    text = json.dumps({"format": FORMAT, "users": users.to_dict(), "items": items.to_dict()})
+    replace_file(Path(path), lambda part: part.write_text(text + "\n"))
+
+
+def load_id_maps(path: str | os.PathLike[str]) -> tuple[IdMap, IdMap]:
+    """Read (users, items) from what `save_id_maps` wrote.
+
+    Raises
+    ------
+    ValueError : the file is damaged or no such file; names it.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+        return IdMap.from_dict(record["users"], "user"), IdMap.from_dict(record["items"], "item")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or holds no id maps: {error!r}") from error
+
+
+def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:
+    """(type, ids) with ids int64 or object."""
+    keys = raw.tolist() if isinstance(raw, np.ndarray) else list(raw)
+    kinds = {type(key): key for key in keys} or {int: 0}
+    names = [name for name, kind in _TYPES.items() if kinds.keys() == {kind}]
+    if not names:
+        examples = ", ".join(f"{key!r} of type {kind.__name__}" for kind, key in kinds.items())
+        raise TypeError(f"{noun}s must be all int, all str or all UUID, got {examples}")
+    if names == ["int64"]:
+        try:
+            return "int64", np.array(keys, np.int64)
+        except OverflowError:
+            bad = next(key for key in keys if not -(2**63) <= key < 2**63)
+            raise ValueError(f"{noun} {bad} is beyond int64: make it a string") from None
+    objects = np.empty(len(keys), object)
+    objects[:] = keys
+    return names[0], objects

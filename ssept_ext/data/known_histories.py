@@ -1,0 +1,100 @@
+"""What a model that serves raw ids knows: their numbers, and what each user did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.histories import Histories, IntArray
+from ssept_ext.data.id_map import IdMap
+
+if TYPE_CHECKING:
+    from ssept_ext.data.interactions import Interactions
+
+
+@dataclass(frozen=True, eq=False)
+class KnownHistories:
+    """Histories of the users 1..U with the items 1..I, and the raw ids behind these numbers."""
+
+    user_ids: IdMap
+    item_ids: IdMap
+    histories: Histories | None
+    """All users in order, each one's events oldest first; a user may have none. None if they were left out of what was
+    saved."""
+    item_counts: IntArray | None = None
+    """(I + 1,) events of each item, where there are no histories to count them in."""
+
+    def __post_init__(self) -> None:
+        if self.histories is None:
+            counts = self.item_counts
+            if counts is None or counts.shape != (len(self.item_ids) + 1,) or counts.min() < 0:
+                raise ValueError(
+                    f"without histories, there must be counts of {len(self.item_ids)} items"
+                )
+            return
+        users, offsets, items = self.histories
+        if len(users) != len(self.user_ids) or len(offsets) != len(users) + 1:
+            raise ValueError(f"{len(users)} histories do not fit {len(self.user_ids)} users")
+        if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"offsets of histories must rise from 0 to {len(items)} events")
+        if len(items) and not (items.min() >= 1 and items.max() <= len(self.item_ids)):
+            raise ValueError(f"histories hold items outside 1..{len(self.item_ids)}")
+
+    @classmethod
+    def from_interactions(cls, interactions: Interactions) -> KnownHistories:
+        """Take all events."""
+        return cls(interactions.user_ids, interactions.item_ids, interactions.to_histories())
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: SASRecDataSet, user_ids: IdMap, item_ids: IdMap
+    ) -> KnownHistories:
+        """Take all events of a data set whose numbers are those of the maps.
+
+        Raises
+        ------
+        ValueError : the largest numbers of the data set are not those of the maps.
+        """
+        num_users, num_items = len(user_ids), len(item_ids)
+        if (dataset.usernum, dataset.itemnum) != (num_users, num_items):
+            raise ValueError(
+                f"the data has users up to {dataset.usernum} and items up to {dataset.itemnum}, but "
+                f"there are raw ids of {num_users} users and {num_items} items: they are of other data"
+            )
+        users = np.arange(1, num_users + 1)
+        events = [dataset.User.get(user, []) for user in users.tolist()]
+        offsets = np.cumsum([0, *map(len, events)])
+        items = np.fromiter((item for row in events for item in row), np.int64, offsets[-1])
+        return cls(user_ids, item_ids, Histories(users, offsets, items))
+
+    def of(self, user: int) -> IntArray:
+        """The items of user number `user`; none of number 0, which is nobody.
+
+        Raises
+        ------
+        ValueError : the histories were left out; names the user.
+        """
+        if not user:
+            return _NONE
+        if self.histories is None:
+            (raw,) = self.user_ids.decode([user]).tolist()
+            raise ValueError(
+                f"histories must be given with one of user {raw!r}: the model was saved without any"
+            )
+        offsets = self.histories.offsets
+        return self.histories.items[offsets[user - 1] : offsets[user]]
+
+    @cached_property
+    def popularity(self) -> IntArray:
+        """(I + 1,) events of each item."""
+        if self.histories is None:
+            assert self.item_counts is not None
+            return self.item_counts
+        return np.bincount(self.histories.items, minlength=len(self.item_ids) + 1)
+
+
+_NONE = np.zeros(0, np.int64)

@@ -1,0 +1,142 @@
+"""The layouts of published data sets, and how a file's layout is detected."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssept_ext.data.sources.columns import Columns, RawEvents
+from ssept_ext.data.sources.delimited import Delimited, read_delimited
+from ssept_ext.data.sources.opening import find_events, named_damage
+from ssept_ext.data.sources.records import parse_record, read_records
+
+
+class Records(NamedTuple):
+    """Lines that are JSON objects or Python dicts."""
+
+    keys: tuple[str, str, str]
+    """of user, item and time"""
+    parse_time: Callable[[Any], int]
+
+
+def _unix_time(value: object) -> int:
+    if not (type(value) is int and -(2**63) <= value < 2**63):
+        raise ValueError(f"time must be an integer of 64 bits, got {value!r}")
+    return value
+
+
+def _day(value: str) -> int:
+    return date.fromisoformat(value).toordinal()
+
+
+_USER_FIRST = ("user", "item", "rating", "time")
+
+
+_ITEM_FIRST = ("item", "user", "rating", "time")
+
+
+_COLUMNS = Columns("user", "item", "time")
+
+
+FORMATS: dict[str, Delimited | Records] = {
+    "movielens-100k": Delimited(_COLUMNS, "\t", _USER_FIRST, quoted=False, integers=True),
+    "movielens-1m": Delimited(_COLUMNS, "::", _USER_FIRST, integers=True),
+    "movielens-csv": Delimited(Columns("userId", "movieId", "timestamp"), integers=True),
+    "amazon-json": Records(("reviewerID", "asin", "unixReviewTime"), _unix_time),
+    "amazon-2023-json": Records(("user_id", "parent_asin", "timestamp"), _unix_time),
+    "amazon-2014-csv": Delimited(_COLUMNS, names=_USER_FIRST, quoted=False),
+    "amazon-2018-csv": Delimited(_COLUMNS, names=_ITEM_FIRST, quoted=False),
+    "amazon-2023-csv": Delimited(Columns("user_id", "parent_asin", "timestamp")),
+    "steam": Records(("username", "product_id", "date"), _day),
+}
+"""Known layouts.
+
+movielens-100k: `u.data`. movielens-1m: `ratings.dat`, of 10M too. movielens-csv: `ratings.csv` of 20M,
+25M, 32M and the latest ones. amazon-json: reviews of 2014 and 2018. amazon-2014-csv, amazon-2018-csv:
+"ratings only", user or item first. amazon-2023-csv: "pure ids", 0-core and 5-core. steam:
+`steam_reviews.json.gz` of UCSD, lines of Python dicts.
+"""
+
+
+_SHAPES = {
+    "movielens-100k": re.compile(r"\d+\t\d+\t\d+\t\d+"),
+    "movielens-1m": re.compile(r"\d+::\d+::[\d.]+::\d+"),
+    # An ASIN has 10 characters, and is an ISBN or begins with B; a user has more, and begins with A.
+    "amazon-2014-csv": re.compile(r"A[0-9A-Z]{10,},(\d{9}[\dX]|B[0-9A-Z]{9}),[\d.]+,\d+"),
+    "amazon-2018-csv": re.compile(r"(\d{9}[\dX]|B[0-9A-Z]{9}),A[0-9A-Z]{10,},[\d.]+,\d+"),
+}
+"""A first line of each layout without a header."""
+
+
+def read_source(
+    path: str | os.PathLike[str], format_name: str | None = None, columns: Columns | None = None
+) -> tuple[str, str, RawEvents]:
+    """Read events from a file, from a folder, or from a zip archive without unpacking it.
+
+    Parameters
+    ----------
+    path : a file, plain or compressed with gzip; or a folder or archive that holds one file, or
+        one named as in `EVENT_FILES`.
+    format_name : a key of `FORMATS`, or "csv"; None to tell it by the first line.
+    columns : of a generic CSV file, "user", "item" and "timestamp" by default.
+
+    Returns
+    -------
+    (name of the file, name of its format, events)
+
+    Raises
+    ------
+    ValueError : no file of events, or several; an unknown layout; a line that is no event, with
+        file, line number and text.
+    ImportError : PyArrow is missing: it comes with `ssept_ext[data]`.
+    """
+    columns = columns or Columns("user", "item", "timestamp")
+    source, opened = find_events(Path(path))
+    with named_damage(source), opened() as stream:
+        first_line = next((line for line in stream if not line.isspace()), b"")
+    if not first_line:
+        raise ValueError(f"{source} is empty")
+    format_name = format_name or _detect(source, first_line, columns)
+    layout = FORMATS.get(format_name) or Delimited(columns, _delimiter(first_line, columns) or ",")
+    if isinstance(layout, Records):
+        return source, format_name, read_records(opened, source, *layout)
+    return source, format_name, read_delimited(opened, source, layout)
+
+
+def _detect(source: str, first_line: bytes, columns: Columns) -> str:
+    text = first_line.decode("utf-8-sig", errors="replace").strip()
+    for name, shape in _SHAPES.items():
+        if shape.fullmatch(text):
+            return name
+    try:
+        fields = set(parse_record(first_line) if text.startswith("{") else _split(text, ","))
+    except ValueError:
+        fields = set()
+    for name, layout in FORMATS.items():
+        if isinstance(layout, Records) == text.startswith("{"):
+            wanted = layout.keys if isinstance(layout, Records) else layout.columns
+            if set(wanted) <= fields and name not in _SHAPES:
+                return name
+    if _delimiter(first_line, columns) is not None:
+        return "csv"
+    named = ", ".join(repr(name) for name in columns if name is not None)
+    raise ValueError(
+        f"{source} is of no known format, and its first line does not name the columns {named}; see "
+        f"--format and --user-col: {text[:200]!r}"
+    )
+
+
+def _delimiter(header: bytes, columns: Columns) -> str | None:
+    """What separates the columns in a header that has them all; None if nothing does."""
+    text = header.decode("utf-8-sig", errors="replace").strip()
+    wanted = {name for name in columns if name is not None}
+    return next((sign for sign in ",\t;| " if wanted <= set(_split(text, sign))), None)
+
+
+def _split(text: str, delimiter: str) -> list[str]:
+    return next(csv.reader([text], delimiter=delimiter), [])

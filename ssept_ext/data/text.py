@@ -1,0 +1,115 @@
+"""Reading histories from text: lines of user, item and, optionally, time."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssept_ext.data.histories import MAX_ID, Histories, IntArray
+
+
+class _Columns(NamedTuple):
+    users: IntArray
+    items: IntArray
+    times: NDArray[np.int64] | NDArray[np.float64] | None
+
+
+def group_by_user(users: IntArray, items: IntArray, times: NDArray[np.generic] | None) -> Histories:
+    """Sort events by user, then by time, then by their order in the file."""
+    order = np.lexsort((users,) if times is None else (times, users))
+    ids, starts = np.unique(users[order], return_index=True)
+    return Histories(ids, np.append(starts, len(users)), items[order])
+
+
+def read_events(filename: str | os.PathLike[str], col_sep: str | None) -> _Columns:
+    data = Path(filename).read_bytes()
+    if str(filename).endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{filename} is not a whole gzip file: {error}") from error
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if not data.strip():
+        raise ValueError(f"{filename} is empty")
+    separator = None if col_sep is None else col_sep.encode()
+    columns = _parse_digits(data, separator)
+    return _parse_lines(data, separator, filename) if columns is None else columns
+
+
+def _parse_digits(data: bytes, separator: bytes | None) -> _Columns | None:
+    """Parse lines of nothing but digits and separators, the usual case, ten times as fast.
+
+    None means that some line needs `_parse_lines`, to be read or to be refused.
+    """
+    if data.translate(None, b"0123456789\r\n" + (separator or b" \t")):
+        return None
+    delimiter = None
+    if separator is not None:
+        data, delimiter = data.replace(separator, b" "), " "
+    try:
+        table = np.loadtxt(io.BytesIO(data), np.int64, comments=None, delimiter=delimiter, ndmin=2)
+    except ValueError:
+        return None
+    ids = table[:, :2]
+    if table.shape[1] not in (2, 3) or ids.min() < 1 or ids.max() > MAX_ID:
+        return None
+    return _Columns(table[:, 0], table[:, 1], table[:, 2] if table.shape[1] == 3 else None)
+
+
+def _parse_lines(
+    data: bytes, separator: bytes | None, filename: str | os.PathLike[str]
+) -> _Columns:
+    rows: list[tuple[int | float, ...]] = []
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = _parse_line(line, separator)
+            if rows and len(row) != len(rows[0]):
+                raise ValueError(f"{len(row)} columns after lines of {len(rows[0])}")
+        except ValueError as error:
+            text = line.decode(errors="replace")
+            raise ValueError(f"{filename}, line {number}: {error}: {text!r}") from None
+        rows.append(row)
+    users, items, *times = zip(*rows, strict=True)
+    return _Columns(
+        np.array(users, np.int64), np.array(items, np.int64), np.array(times[0]) if times else None
+    )
+
+
+def _parse_line(line: bytes, separator: bytes | None) -> tuple[int | float, ...]:
+    """(user, item) or (user, item, time); a ValueError says what is wrong."""
+    fields = line.rstrip().split(separator)
+    if len(fields) not in (2, 3):
+        raise ValueError(f"2 or 3 columns expected, got {len(fields)}")
+    user, item = _parse_id("user", fields[0]), _parse_id("item", fields[1])
+    return (user, item) if len(fields) == 2 else (user, item, _parse_time(fields[2]))
+
+
+def _parse_id(name: str, field: bytes) -> int:
+    try:
+        value = int(field)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= MAX_ID:
+        raise ValueError(f"{name} id must be an integer from 1 to {MAX_ID}")
+    return value
+
+
+def _parse_time(field: bytes) -> int | float:
+    for number in (int, float):
+        try:
+            time = number(field)
+        except ValueError:
+            continue
+        if -(2**63) <= time < 2**63:
+            return time
+    raise ValueError("time must be a number from -2**63 to 2**63 - 1")

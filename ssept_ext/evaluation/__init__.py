@@ -1,0 +1,25 @@
+"""Ranking metrics: among sampled negatives, and over the whole catalogue."""
+
+from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
+from ssept_ext.evaluation.full import FullMetrics, evaluate_full
+from ssept_ext.evaluation.sampled import (
+    RepeatedMetrics,
+    evaluate,
+    evaluate_popularity,
+    evaluate_repeated,
+    evaluate_valid,
+    rank_candidates,
+)
+
+__all__ = [
+    "EvaluationCandidates",
+    "FullMetrics",
+    "RepeatedMetrics",
+    "draw_candidates",
+    "evaluate",
+    "evaluate_full",
+    "evaluate_popularity",
+    "evaluate_repeated",
+    "evaluate_valid",
+    "rank_candidates",
+]

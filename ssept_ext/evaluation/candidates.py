@@ -1,0 +1,200 @@
+"""Which users are evaluated, on which events, and among which candidates."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.histories import Histories, IntArray, first_events, to_csr
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.sampling.negatives import negative_table, philox_key
+from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.files import replace_file
+
+Split = Literal["valid", "test"]
+
+
+Exclude = Literal["train", "all"]
+
+
+MAX_USERS = 10_000
+
+
+@dataclass(frozen=True)
+class EvaluationCandidates:
+    """What a measurement asks: for each user the events to look at and the items to rank."""
+
+    split: Split
+    """Which of the user's events is the one to find."""
+    inputs: Histories
+    candidates: IntArray
+    """(n, 1 + num_neg_test) item ids; column 0 is the held-out item, the one to find."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write users and candidates, not the histories, to a compressed .npz file without pickle."""
+        arrays = {
+            "format": np.array(_FORMAT),
+            "split": np.array(self.split),
+            "users": self.inputs.users,
+            "candidates": self.candidates,
+        }
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # given a name, NumPy would append .npz to it
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+
+        replace_file(Path(path), write)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], dataset: SASRecDataSet) -> EvaluationCandidates:
+        """Read what `save` wrote, for the data set that the candidates were drawn from.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is no such file, or does not fit `dataset`: a user without this held-out item, an item
+            outside 1..itemnum. Names the file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                version, split = file["format"].item(), file["split"].item()
+                users, candidates = file["users"], file["candidates"]
+        except (
+            ValueError,
+            KeyError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+            AttributeError,
+        ) as error:
+            raise ValueError(f"{path} holds no evaluation trials: {error}") from error
+        if version != _FORMAT or split not in get_args(Split):
+            raise ValueError(
+                f"{path} has format {version!r} and split {split!r}; format {_FORMAT!r} and "
+                f"one of {get_args(Split)} can be read"
+            )
+        integers = users.dtype.kind == candidates.dtype.kind == "i"
+        shaped = users.ndim == 1 and candidates.ndim == 2 and candidates.shape[1] > 1
+        if not (integers and shaped and 0 < len(users) == len(candidates)):
+            raise ValueError(
+                f"{path}: users {users.shape} {users.dtype} and candidates {candidates.shape} "
+                f"{candidates.dtype} must be integers of shapes (n,) and (n, 1 + negatives), n >= 1"
+            )
+        if candidates.min() < 1 or candidates.max() > dataset.itemnum:
+            worst = candidates.min() if candidates.min() < 1 else candidates.max()
+            raise ValueError(
+                f"{path}: candidate {worst} is outside 1..{dataset.itemnum} of dataset"
+            )
+        held_out = dataset.user_valid if split == "valid" else dataset.user_test
+        for user, target in zip(users.tolist(), candidates[:, 0].tolist(), strict=True):
+            if not dataset.user_train.get(user) or held_out.get(user, [])[:1] != [target]:
+                raise ValueError(
+                    f"{path} is of other data: the {split} item of user {user} is {target} there, "
+                    f"{held_out.get(user, [])} in dataset"
+                )
+        inputs = input_histories(dataset, users.tolist(), split)
+        return cls(split, inputs, candidates.astype(np.int64))
+
+
+_FORMAT = "ssept_ext trials 1"
+
+
+def draw_candidates(
+    dataset: SASRecDataSet,
+    split: Split,
+    *,
+    num_neg_test: int,
+    seed: int | None,
+    exclude: Exclude = "train",
+) -> EvaluationCandidates:
+    """Draw the users and negatives of one measurement: for every model the same, given the seed.
+
+    As recommenders: users with a training event and a held-out item (of more than 10,000 of them a
+    random 10,000); the input is the training history, for the test item followed by the validation
+    item; negatives are uniform with replacement over the items outside the *training* history, so
+    a user's other held-out item, and even the one to find, may be among them. `exclude="all"`
+    keeps both out.
+
+    Raises
+    ------
+    ValueError
+        If `exclude` or `num_neg_test` is wrong, no user can be measured, an item id is outside
+        1..itemnum, or a user has no item left to draw; names the user.
+    """
+    if exclude not in ("train", "all"):
+        raise ValueError(f'exclude must be "train" or "all", got {exclude!r}')
+    check_at_least("num_neg_test", num_neg_test, 1)
+    rng = np.random.default_rng(seed)
+    train, valid, test = dataset.user_train, dataset.user_valid, dataset.user_test
+    users = measurable_users(dataset, split)
+    if len(users) > MAX_USERS:
+        users = sorted(rng.choice(users, MAX_USERS, replace=False).tolist())
+
+    everything = to_csr({u: [*train[u], *valid[u], *test[u]] for u in users})
+    check_items(everything, dataset.itemnum)
+    trained = first_events(everything, [len(train[u]) for u in users])
+    rated = everything if exclude == "all" else trained
+    targets = np.array([(valid if split == "valid" else test)[u][0] for u in users], np.int64)
+    negatives = negative_table(rated, dataset.itemnum).draw(philox_key(seed), num_neg_test)
+    inputs = trained
+    if split == "test":
+        inputs = first_events(everything, [len(train[u]) + len(valid[u]) for u in users])
+    return EvaluationCandidates(
+        split, inputs, candidates=np.concatenate([targets[:, None], negatives], 1)
+    )
+
+
+def input_histories(dataset: SASRecDataSet, users: Sequence[int], split: Split) -> Histories:
+    """What a model sees of the users: the training history, for the test item the validation item too."""
+    train, valid = dataset.user_train, dataset.user_valid
+    return to_csr({u: train[u] if split == "valid" else [*train[u], *valid[u]] for u in users})
+
+
+def measurable_users(dataset: SASRecDataSet, split: Split) -> list[int]:
+    """Users with a training event and a held-out item, ascending; a ValueError if there is none."""
+    held_out = dataset.user_valid if split == "valid" else dataset.user_test
+    train = dataset.user_train
+    users = [u for u in range(1, dataset.usernum + 1) if train.get(u) and held_out.get(u)]
+    if not users:
+        raise ValueError(
+            f"dataset has no user with a training event and a {split} item (of {dataset.usernum} "
+            f"users); has dataset.split() been called?"
+        )
+    return users
+
+
+def check_items(histories: Histories, itemnum: int) -> None:
+    if histories.items.max() > itemnum:
+        event = histories.items.argmax()
+        row = np.searchsorted(histories.offsets, event, side="right") - 1
+        raise ValueError(
+            f"items must be in 1..{itemnum} (dataset.itemnum), got {histories.items[event]} in the "
+            f"history of user {histories.users[row]}"
+        )
+
+
+def check_dataset_fits(model: SequentialRecommender, dataset: SASRecDataSet) -> None:
+    """Refuse a dataset with ids that the model has no vectors for.
+
+    Raises
+    ------
+    ValueError
+        Naming the id and the size of the model's table.
+    """
+    for name, largest in (("item", dataset.itemnum), ("user", dataset.usernum)):
+        table_size: int | None = getattr(model, f"{name}_num", None)  # SASREC has no users
+        if table_size is not None and largest > table_size:
+            raise ValueError(
+                f"dataset has {name} {largest}, the model knows {name}s 1..{table_size} "
+                f"({name}_num={table_size})"
+            )

@@ -1,0 +1,151 @@
+"""Ranks of held-out items in the whole catalogue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssept_ext import distributed
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.histories import to_csr
+from ssept_ext.evaluation.candidates import (
+    Split,
+    check_dataset_fits,
+    check_items,
+    input_histories,
+    measurable_users,
+)
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.ranking.catalogue import (
+    USERS_AT_A_TIME,
+    SeenItems,
+    encode_groups,
+    score_blocks,
+    scoring,
+)
+from ssept_ext.ranking.top_k import TopK
+from ssept_ext.utils.checks import check_at_least
+
+
+@dataclass(frozen=True)
+class FullMetrics:
+    """How a model ranks the held-out items among the whole catalogue, averaged over the users.
+
+    With one relevant item a user: hit rate (equal to recall), NDCG and MAP at each k, where MAP@k
+    is the reciprocal rank if within k, and MRR without a limit.
+    """
+
+    num_users: int
+    hr: dict[int, float]
+    ndcg: dict[int, float]
+    map: dict[int, float]
+    coverage: dict[int, float]
+    """Share of all items that are among the k best of at least one user."""
+    mrr: float
+
+
+def evaluate_full(
+    model: SequentialRecommender,
+    dataset: SASRecDataSet,
+    ks: Sequence[int] = (1, 5, 10, 20),
+    exclude_seen: bool = True,
+    split: Split = "test",
+    eval_batch_size: int = 256,
+) -> FullMetrics:
+    """Rank all items for every user with a training event and a held-out item; no sampling.
+
+    The input is the training history, for the test item followed by the validation item. The rank
+    is the number of other items that score at least the held-out one: ties count against the model.
+    Processes share the users as in `measure`.
+
+    Parameters
+    ----------
+    ks : cut-offs
+    exclude_seen : rank among the items that are not in the input, and the held-out one
+    split : "test" or "valid"
+    eval_batch_size : users that are encoded at a time
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, no user can be measured, an item id is outside 1..itemnum, a
+        score is not finite, or as `check_dataset_fits`.
+    """
+    if not len(ks):
+        raise ValueError("ks must have at least one cut-off")
+    for k in ks:
+        check_at_least("each of ks", k, 1)
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+    check_at_least("eval_batch_size", eval_batch_size, 1)
+    check_dataset_fits(model, dataset)
+    users = measurable_users(dataset, split)
+    inputs = input_histories(dataset, users, split)
+    target_of = dataset.user_valid if split == "valid" else dataset.user_test
+    held_out = to_csr({u: target_of[u][:1] for u in users})
+    for histories in (inputs, held_out):
+        check_items(histories, dataset.itemnum)
+
+    mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
+    inputs, held_out = (histories.part(mine) for histories in (inputs, held_out))
+    num_best = min(max(ks), dataset.itemnum)
+    ranks = [torch.zeros(0, dtype=torch.int64)]
+    best = [torch.zeros(0, num_best, dtype=torch.int64)]
+    with scoring(model):
+        # The catalogue is the data set's: items the model alone knows are nobody's.
+        item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
+        for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
+            seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
+            targets = torch.from_numpy(held_out.items[rows]).to(model.device)
+            top = TopK(len(queries), num_best, like=queries)
+            ranks.append(_full_ranks(queries, item_weight, targets, seen, top).cpu())
+            top.check_finite()
+            best.append(top.items.cpu())
+    everywhere = distributed.gather((torch.cat(ranks), torch.cat(best)))
+    rank, items = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
+    rank = rank.double()
+
+    def averages(gain: Tensor) -> dict[int, float]:
+        return {k: gain.where(rank < k, 0).mean().item() for k in ks}
+
+    return FullMetrics(
+        num_users=len(users),
+        hr=averages(torch.ones_like(rank)),
+        ndcg=averages(1 / torch.log2(rank + 2)),
+        map=averages(1 / (rank + 1)),
+        coverage={k: int(np.count_nonzero(np.unique(items[:, :k]))) / dataset.itemnum for k in ks},
+        mrr=(1 / (rank + 1)).mean().item(),
+    )
+
+
+def _full_ranks(
+    queries: Tensor, item_weight: Tensor, targets: Tensor, seen: SeenItems | None, top: TopK
+) -> Tensor:
+    """(m,) numbers of other items that score at least the target; `top` gets all blocks."""
+    target_scores = queries.new_empty(len(queries), 1)
+    # Out of the very products that the others' scores come from: a product of another shape may be
+    # rounded differently, and equals would not tie.
+    for first, scores in score_blocks(queries, item_weight):
+        row, column = _inside(targets, first, scores)
+        target_scores[row, 0] = scores[row, column]
+    ranks = torch.zeros_like(targets)
+    for first, scores in score_blocks(queries, item_weight):
+        if seen is not None:
+            seen.hide(first, scores)
+        top.update(first, scores)
+        row, column = _inside(targets, first, scores)
+        scores[row, column] = -math.inf  # the target is none of the others
+        ranks += (scores >= target_scores).sum(1)
+    return ranks
+
+
+def _inside(targets: Tensor, first: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of the targets that this block holds."""
+    row = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
+    return row, targets[row] - first

@@ -1,0 +1,145 @@
+"""The models as users hold them: `SASREC` and `SSEPT`.
+
+The network is in `ssept_ext.network`. Training, evaluation, serving and checkpoints are functions that take
+a model as their first argument; bound in a class body here, they are its methods.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from ssept_ext._extension import Backend
+from ssept_ext.checkpoint import load_checkpoint, load_recommenders, save_checkpoint
+from ssept_ext.data.interactions import Interactions
+from ssept_ext.evaluation import evaluate, evaluate_full, evaluate_valid
+from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_arguments
+from ssept_ext.network.padded import PaddedInterface
+from ssept_ext.serving import item_vectors, recommend, similar_items, user_state
+from ssept_ext.training import fit, train_model
+
+Self = TypeVar("Self", bound="SASREC")
+
+
+def _signature(config_class: type[SASRECConfig]) -> Signature:
+    """Of a constructor that takes the fields of a config and a backend, by keyword."""
+    required = [field for field in fields(config_class) if field.default is MISSING]
+    optional = [field for field in fields(config_class) if field.default is not MISSING]
+    kind = Parameter.KEYWORD_ONLY
+    return Signature(
+        [
+            Parameter("self", Parameter.POSITIONAL_OR_KEYWORD),
+            *(Parameter(field.name, kind, annotation=field.type) for field in required),
+            *(
+                Parameter(field.name, kind, default=field.default, annotation=field.type)
+                for field in optional
+            ),
+            Parameter("backend", kind, default="auto", annotation="Backend"),
+        ]
+    )
+
+
+class SASREC(PaddedInterface):
+    """SASRec (Kang & McAuley, ICDM 2018), with the arguments of recommenders' class: see `SASRECConfig`.
+
+    Two more arguments: `architecture`, and `backend` ("auto", "native" or "reference"; see
+    `ssept_ext.set_backend`). A wrong argument is a TypeError or ValueError that names it.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> model = SASREC(item_num=50, seq_max_len=8, embedding_dim=16, conv_dims=[16, 16])
+    >>> model.predict({"input_seq": [[0] * 5 + [3, 7, 9]], "candidate": [[4, 5]]}).shape
+    torch.Size([1, 2])
+    """
+
+    config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
+
+    def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
+        config = config_from_arguments(self.config_class, type(self).__name__, arguments)
+        super().__init__(config, backend)
+
+    train_model = train_model
+    evaluate = evaluate
+    evaluate_valid = evaluate_valid
+    evaluate_full = evaluate_full
+    recommend = recommend
+    similar_items = similar_items
+    item_vectors = item_vectors
+    user_state = user_state
+    save_pretrained = save_checkpoint
+
+    @classmethod
+    def fit(cls: type[Self], interactions: Interactions, **options: Any) -> Self:
+        """Train a model on events under raw ids: see `ssept_ext.training.fit`."""
+        return fit(cls, interactions, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        folder: str | os.PathLike[str],
+        *,
+        backend: Backend = "auto",
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Read what `save_pretrained` wrote: see `ssept_ext.checkpoint.load_checkpoint`.
+
+        Raises
+        ------
+        ValueError
+            If `folder` holds a model of another class; `SASREC` takes an SSEPT, which is one.
+        """
+        model = load_checkpoint(_CLASSES, folder, backend, device)
+        if not isinstance(model, cls):
+            raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    @classmethod
+    def from_recommenders(
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        *,
+        attention_num_heads: int,
+        **arguments: Any,
+    ) -> Self:
+        """Read a state dict of recommenders' class: see `ssept_ext.checkpoint.load_recommenders`."""
+        return load_recommenders(cls, path, attention_num_heads, **arguments)
+
+
+class SSEPT(SASREC):
+    """SSE-PT (Wu et al., RecSys 2020), with the arguments of recommenders' class: see `SSEPTConfig`.
+
+    Two more arguments, as `SASREC`. It differs from recommenders' class on purpose: masks come from the ids; logits
+    at padding are exactly 0; `item_embedding_dim` may differ from `embedding_dim`; ties count against the model.
+
+    Examples
+    --------
+    >>> from ssept_ext import SSEPT
+    >>> model = SSEPT(item_num=50, user_num=20, seq_max_len=8, embedding_dim=8, conv_dims=[16, 16])
+    >>> inputs = {"user": [3], "input_seq": [[0] * 5 + [3, 7, 9]], "candidate": [[4, 5]]}
+    >>> model.predict(inputs).shape
+    torch.Size([1, 2])
+    """
+
+    config_class = SSEPTConfig
+    config: SSEPTConfig
+    user_embedding_layer: nn.Embedding
+
+    def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
+        super().__init__(backend=backend, **arguments)
+
+    @property
+    def user_num(self) -> int:
+        """Users have the ids 1..user_num."""
+        return self.config.user_num
+
+
+for _kind in (SASREC, SSEPT):  # `inspect.signature` and `help` show every argument with its default
+    _kind.__init__.__signature__ = _signature(_kind.config_class)  # type: ignore[attr-defined]
+
+_CLASSES = {kind.__name__: kind for kind in (SASREC, SSEPT)}

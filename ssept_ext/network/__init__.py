@@ -1,0 +1,12 @@
+"""The network: configuration, layers, encoder, losses and SSE."""
+
+from ssept_ext.network.config import SASRECConfig, SSEPTConfig
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.network.sse import SSE
+
+__all__ = [
+    "SSE",
+    "SASRECConfig",
+    "SSEPTConfig",
+    "SequentialRecommender",
+]

@@ -1,0 +1,167 @@
+"""recommenders' padded interface: `forward`, `predict` and `loss_function` on left-padded arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ssept_ext.data.packed import PackedBatch, pack
+from ssept_ext.network import losses
+from ssept_ext.network.config import SSEPTConfig
+from ssept_ext.network.recommender import SequentialRecommender
+
+Array = Tensor | npt.NDArray[Any]
+
+
+class PaddedInterface(SequentialRecommender):
+    """A `SequentialRecommender` that is called as recommenders' classes are.
+
+    Padded arrays are checked and packed here, once; everything below works on packed batches.
+    """
+
+    def forward(  # type: ignore[override]  # recommenders' signature
+        self, x: Mapping[str, Array], training: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score the positives and negatives of a padded batch, as recommenders' forward does.
+
+        Parameters
+        ----------
+        x : "users" (B, 1), "input_seq", "positive" and "negative" (B, T) integers, NumPy or tensors, left-padded
+            with 0. SASREC needs no "users".
+        training : False switches dropout and SSE off even where the module is in training mode
+
+        Returns
+        -------
+        positive logits (B·T, 1), negative logits (B·T, 1), and (B·T,) float 1 where a position has a target. The
+        logits are exactly 0 elsewhere.
+
+        Raises
+        ------
+        ValueError, IndexError
+            If an array has the wrong type or shape, or an id is outside its table; names it.
+        """
+        seq = self._ids(x, "input_seq", self.item_num)
+        positive = self._ids(x, "positive", self.item_num, like=seq)
+        negative = self._ids(x, "negative", self.item_num, like=seq)
+        is_target = (positive != 0) & (seq != 0)
+        batch = self._pack(x, "users", seq, positive, torch.where(is_target, negative, 0))
+        logits = self.sampled_logits(batch, training)
+        padded = logits.new_zeros(*seq.shape, 2).masked_scatter((seq != 0).unsqueeze(-1), logits)
+        positive_logits, negative_logits = padded.view(-1, 1, 2).unbind(2)
+        return positive_logits, negative_logits, is_target.view(-1).to(logits.dtype)
+
+    def loss_function(self, pos_logits: Tensor, neg_logits: Tensor, istarget: Tensor) -> Tensor:
+        """Binary cross-entropy of what `forward` returns, averaged over the positions that have a target."""
+        logits = torch.cat([pos_logits.view(-1, 1), neg_logits.view(-1, 1)], 1)
+        return losses.bce(logits, istarget.view(-1))
+
+    @torch.no_grad()
+    def predict(self, inputs: Mapping[str, Array]) -> Tensor:
+        """Score candidates as the next item of padded sequences.
+
+        Parameters
+        ----------
+        inputs : "user" (B,) or (B, 1), "input_seq" (B, T), "candidate" (B, C) integers, NumPy or tensors. SASREC
+            needs no "user". Rows of padding only get finite scores.
+
+        Returns
+        -------
+        (B, C), without gradient and without dropout
+
+        Raises
+        ------
+        ValueError, IndexError
+            As `forward`.
+        """
+        seq = self._ids(inputs, "input_seq", self.item_num)
+        candidates = self._ids(inputs, "candidate", self.item_num)
+        if candidates.shape[0] != seq.shape[0]:
+            raise ValueError(
+                f"candidate must have {seq.shape[0]} rows, as input_seq has, got {candidates.shape[0]}"
+            )
+        return self.score(self._pack(inputs, "user", seq), candidates)
+
+    def create_combined_dataset(
+        self,
+        u: Sequence[int],
+        seq: Sequence[Sequence[int]],
+        pos: Sequence[Sequence[int]],
+        neg: Sequence[Sequence[int]],
+    ) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+        """Turn a sampler's lists into `forward`'s input, left-padded to T; longer rows keep their newest T.
+
+        Returns
+        -------
+        The inputs, and the (2·B·T, 1) labels that recommenders' loss once took: ones, then zeros.
+        """
+        inputs = {
+            "users": np.asarray(u, np.int64).reshape(-1, 1),
+            "input_seq": self._left_pad(seq),
+            "positive": self._left_pad(pos),
+            "negative": self._left_pad(neg),
+        }
+        labels = np.repeat(np.array([1, 0]), inputs["input_seq"].size)
+        return inputs, labels[:, None]
+
+    def _pack(
+        self,
+        x: Mapping[str, Array],
+        users_key: str,
+        seq: Tensor,
+        positive: Tensor | None = None,
+        negative: Tensor | None = None,
+    ) -> PackedBatch:
+        if seq.shape[1] > self.seq_max_len:
+            raise ValueError(
+                f"input_seq has {seq.shape[1]} columns, more than seq_max_len {self.seq_max_len}"
+            )
+        users = torch.zeros(seq.shape[0], dtype=torch.int64, device=self.device)
+        if isinstance(self.config, SSEPTConfig):
+            users = self._ids(x, users_key, self.config.user_num).reshape(-1)
+            if users.shape[0] != seq.shape[0]:
+                raise ValueError(
+                    f"{users_key} must have {seq.shape[0]} rows, as input_seq has, got {users.shape[0]}"
+                )
+        batch = pack(users, seq, positive, negative)
+        # The newest event is at seq_max_len - 1, also where fewer columns are given.
+        return replace(batch, positions=batch.positions + (self.seq_max_len - seq.shape[1]))
+
+    def _ids(
+        self, x: Mapping[str, Array], name: str, largest: int, like: Tensor | None = None
+    ) -> Tensor:
+        """One array of ids, checked and on the model's device; users may lack their second dimension."""
+        if name not in x:
+            raise ValueError(f'the input lacks "{name}"; it has {", ".join(x)}')
+        ids = torch.as_tensor(x[name])
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"{name} must hold integers, got {ids.dtype}")
+        if ids.dim() == 1 and name in ("user", "users"):
+            ids = ids[:, None]
+        if ids.dim() != 2 or (name in ("user", "users") and ids.shape[1] != 1):
+            raise ValueError(f"{name} must have two dimensions, got shape {tuple(ids.shape)}")
+        if like is not None and ids.shape != like.shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(like.shape)}, as input_seq has, got {tuple(ids.shape)}"
+            )
+        ids = ids.to(torch.int64)
+        if ids.numel():
+            low, high = (int(v) for v in torch.aminmax(ids))
+            if low < 0 or high > largest:
+                raise IndexError(
+                    f"{name} has id {low if low < 0 else high}, outside its table of "
+                    f"{largest + 1} rows (0..{largest})"
+                )
+        return ids.to(self.device)
+
+    def _left_pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+        padded = np.zeros((len(rows), self.seq_max_len), np.int64)
+        for out, row in zip(padded, rows, strict=True):
+            newest = row[-self.seq_max_len :]
+            out[self.seq_max_len - len(newest) :] = newest
+        return padded

@@ -1,0 +1,399 @@
+"""SASRec and SSE-PT: embedding, encoder blocks, scores and loss, on packed batches.
+
+Notation: B sequences with N tokens in all, item and user vectors of widths Di and Du (SASRec: Du = 0),
+hidden states of width D = Di + Du, K negatives for each token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ssept_ext import ops
+from ssept_ext._extension import Backend, check_backend
+from ssept_ext.data.packed import BatchPart, PackedBatch
+from ssept_ext.network import losses
+from ssept_ext.network.config import SASRECConfig, SSEPTConfig
+from ssept_ext.network.layers import (
+    Dropout,
+    LayerNormalization,
+    MultiHeadAttention,
+    PointWiseFeedForward,
+    Tokens,
+)
+from ssept_ext.network.sse import replace_ids
+
+if TYPE_CHECKING:
+    from ssept_ext.data.known_histories import KnownHistories
+
+DROPOUTS_PER_LAYER = 3
+
+
+class EncoderLayer(nn.Module):
+    """One block: `n = LN(x)`, `a = attention(Q(n), K(x), V(x)) + n`, `y = FFN(m) + m`.
+
+    In the architecture "recommenders" m is a; in "original" it is LN2(a).
+    """
+
+    def __init__(
+        self,
+        seq_max_len: int | None,
+        width: int,
+        num_heads: int,
+        inner: int,
+        second_norm: bool,
+        backend: Backend,
+    ) -> None:
+        super().__init__()
+        self.mha = MultiHeadAttention(width, num_heads, backend)
+        self.ffn = PointWiseFeedForward(width, inner, backend)
+        self.layer_normalization = LayerNormalization(seq_max_len, width, backend)
+        self.layer_normalization2 = (
+            LayerNormalization(seq_max_len, width, backend) if second_norm else None
+        )
+
+    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
+        """Run the block on all tokens or, with `last_only`, on each sequence's last token alone.
+
+        Uses the dropout sites `site` to `site + DROPOUTS_PER_LAYER - 1`.
+        """
+        queries = tokens.last() if last_only else tokens
+        n = replace(queries, x=self.layer_normalization(queries))  # (Nq, D)
+        a = replace(queries, x=self.mha(n, tokens, drop, site) + n.x)  # (Nq, D)
+        if self.layer_normalization2 is not None:
+            a = replace(queries, x=self.layer_normalization2(a))  # (Nq, D)
+        return replace(queries, x=self.ffn(a.x, drop, site + 1))  # (Nq, D)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
+        # recommenders' blocks hold two layer norms that its forward never uses.
+        unused = (f"{prefix}layernorm1.", f"{prefix}layernorm2.")
+        for key in [key for key in state_dict if key.startswith(unused)]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Encoder(nn.Module):
+    """The blocks, one after another."""
+
+    def __init__(self, layers: list[EncoderLayer]) -> None:
+        super().__init__()
+        self.enc_layers = nn.ModuleList(layers)
+
+    def forward(self, tokens: Tokens, drop: Dropout, first_site: int, last_only: bool) -> Tokens:
+        """Run all blocks; with `last_only`, the last block computes each sequence's last token alone."""
+        for i, layer in enumerate(self.enc_layers):
+            is_last_layer = i == len(self.enc_layers) - 1
+            site = first_site + i * DROPOUTS_PER_LAYER
+            tokens = layer(tokens, drop, site, last_only and is_last_layer)
+        return tokens
+
+
+class SequentialRecommender(nn.Module):
+    """The network behind `SASREC` and `SSEPT`: `forward` is the forward pass that training runs.
+
+    Parameters
+    ----------
+    config : sizes and options; an `SSEPTConfig` adds user vectors
+    backend : which kernels to run, see `ssept_ext.set_backend`
+    """
+
+    config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
+    config: SASRECConfig
+    user_embedding_layer: nn.Embedding | None
+    known: KnownHistories | None = None
+    """Raw ids and histories of a model that `fit` trained; `recommend` and `similar_items` then take and
+    return raw ids."""
+
+    def __init__(self, config: SASRECConfig, backend: Backend = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.backend = check_backend(backend)
+        self._sse = config.sse
+        width = config.hidden_size
+        norm_len = config.seq_max_len if config.architecture == "recommenders" else None
+        self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
+        self.user_embedding_layer = None
+        if isinstance(config, SSEPTConfig):
+            self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_dim, 0)
+        self.positional_embedding_layer = nn.Embedding(config.seq_max_len, width)
+        self.encoder = Encoder(
+            [
+                EncoderLayer(
+                    norm_len,
+                    width,
+                    config.attention_num_heads,
+                    config.conv_dims[0],
+                    second_norm=config.architecture == "original",
+                    backend=self.backend,
+                )
+                for _ in range(config.num_blocks)
+            ]
+        )
+        self.layer_normalization = LayerNormalization(norm_len, width, self.backend)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise: tables by `embedding_init` with row 0 zero, weights Xavier-uniform, biases zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                if self.config.embedding_init == "xavier":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.uniform_(module.weight, -0.05, 0.05)
+                if module.padding_idx is not None:
+                    with torch.no_grad():
+                        module.weight[module.padding_idx] = 0
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def encode(
+        self,
+        batch: PackedBatch,
+        drop: Dropout | None = None,
+        last_only: bool = False,
+        user_vectors: Tensor | None = None,
+    ) -> Tensor:
+        """Run the network up to the hidden states: the forward pass.
+
+        Parameters
+        ----------
+        batch : N tokens of B sequences
+        drop : what to drop; None for nothing
+        last_only : compute the last block for each sequence's last token alone
+        user_vectors : (B, Du) used instead of the rows of the user table
+
+        Returns
+        -------
+        (N, D), or (B, D) with `last_only`
+        """
+        drop = Dropout.none() if drop is None else drop
+        table, users = None, None
+        if self.user_embedding_layer is not None:
+            table, users = self.user_embedding_layer.weight, batch.users
+            if user_vectors is not None:  # a table of its own, for this batch
+                table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
+                users = torch.arange(1, len(table), device=table.device)
+        x = ops.user_item_embedding(
+            self.item_embedding_layer.weight,  # (I + 1, Di)
+            table,  # (U + 1, Du)
+            self.positional_embedding_layer.weight,  # (T, D)
+            batch.items,  # (N,)
+            users,  # (B,)
+            batch.positions,  # (N,)
+            batch.cu_seqlens,  # (B + 1,)
+            drop.p,
+            drop.seed,
+            backend=self.backend,
+        )  # (N, D)
+        tokens = Tokens(x, batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        tokens = self.encoder(tokens, drop, 1, last_only)
+        return cast("Tensor", self.layer_normalization(tokens))  # (N, D) or (B, D)
+
+    forward = encode
+
+    def training_loss(
+        self,
+        batch: PackedBatch,
+        loss: losses.LossName = "bce",
+        *,
+        gbce_t: float = 0.75,
+        negative_log_probs: Tensor | None = None,
+        seed: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch: see `ssept_ext.network.losses`, by name.
+
+        With a seed, a pure function of its arguments and the parameters that never waits for the device.
+
+        Parameters
+        ----------
+        batch : with positives and negatives; ids must be inside the tables. "softmax" needs no negatives.
+        gbce_t : calibration of "gbce"
+        negative_log_probs : (item_num + 1,) for "sampled_softmax": log-probability of drawing each item as a
+            negative; None for uniform negatives
+        seed : (1,) int64 on the model's device, for dropout and SSE; drawn on the host from torch's global
+            generator if not given
+        """
+        _check_has_targets(batch, need_negatives=loss != "softmax")
+        batch, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
+        assert batch.positives is not None
+        if loss == "softmax":
+            weight = self.item_embedding_layer.weight
+            item_part = hidden[:, : weight.shape[1]]  # the user's part is the same for every item
+            return losses.softmax(item_part, weight, batch.positives)
+        logits, items = self._sampled_logits(batch, hidden)  # both (N, 1 + K)
+        if loss == "gbce":
+            return losses.gbce(logits, batch.positives, self.item_num, gbce_t)
+        if loss == "bpr":
+            return losses.bpr(logits, batch.positives)
+        if loss == "sampled_softmax":
+            log_q = None if negative_log_probs is None else negative_log_probs[items]
+            return losses.sampled_softmax(logits, batch.positives, log_q)
+        if loss == "bce":
+            return losses.bce(logits, batch.positives)
+        raise ValueError(f'loss must be one of {get_args(losses.LossName)}, got "{loss}"')
+
+    def sampled_logits(
+        self, batch: PackedBatch, training: bool = True, seed: Tensor | None = None
+    ) -> Tensor:
+        """Score each token's positive and negatives.
+
+        Parameters
+        ----------
+        batch : with positives and negatives; ids must be inside the tables
+        training : False turns dropout and SSE off even if the module is in training mode
+        seed : (1,) int64 on the model's device, for all that is drawn; from torch's global generator if not given
+
+        Returns
+        -------
+        (N, 1 + K), the positives in column 0; 0 where the scored id is 0
+        """
+        _check_has_targets(batch, need_negatives=True)
+        return self._sampled_logits(*self._encode_targets(batch, training, seed))[0]
+
+    def score(self, batch: PackedBatch, candidates: Tensor, user_part: bool = True) -> Tensor:
+        """Score candidates as each sequence's next item, without dropout.
+
+        Parameters
+        ----------
+        batch : B sequences; an empty one gets finite scores
+        candidates : (B, C) int64 item ids
+        user_part : False leaves out the user's part, which is the same for all candidates of a sequence.
+            It cannot change their order, but where it is large, adding it rounds close scores to ties.
+
+        Returns
+        -------
+        (B, C) float32 or wider, also for a model in half precision: rounded scores would tie
+        """
+        hidden = self._last_hidden(batch)  # (B, D)
+        # One row for each sequence, as if each had one token.
+        one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
+        users = batch.users if user_part else None
+        return self._score(hidden, candidates, users, one_each)
+
+    def encode_last(
+        self, batch: PackedBatch, user_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Split scores for the next item into queries (B, Di) and user parts (B,), without dropout.
+
+        The score of item j is `queries @ E_item[j] + user_part`; the user part is the same for all items.
+        Both are float32 or wider.
+
+        Parameters
+        ----------
+        batch : B sequences; an empty one gets finite scores
+        user_vectors : (B, Du) of the table's dtype, used instead of the table's rows
+        """
+        hidden = self._last_hidden(batch, user_vectors)  # (B, D)
+        item_dim = self.config.item_dim
+        queries, rest = hidden[:, :item_dim].contiguous(), hidden[:, item_dim:]
+        table = self.user_embedding_layer
+        if table is None:
+            return queries, queries.new_zeros(len(queries))
+        vectors = table(batch.users) if user_vectors is None else user_vectors  # (B, Du)
+        return queries, (rest * vectors.to(hidden.dtype) * math.sqrt(rest.shape[1])).sum(1)
+
+    def mean_user_vector(self) -> Tensor | None:
+        """(Du,) mean of the user vectors, used for unknown users; None without a user table."""
+        table = self.user_embedding_layer
+        return None if table is None else table.weight[1:].mean(0)
+
+    def embedding_tables(self) -> list[nn.Parameter]:
+        """Return the tables that `l2_reg` applies to: items, positions, users."""
+        tables = [self.item_embedding_layer.weight, self.positional_embedding_layer.weight]
+        if self.user_embedding_layer is not None:
+            tables.append(self.user_embedding_layer.weight)
+        return cast("list[nn.Parameter]", tables)
+
+    @property
+    def item_num(self) -> int:
+        """Items have the ids 1..item_num."""
+        return self.config.item_num
+
+    @property
+    def seq_max_len(self) -> int:
+        """T: the model sees this many of a user's last events."""
+        return self.config.seq_max_len
+
+    @property
+    def num_neg_test(self) -> int:
+        """Negatives that `evaluate` ranks each positive against."""
+        return self.config.num_neg_test
+
+    @property
+    def l2_reg(self) -> float:
+        """Weight of ½‖table‖² in training."""
+        return self.config.l2_reg
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of dropping a feature or an attention weight in training."""
+        return self.config.dropout_rate
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the parameters are on."""
+        return self.item_embedding_layer.weight.device
+
+    def _encode_targets(
+        self, batch: PackedBatch, training: bool, seed: Tensor | None
+    ) -> tuple[PackedBatch, Tensor]:
+        """The batch as it is trained on, with ids replaced by SSE, and its hidden states (N, D)."""
+        sse, drop = self._sse, Dropout.none()
+        if training and self.training and (sse.is_active or self.dropout_rate > 0):
+            if seed is None:
+                seed = torch.randint(2**63 - 1, (1,)).to(self.device)
+            if sse.is_active:
+                users = self.config.user_num if isinstance(self.config, SSEPTConfig) else 0
+                batch = replace_ids(batch, sse, users, self.item_num, seed)
+            if self.dropout_rate > 0:
+                # Masks are a function of the row in this process's part of the batch: with the same
+                # seed, every process would drop the same elements.
+                own = seed + batch.process if isinstance(batch, BatchPart) else seed
+                drop = Dropout(self.dropout_rate, own)
+        return batch, self.encode(batch, drop)
+
+    def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, 1 + K) and the items that they score, the positives in column 0."""
+        assert batch.positives is not None
+        assert batch.negatives is not None
+        items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
+        return self._score(hidden, items, batch.users, batch.cu_seqlens), items
+
+    def _last_hidden(self, batch: PackedBatch, user_vectors: Tensor | None = None) -> Tensor:
+        """Hidden states of the last tokens, (B, D), in float32 or wider."""
+        hidden = self.encode(batch, last_only=True, user_vectors=user_vectors)
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+
+    def _score(
+        self, hidden: Tensor, items: Tensor, users: Tensor | None, cu_seqlens: Tensor
+    ) -> Tensor:
+        """Logits of (N, K) items for (N, D) hidden states; without users, their item part alone.
+
+        In the wider of the states' and the tables' dtypes.
+        """
+        table = self.user_embedding_layer if users is not None else None
+        if users is None:
+            hidden = hidden[:, : self.config.item_dim]
+        item_weight = self.item_embedding_layer.weight
+        wide = torch.promote_types(hidden.dtype, item_weight.dtype)
+        return ops.sampled_logits(
+            hidden.to(wide),
+            item_weight.to(wide),
+            None if table is None else table.weight.to(wide),
+            items,
+            None if table is None else users,
+            cu_seqlens,
+            backend=self.backend,
+        )
+
+
+def _check_has_targets(batch: PackedBatch, need_negatives: bool) -> None:
+    if batch.positives is None or (need_negatives and batch.negatives is None):
+        raise ValueError(f"batch must have positives{' and negatives' if need_negatives else ''}")

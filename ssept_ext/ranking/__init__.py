@@ -1,0 +1,1 @@
+"""Scoring the whole catalogue in bounded memory."""

@@ -1,0 +1,13 @@
+"""Recommendations, similar items, vectors, and export."""
+
+from ssept_ext.serving.by_index import Recommendations
+from ssept_ext.serving.recommendation import recommend, similar_items
+from ssept_ext.serving.vectors import item_vectors, user_state
+
+__all__ = [
+    "Recommendations",
+    "item_vectors",
+    "recommend",
+    "similar_items",
+    "user_state",
+]

@@ -1,0 +1,70 @@
+"""`recommend` and `similar_items` as methods of a model: by raw ids if the model has them, else by index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.serving.by_index import recommend_by_index, similar_by_index
+from ssept_ext.serving.by_raw_id import recommend_by_raw_id, similar_by_raw_id
+
+
+def recommend(
+    model: SequentialRecommender,
+    histories: SASRecDataSet | Mapping[Any, Sequence[Any]] | None = None,
+    users: Sequence[Any] | None = None,
+    k: int = 10,
+    *,
+    candidates: Sequence[Any] | None = None,
+    exclude_seen: bool = True,
+    with_scores: bool = True,
+    batch_size: int = 256,
+) -> Any:
+    """Return each user's k best items.
+
+    A model that `fit` trained takes raw ids and returns a data frame: see
+    `ssept_ext.serving.by_raw_id.recommend_by_raw_id`. Other models, and calls with a `SASRecDataSet`, use the
+    indices of the embedding tables: `histories` is required, and the result is `Recommendations`; see
+    `ssept_ext.serving.by_index.recommend_by_index`.
+
+    Raises
+    ------
+    ValueError
+        If the model has no histories and none are given, or `with_scores` is False for indices.
+
+    Examples
+    --------
+    >>> from ssept_ext import SSEPT
+    >>> model = SSEPT(item_num=9, user_num=2, seq_max_len=4, embedding_dim=4, conv_dims=[8, 8])
+    >>> model.recommend({1: [3, 5], 2: [7]}, k=3).items.shape
+    (2, 3)
+    """
+    options: dict[str, Any] = {
+        "candidates": candidates,
+        "exclude_seen": exclude_seen,
+        "batch_size": batch_size,
+    }
+    if model.known is not None and not isinstance(histories, SASRecDataSet):
+        return recommend_by_raw_id(model, histories, users, k, with_scores=with_scores, **options)
+    if histories is None:
+        raise ValueError(
+            f"histories must be given, because this model stores none: pass histories=, or train with "
+            f"{type(model).__name__}.fit"
+        )
+    if not with_scores:
+        raise ValueError("with_scores must be True for ids that are indices, got False")
+    return recommend_by_index(model, histories, users, k, **options)
+
+
+def similar_items(model: SequentialRecommender, items: Sequence[Any], k: int = 10) -> Any:
+    """Return the k items closest to each of `items` by cosine similarity of their vectors, itself left out.
+
+    A model that `fit` trained takes raw ids and returns a data frame: see
+    `ssept_ext.serving.by_raw_id.similar_by_raw_id`. Others take indices and return `Recommendations`: see
+    `ssept_ext.serving.by_index.similar_by_index`.
+    """
+    if model.known is None:
+        return similar_by_index(model, items, k)
+    return similar_by_raw_id(model, items, k)

@@ -1,0 +1,81 @@
+"""Users and histories of a request, as the model's indices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from ssept_ext.data.histories import IntArray, to_csr
+from ssept_ext.data.id_map import IdMap, RawId
+from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.serving.by_index import check_inside
+
+_ACCEPTED = {"int64": (int, np.integer), "str": str, "uuid": UUID}
+
+
+def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntArray:
+    """Numbers of a history's items, raw ids if the model knows them; unknown ones are dropped with a warning.
+
+    Raises as `recommend` and `recommend_by_raw_id`.
+    """
+    if model.known is not None:
+        return encode_items(model.known, {"history": history}, "events")[0]
+    numbers = to_csr({1: history}).items
+    check_inside("item", numbers, model.item_num)
+    return numbers
+
+
+def encode_user(model: SequentialRecommender, user: Any | None) -> int:
+    """The number of a user, by raw id if the model knows these; 0 for None and for an unknown one."""
+    if user is None:
+        return 0
+    if model.known is not None:
+        check_raw_type(model.known.user_ids, [user])
+        return int(model.known.user_ids.encode([user], unknown="zero")[0])
+    numbers = to_csr({user: []}).users
+    check_inside("user", numbers, getattr(model, "user_num", None))
+    return int(numbers[0])
+
+
+def known_of(model: SequentialRecommender) -> KnownHistories:
+    if model.known is None:
+        raise ValueError(
+            f"the model knows no raw ids: {type(model).__name__}.fit makes one that does"
+        )
+    return model.known
+
+
+def encode_items(
+    known: KnownHistories, histories: Mapping[Any, Sequence[Any]], what: str
+) -> list[IntArray]:
+    """Numbers of the items of each history; unknown ones are dropped and counted in a warning."""
+    encoded = []
+    for items in histories.values():
+        check_raw_type(known.item_ids, items)
+        encoded.append(known.item_ids.encode(items, unknown="zero"))
+    num_all = sum(map(len, encoded))
+    kept = [numbers[numbers != 0] for numbers in encoded]
+    if unknown := num_all - sum(map(len, kept)):
+        warnings.warn(
+            f"dropped {unknown} of {num_all} {what}: their items are none of the "
+            f"{len(known.item_ids)} that the model knows",
+            stacklevel=4,
+        )
+    return kept
+
+
+def check_raw_type(id_map: IdMap, ids: Sequence[RawId]) -> None:
+    """Refuse ids of another type, which could only be unknown, and would look like new ones."""
+    if isinstance(ids, str):
+        raise TypeError(f"{id_map.noun}s must be a sequence of ids, got the string {ids!r}")
+    for value in ids:
+        if not isinstance(value, _ACCEPTED[id_map.type]):  # type: ignore[arg-type]
+            raise TypeError(
+                f"{id_map.noun} ids must be {id_map.type}, as in training, "
+                f"got {value!r} of type {type(value).__name__}"
+            )

@@ -1,0 +1,21 @@
+"""Training: the loop, its options, callbacks, and `fit`."""
+
+from ssept_ext.training.callbacks import Callback, EpochFigures, Progress, csv_log, tensorboard_log
+from ssept_ext.training.fitting import fit
+from ssept_ext.training.interruption import TrainingInterrupted
+from ssept_ext.training.loop import train_model
+from ssept_ext.training.options import TrainingOptions
+from ssept_ext.training.plotting import plot_curves
+
+__all__ = [
+    "Callback",
+    "EpochFigures",
+    "Progress",
+    "TrainingInterrupted",
+    "TrainingOptions",
+    "csv_log",
+    "fit",
+    "plot_curves",
+    "tensorboard_log",
+    "train_model",
+]

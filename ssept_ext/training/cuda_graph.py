@@ -1,0 +1,364 @@
+"""Capture one training step in a CUDA graph, and replay it on new batches."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssept_ext.data.packed import PackedBatch
+from ssept_ext.training.step import EagerStep, Step, draw_seed
+
+Replay = Callable[[], Tensor]
+"""Takes the step that was captured; its loss."""
+
+_EAGER_STEPS_BEFORE_CAPTURE = 3
+_MISFIT_RATES = (1e-4, 1e-8, 0.0)
+"""Of batches with more tokens than a graph has room for: of the first graph, and of those that replace it."""
+
+
+def training_step(
+    eager_step: EagerStep,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    seq_max_len: int,
+    num_processes: int = 1,
+    lengths: NDArray[np.int64] | None = None,
+) -> Step:
+    """The fastest step for a device: on a GPU by CUDA graphs, see `growing_step`, unless processes share it."""
+    if device.type == "cuda" and num_processes > 1:
+        warnings.warn(
+            f"training takes eager steps, because {num_processes} processes share them",
+            stacklevel=2,
+        )
+    if device.type != "cuda" or num_processes > 1:
+        return lambda batch: eager_step(batch.to(device), draw_seed().to(device))
+    return growing_step(eager_step, optimizer, device, seq_max_len, lengths)
+
+
+def growing_step(
+    eager_step: EagerStep,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    seq_max_len: int,
+    lengths: NDArray[np.int64] | None = None,
+    gpu: _Gpu | None = None,
+) -> Step:
+    """A step by CUDA graphs, captured again with a larger capacity where a batch has too many tokens.
+
+    `lengths` are the lengths that sequences are drawn from; if they are not known, those of the first batch
+    stand for them. The capacity grows at most twice, the second time to the most tokens that a batch can have.
+    The graph sees changes of the optimizer's settings only in tensors that are written in place.
+    """
+    if gpu is None and device.type == "cuda":
+        gpu = _Gpu(device)
+    graphed: CudaGraphStep | None = None
+    misfit_rates = iter(_MISFIT_RATES)
+
+    def step(batch: PackedBatch) -> Tensor:
+        nonlocal graphed, lengths
+        if lengths is None:
+            lengths = batch.cu_seqlens.diff().long().numpy()
+        if graphed is None or graphed.may_grow_for(batch):
+            if graphed is not None:
+                graphed.close()
+            shape = BatchShape.like(batch, seq_max_len, lengths, next(misfit_rates, 0.0))
+            graphed = CudaGraphStep(eager_step, optimizer, device, seq_max_len, shape, gpu)
+        return graphed(batch)
+
+    return step
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The sizes that a graph is captured for."""
+
+    capacity: int
+    """Tokens that fit; those a batch has not are spare, see `PackedBatch`."""
+    batch_size: int
+    num_negatives: int
+
+    @staticmethod
+    def like(
+        batch: PackedBatch,
+        seq_max_len: int,
+        lengths: NDArray[np.int64] | None = None,
+        misfit_rate: float = _MISFIT_RATES[0],
+    ) -> BatchShape:
+        """A shape for this batch on the CPU and all but `misfit_rate` of the batches like it.
+
+        Their sequences' lengths are drawn from `lengths`, or from those of this batch.
+        """
+        assert batch.negatives is not None
+        if lengths is None:
+            lengths = batch.cu_seqlens.diff().long().numpy()
+        batch_size = len(batch.users)
+        capacity = tokens_for(lengths.clip(max=seq_max_len), batch_size, misfit_rate)
+        if misfit_rate == 0:
+            capacity = batch_size * seq_max_len
+        capacity = max(capacity, len(batch.items))
+        return BatchShape(-(-capacity // 64) * 64, batch_size, batch.negatives.shape[1])
+
+    def fits(self, batch: PackedBatch) -> bool:
+        """Whether the batch can take the place of the one that was captured."""
+        assert batch.negatives is not None
+        return (
+            len(batch.items) <= self.capacity
+            and len(batch.users) == self.batch_size
+            and batch.negatives.shape[1] == self.num_negatives
+        )
+
+
+def tokens_for(lengths: NDArray[np.int64], batch_size: int, misfit_rate: float) -> int:
+    """The number that the tokens of `batch_size` sequences exceed with a probability of at most `misfit_rate`.
+
+    Their lengths are drawn from `lengths`, each as likely, with replacement.
+    """
+    shares = np.bincount(lengths, minlength=1) / max(len(lengths), 1)
+    num_sums = batch_size * (len(shares) - 1) + 1
+    # The distribution of a sum is the convolution of those of its terms, exact to rounding (1e-13).
+    sums = np.fft.irfft(np.fft.rfft(shares, num_sums) ** batch_size, num_sums)
+    at_least = np.cumsum(sums[::-1])[::-1]
+    return int((at_least > misfit_rate).sum()) - 1
+
+
+class _Buffer:
+    """A dropout seed and a batch of fixed shape in one piece of memory, so that one copy moves all of it."""
+
+    def __init__(
+        self, shape: BatchShape, max_seqlen: int, device: torch.device, pinned: bool = False
+    ) -> None:
+        tokens, sequences = shape.capacity, shape.batch_size
+        sizes = {
+            "seed": 1,
+            "users": sequences,
+            "items": tokens,
+            "positions": tokens,
+            "positives": tokens,
+            "negatives": tokens * shape.num_negatives,
+            "cu_seqlens": (sequences + 2) // 2,  # int32 in the room of int64
+        }
+        self.memory = torch.zeros(
+            sum(sizes.values()), dtype=torch.int64, device=device, pin_memory=pinned
+        )
+        part = dict(zip(sizes, torch.split(self.memory, list(sizes.values())), strict=True))
+        self.seed = part["seed"]
+        self.batch = PackedBatch(
+            users=part["users"],
+            items=part["items"],
+            positions=part["positions"],
+            cu_seqlens=part["cu_seqlens"].view(torch.int32)[: sequences + 1],
+            max_seqlen=max_seqlen,
+            positives=part["positives"],
+            negatives=part["negatives"].view(tokens, shape.num_negatives),
+        )
+
+    def fill(self, batch: PackedBatch, seed: Tensor) -> None:
+        """Take over a batch and a seed on the CPU; spare tokens become zeros."""
+        self.seed.copy_(seed)
+        for name in (f.name for f in fields(PackedBatch) if f.name != "max_seqlen"):
+            mine, given = getattr(self.batch, name), getattr(batch, name)
+            mine[: len(given)] = given
+            mine[len(given) :] = 0
+
+
+class CudaGraphStep:
+    """A training step on batches of up to a fixed number of tokens.
+
+    The first steps run eagerly, as a capture needs; then one is captured in a CUDA graph, and all later ones replay
+    it. Each batch is written to pinned memory and copied to the GPU on a stream of its own while the step before it
+    runs. Nothing waits for the GPU. A batch that does not fit takes an eager step. Where the capture fails, a warning
+    says why, and all steps are eager. On a CPU they always are, on the same padded buffers.
+
+    The optimizer's settings are captured as they are then, but for tensors, which are read in every step.
+    """
+
+    def __init__(
+        self,
+        step: EagerStep,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        seq_max_len: int,
+        shape: BatchShape,
+        gpu: _Gpu | None = None,
+    ) -> None:
+        """Prepare for batches of `shape`; sets `capturable` in an optimizer on a GPU that has it."""
+        self.shape = shape
+        self._eager_step, self._optimizer, self._device = step, optimizer, device
+        self._input = _Buffer(shape, seq_max_len, device)
+        self._gpu = _Gpu(device) if gpu is None and device.type == "cuda" else gpu
+        self._replay: Replay | None = None
+        self._eager_steps_left: float = _EAGER_STEPS_BEFORE_CAPTURE
+        if self._gpu is not None:
+            for group in optimizer.param_groups:
+                if "capturable" in group:
+                    group["capturable"] = True
+            self._gpu.prepare(self._input, shape)
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Take a step on a batch on the CPU; the loss is overwritten by the next step."""
+        seed = draw_seed()
+        if not self.shape.fits(batch):
+            return self._eager_step(batch.to(self._device), seed.to(self._device))
+        if self._gpu is None:
+            self._input.fill(batch, seed)
+            return self._step_on_input()
+        self._gpu.send(batch, seed)
+        if self._replay is None and self._eager_steps_left == 0:
+            self._capture(self._gpu)
+        if self._replay is not None:
+            return self._replay()
+        self._eager_steps_left -= 1
+        return self._gpu.run(self._step_on_input)
+
+    def may_grow_for(self, batch: PackedBatch) -> bool:
+        """Whether a graph with room for more tokens would do for this batch, and this one does not."""
+        tokens = len(batch.items)
+        has_failed = math.isinf(self._eager_steps_left)
+        return (
+            tokens > self.shape.capacity
+            and replace(self.shape, capacity=tokens).fits(batch)
+            and not has_failed
+        )
+
+    def close(self) -> None:
+        """Give the memory of the graph back, in which the gradients lie, too."""
+        self._replay = None
+        self._optimizer.zero_grad()
+
+    def _step_on_input(self) -> Tensor:
+        return self._eager_step(self._input.batch, self._input.seed)
+
+    def _capture(self, gpu: _Gpu) -> None:
+        self._optimizer.zero_grad()  # so that the captured backward makes gradients of its own
+        try:
+            self._replay = gpu.capture(self._step_on_input)
+        except CaptureError as error:
+            warnings.warn(f"training takes eager steps, as {error}", stacklevel=3)
+            self._eager_steps_left = math.inf
+
+
+class CaptureError(RuntimeError):
+    """A step cannot be captured in a CUDA graph; says why, and what else is then impossible."""
+
+
+class _Gpu:
+    """What graphed steps do on a GPU, on two streams beside the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # For the eager steps too: autograd remembers the stream on which a parameter was first used.
+        self._capturing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._transfers: list[_Transfer] = []
+
+    def prepare(self, target: _Buffer, shape: BatchShape) -> None:
+        """Make ways to `target` for batches of this shape, in the place of those to another one."""
+        self._transfers = [_Transfer(target, shape) for _ in range(2)]
+
+    def send(self, batch: PackedBatch, seed: Tensor) -> None:
+        """Queue a batch on the CPU into the target, behind what the current stream has to do."""
+        self._transfers.reverse()
+        self._transfers[0].send(batch, seed, self._copies)
+
+    def run(self, step: Callable[[], Tensor]) -> Tensor:
+        """Take a step on the stream that a later one will be captured on."""
+        current = torch.cuda.current_stream(self._device)
+        self._capturing.wait_stream(current)
+        with torch.cuda.stream(self._capturing):
+            loss = step()
+        current.wait_stream(self._capturing)
+        return loss
+
+    def capture(self, step: Callable[[], Tensor]) -> Replay:
+        """Capture a step without taking it; what takes it gives its loss, always in the same memory."""
+        graph = torch.cuda.CUDAGraph()
+        # The allocator's name of it is needed where the capture fails: `graph.pool()` then does not tell.
+        pool = torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream(self._device)
+        reason: Exception | None = None
+        try:
+            with torch.cuda.graph(graph, pool, self._capturing):
+                try:
+                    loss = step()
+                except Exception as error:
+                    reason = error
+                    raise
+        except RuntimeError as error:
+            # `torch.cuda.graph` leaves its own stream behind where it fails.
+            torch.cuda.set_stream(current)
+            # After a step that failed, the end of the capture fails as well, and has less to say.
+            message = f"capturing one in a CUDA graph failed: {reason or error}"
+            try:
+                _undo_failed_capture(graph, pool, self._capturing)
+            except RuntimeError as second:
+                message += f"; this process cannot capture any more: {second}"
+            raise CaptureError(message) from error
+
+        def replay() -> Tensor:
+            graph.replay()
+            return loss
+
+        return replay
+
+
+_failed_graphs: list[torch.cuda.CUDAGraph] = []
+
+
+def _undo_failed_capture(
+    graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.cuda.Stream
+) -> None:
+    """Let torch capture, empty its cache and draw random numbers again; raises RuntimeError where it cannot.
+
+    Where a capture fails, `CUDAGraph.capture_end` (torch 2.11) throws before it has told the allocator and the
+    generator that it is over. The allocator then refuses `empty_cache`, which every capture begins with, and the
+    generator refuses to draw outside a graph.
+    """
+    # The allocator of pinned memory is not told either, and Python cannot. It calls the graph, which must outlive it.
+    _failed_graphs.append(graph)
+    index = stream.device.index
+    # The first raises where `capture_end` came that far. Then the graph releases the pool.
+    with suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
+    with suppress(RuntimeError):
+        graph.reset()
+    current = torch.cuda.current_stream(index)
+    try:
+        # The end of a capture that succeeds resets the generator. An empty one would cause a warning.
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+            torch.zeros(1, device=stream.device)
+    finally:
+        torch.cuda.set_stream(current)
+
+
+class _Transfer:
+    """One half of a double buffer: while a step reads one half, the next batch is copied into the other."""
+
+    def __init__(self, target: _Buffer, shape: BatchShape) -> None:
+        device = target.memory.device
+        self._target = target
+        self._pinned = _Buffer(shape, target.batch.max_seqlen, torch.device("cpu"), pinned=True)
+        self._staging = torch.empty_like(target.memory)
+        self._arrived, self._taken = (torch.cuda.Event() for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.current_stream(device).synchronize()  # `_staging` is there for every stream
+
+    def send(self, batch: PackedBatch, seed: Tensor, copies: torch.cuda.Stream) -> None:
+        """Queue the batch into the target, behind what the current stream has to do."""
+        self._arrived.synchronize()  # of two steps ago: the pinned memory may be written again
+        self._pinned.fill(batch, seed)
+        copies.wait_event(self._taken)
+        with torch.cuda.stream(copies):
+            self._staging.copy_(self._pinned.memory, non_blocking=True)
+            self._arrived.record()
+        current = torch.cuda.current_stream(self._staging.device)
+        current.wait_event(self._arrived)
+        self._target.memory.copy_(self._staging)
+        self._taken.record(current)

@@ -1,0 +1,95 @@
+"""Data-parallel training: each process takes a part of every batch."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssept_ext.data.packed import BatchPart, PackedBatch
+from ssept_ext.distributed import check_same, raise_if_peer_lost, size
+from ssept_ext.training.step import Loss
+
+
+def check_batch_size(batch_size: int, num_processes: int) -> None:
+    """Refuse, by a ValueError, a batch that leaves processes without a sequence."""
+    if batch_size < num_processes:
+        raise ValueError(
+            f"batch_size must be at least {num_processes}, the number of processes that share a "
+            f"batch, got {batch_size}"
+        )
+
+
+def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
+    """The part of a batch on the CPU that one process trains on: consecutive sequences, at least one.
+
+    The parts are disjoint, make up the batch, and are cut where their numbers of tokens are closest
+    to equal.
+    """
+    num_sequences = len(batch.users)
+    check_batch_size(num_sequences, num_processes)
+    assert batch.positives is not None
+    assert batch.negatives is not None
+    offsets = batch.cu_seqlens.numpy().astype(np.int64)
+    inner = np.arange(1, num_processes)
+    nearest = np.searchsorted((offsets[1:] + offsets[:-1]) / 2, offsets[-1] * inner / num_processes)
+    # One sequence each, whatever their lengths.
+    spare = np.maximum.accumulate(nearest - inner).clip(0, num_sequences - num_processes)
+    bounds = [0, *(spare + inner).tolist(), num_sequences]
+    first, last = bounds[process : process + 2]
+    start, end = offsets[first], offsets[last]
+    positives = batch.positives[start:end]
+    num_targets = int(batch.positives[: offsets[-1]].count_nonzero())
+    return BatchPart(
+        users=batch.users[first:last],
+        items=batch.items[start:end],
+        positions=batch.positions[start:end],
+        cu_seqlens=batch.cu_seqlens[first : last + 1] - batch.cu_seqlens[first],
+        max_seqlen=int(np.diff(offsets[first : last + 1]).max()),
+        positives=positives,
+        negatives=batch.negatives[start:end],
+        process=process,
+        first_sequence=first,
+        first_token=int(start),
+        target_share=int(positives.count_nonzero()) / max(1, num_targets),
+    )
+
+
+def check_same_batch(batch: PackedBatch) -> None:
+    """Refuse samplers that draw another batch in another process."""
+    sha = hashlib.sha256()
+    for ids in (batch.users, batch.items, batch.positives, batch.negatives):
+        assert ids is not None
+        sha.update(ids.numpy().tobytes())
+    check_same(**{"the sampler's batch (give it a seed)": sha.hexdigest()[:16]})
+
+
+class _LossModule(nn.Module):
+    """A model's loss as what it computes, because DistributedDataParallel reduces the gradients of a forward."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: PackedBatch, seed: Tensor) -> Tensor:
+        return self._loss(batch, seed)
+
+
+def data_parallel(model: nn.Module, loss: Loss) -> Loss:
+    """The loss of a `BatchPart` such that gradients, averaged over processes, are those of the whole batch.
+
+    Its own average over processes is the loss of the whole batch. All processes begin with the
+    parameters of process 0.
+    """
+    with raise_if_peer_lost():
+        parallel = DistributedDataParallel(_LossModule(model, loss), gradient_as_bucket_view=True)
+
+    def weighted(batch: PackedBatch, seed: Tensor) -> Tensor:
+        assert isinstance(batch, BatchPart)
+        value: Tensor = parallel(batch, seed)
+        return value * (batch.target_share * size())
+
+    return weighted

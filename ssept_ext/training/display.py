@@ -1,0 +1,62 @@
+"""What a training shows on stderr while it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+EPOCHS_PER_LINE = 10
+
+
+class Display:
+    """A progress bar for each epoch on a terminal; elsewhere a line after every tenth epoch and the last.
+
+    Parameters
+    ----------
+    enabled : False shows nothing
+    """
+
+    def __init__(self, num_epochs: int, num_steps: int, enabled: bool) -> None:
+        self._num_epochs, self._num_steps = num_epochs, num_steps
+        self._shows_bar = enabled and sys.stderr.isatty()
+        self._prints_lines = enabled and not self._shows_bar
+        self._bar: tqdm = tqdm(disable=True)
+        self._figures = self._validation = ""
+
+    @contextmanager
+    def epoch(self, epoch: int, num_done: int) -> Iterator[None]:
+        """Show an epoch, from 1, of which `num_done` steps are done already."""
+        with tqdm(
+            total=self._num_steps,
+            initial=num_done,
+            desc=f"epoch {epoch}/{self._num_epochs}",
+            unit="step",
+            disable=not self._shows_bar,
+        ) as self._bar:
+            yield
+
+    def update(self, num_done: int, loss: float, samples_per_second: float) -> None:
+        """Show how many steps of the epoch are done, and their mean loss."""
+        self._figures = f"loss {loss:.4f}, {samples_per_second:,.0f} samples/s"
+        self._bar.set_postfix_str(self._figures, refresh=False)
+        self._bar.update(num_done - self._bar.n)
+
+    def validated(self, ndcg: float, hr: float) -> None:
+        """Show the figures of a validation."""
+        self._validation = f", valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}"
+        self._bar.set_postfix_str(f"{self._figures}{self._validation}")
+
+    def epoch_is_over(self, epoch: int) -> None:
+        """Print a line where one is due. It has the newest validation's figures."""
+        due = epoch % EPOCHS_PER_LINE == 0 or epoch == self._num_epochs
+        if self._prints_lines and due:
+            figures = f"{self._figures}{self._validation}"
+            print(f"epoch {epoch}/{self._num_epochs}: {figures}", file=sys.stderr, flush=True)
+
+    def say(self, message: str) -> None:
+        """Print a message, unless nothing is shown."""
+        if self._shows_bar or self._prints_lines:
+            print(message, file=sys.stderr)

@@ -1,0 +1,113 @@
+"""From events under raw ids to a trained model, in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from ssept_ext._extension import Backend
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.id_map import IdMap
+from ssept_ext.data.interactions import Interactions
+from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.sampling.negatives import NothingUnseenError
+from ssept_ext.training.callbacks import Callback
+from ssept_ext.training.recipe import Recipe
+
+Model = TypeVar("Model", bound=SequentialRecommender)
+
+
+def fit(
+    kind: type[Model],
+    interactions: Interactions,
+    *,
+    preset: str | None = None,
+    hold_out: bool = True,
+    verbose: bool = True,
+    seed: int = 0,
+    n_workers: int = 1,
+    backend: Backend = "auto",
+    device: torch.device | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> Model:
+    """Make a model for the users and items of `interactions` and train it.
+
+    Without options, this trains the best model found for its class (`DEFAULT_PRESETS`), as `ssept train` does.
+    The constructor and `train_model`, in contrast, have recommenders' defaults.
+
+    The model keeps the raw ids and all histories as its `known`; `save_pretrained` writes them, and `recommend`
+    and `similar_items` take and return raw ids.
+
+    Parameters
+    ----------
+    kind : SSEPT or SASREC; `SSEPT.fit(interactions)` is `fit(SSEPT, interactions)`
+    preset : a name in `ssept_ext.training.presets.PRESETS`, such as "sse-pt++"; None for the class's default
+    hold_out : leave the last two events of each user with three or more out of training, for
+        `val_epoch` and for `model.evaluate(interactions.to_dataset())`. False trains on all events, for
+        a model in service: nothing is left to evaluate it on. Recommendations use all events either way.
+    verbose, checkpoint, callbacks : as for `ssept_ext.training.train_model`
+    seed : for parameters, batches and dropout; torch's global generator is left as it was
+    n_workers : threads that draw batches
+    device : None for CUDA where there is a GPU
+    options : changes of the preset: the constructor's arguments except `item_num` and `user_num` (`conv_dims`
+        defaults to the model's width), fields of `SamplerOptions`, `LoopOptions` and `TrainingOptions`
+
+    Raises
+    ------
+    TypeError
+        If `interactions` is something else, or an option is unknown; names it.
+    ValueError
+        If an option is out of range, there is nobody to train on, or to validate on, or a user has seen every item;
+        names the user by raw id.
+    """
+    if not isinstance(interactions, Interactions):
+        raise TypeError(
+            f"interactions must be Interactions, such as Interactions.from_dataframe makes, "
+            f"got {type(interactions).__name__}"
+        )
+    dataset = interactions.to_dataset()
+    recipe = Recipe.of(kind, preset, options, len(dataset.user_train))
+    if not hold_out:
+        if recipe.loop.val_epoch:
+            raise ValueError(f"val_epoch must be 0 without hold_out, got {recipe.loop.val_epoch}")
+        _train_on_all(dataset)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    num_items, num_users = len(interactions.item_ids), len(interactions.user_ids)
+    with torch.random.fork_rng(devices=[]), _raw_ids_in_errors(interactions.user_ids):
+        torch.manual_seed(seed)
+        model = recipe.make_model(num_items, num_users, backend).to(device)
+        with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:
+            recipe.train(
+                model,
+                dataset,
+                sampler,
+                verbose=verbose,
+                checkpoint=checkpoint,
+                callbacks=callbacks,
+            )
+    model.known = KnownHistories.from_interactions(interactions)
+    return model
+
+
+@contextmanager
+def _raw_ids_in_errors(user_ids: IdMap) -> Iterator[None]:
+    """Let the error of a user who has seen every item name the user by raw id."""
+    try:
+        yield
+    except NothingUnseenError as error:
+        (raw,) = user_ids.decode([error.user]).tolist()
+        raise NothingUnseenError(error.user, error.num_items, raw) from None
+
+
+def _train_on_all(dataset: SASRecDataSet) -> None:
+    dataset.user_train = dataset.User
+    dataset.user_valid = {user: [] for user in dataset.User}
+    dataset.user_test = {user: [] for user in dataset.User}

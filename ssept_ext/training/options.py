@@ -1,0 +1,102 @@
+"""Options of training: each is declared once, here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import InitVar, dataclass
+from typing import Literal
+
+from ssept_ext.network.losses import LossName
+from ssept_ext.utils.options import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    PROPER_FRACTION,
+    Range,
+    check_options,
+    option,
+)
+
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How long to train and on how much at a time: recommenders' arguments of `train_model`, with its defaults.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range; names option, limit and value.
+    """
+
+    num_epochs: int = option(10, "passes of (users / batch size) steps", Range(1), flag="epochs")
+    batch_size: int = option(128, "sequences in a batch, of all processes together", Range(1))
+    learning_rate: float = option(0.001, "step size of Adam", POSITIVE)
+    val_epoch: int = option(0, "validate after every so many epochs; 0 for never", NOT_NEGATIVE)
+    eval_batch_size: int = option(256, "users that validation encodes at a time", Range(1))
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to train, beyond recommenders' arguments: more keywords of `SSEPT.train_model`.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range; names option, limit and value.
+    """
+
+    loss: LossName = option("bce", "what is minimised, see ssept_ext.network.losses")
+    gbce_t: float = option(0.75, 'calibration of "gbce"', PROBABILITY)
+    adam_betas: tuple[float, float] = option(
+        (0.9, 0.999), "decay rates of Adam's moments", PROPER_FRACTION
+    )
+    schedule: Schedule = option(
+        "constant", 'of the learning rate: "cosine" decays to 0 over all epochs'
+    )
+    warmup_steps: int = option(
+        0, "steps over which the learning rate first rises linearly", NOT_NEGATIVE
+    )
+    max_grad_norm: float | None = option(
+        None, "scale the gradients of all parameters together down to this norm", POSITIVE
+    )
+    precision: Precision | None = option(
+        None,
+        'of matrix products and attention in training steps: "float32" (the default), "tf32" for the '
+        'tensor cores of GPUs (float32 on CPUs), or "bf16", hidden states in bfloat16 by autocast',
+    )
+    bf16: InitVar[bool | None] = None
+    """True is an older spelling of precision="bf16"."""
+    patience: int = option(
+        0, "stop after this many validations without improvement; 0 for never", NOT_NEGATIVE
+    )
+    restore_best: bool = option(False, "keep the best model by validation, not the last")
+
+    def __post_init__(self, bf16: bool | None) -> None:
+        if self.precision is None:
+            object.__setattr__(self, "precision", "bf16" if bf16 else "float32")
+        elif bf16 is not None and bf16 != (self.precision == "bf16"):
+            raise ValueError(
+                f'bf16={bf16} contradicts precision="{self.precision}": leave bf16 out'
+            )
+        check_options(self)
+
+    def learning_rate_factor(self, step: int, num_steps: int) -> float:
+        """The factor of the learning rate at step `step`, from 0, of `num_steps`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def check_together(loop: LoopOptions, options: TrainingOptions) -> None:
+    """Refuse, by a ValueError, options that need validations when there are none."""
+    if (options.patience or options.restore_best) and not loop.val_epoch:
+        raise ValueError("patience and restore_best need a val_epoch of at least 1, got 0")

@@ -1,0 +1,238 @@
+"""A training in progress: model, optimizer, history, and everything that a checkpoint of it holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssept_ext import distributed
+from ssept_ext.checkpoint.training_state import TrainingState, load_training, save_training
+from ssept_ext.data.packed import PackedBatch
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.sampling.protocols import LengthKnowingSampler, Sampler, SeekableSampler
+from ssept_ext.training import data_parallel
+from ssept_ext.training.callbacks import Callback, EpochFigures, Progress
+from ssept_ext.training.cuda_graph import training_step
+from ssept_ext.training.options import LoopOptions, TrainingOptions
+from ssept_ext.training.step import eager_step, make_loss, make_optimizer
+
+History = dict[str, list[float]]
+
+
+class Run:
+    """A training in progress.
+
+    Attributes
+    ----------
+    epoch : number of completed epochs
+    losses : (steps completed in the current epoch,) float64
+    seconds : seconds spent on the current epoch's completed steps
+    history : figures of the completed epochs, as `train_model` returns them
+    best : the parameters at the best validation so far; empty unless `restore_best`
+    stopped : whether a callback has ended the training
+    """
+
+    def __init__(
+        self,
+        model: SequentialRecommender,
+        sampler: Sampler,
+        loop: LoopOptions,
+        options: TrainingOptions,
+        num_steps: int,
+    ) -> None:
+        self.model, self.sampler = model, sampler
+        self.loop, self.options, self.num_steps = loop, options, num_steps
+        self.optimizer = make_optimizer(model, loop.learning_rate, options.adam_betas)
+        self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
+        self.epoch = 0
+        self.stopped = False
+        self.losses = torch.zeros(0, dtype=torch.float64)
+        self.seconds = 0.0
+        self.best: dict[str, Tensor] = {}
+        self._steps_done = 0
+        self._learning_rate = loop.learning_rate
+        if model.device.type == "cuda":  # where a captured step reads it
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(loop.learning_rate, device=model.device)
+        loss = make_loss(model, sampler, options)
+        if distributed.size() > 1:
+            loss = data_parallel.data_parallel(model, loss)
+        self._step = training_step(
+            eager_step(self.optimizer, loss, options.max_grad_norm),
+            self.optimizer,
+            model.device,
+            model.seq_max_len,
+            distributed.size(),
+            sampler.sequence_lengths() if isinstance(sampler, LengthKnowingSampler) else None,
+        )
+        self._must_compare_batches = distributed.size() > 1
+
+    def take_step(self, batch: PackedBatch) -> Tensor:
+        """Take a training step on a batch on the CPU and return its loss; never waits for the device.
+
+        If several processes train, each computes a part of the batch, and the average of their losses is the
+        loss of the batch.
+        """
+        num_steps = self.num_steps * self.loop.num_epochs
+        factor = self.options.learning_rate_factor(self._steps_done, num_steps)
+        self._set_learning_rate(self.loop.learning_rate * factor)
+        self._steps_done += 1
+        if distributed.size() > 1:
+            if self._must_compare_batches:
+                data_parallel.check_same_batch(batch)
+                self._must_compare_batches = False
+            batch = data_parallel.shard(batch, distributed.rank(), distributed.size())
+        with distributed.raise_if_peer_lost():
+            return self._step(batch)
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        if learning_rate == self._learning_rate:  # spares a GPU the launches
+            return
+        self._learning_rate = learning_rate
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
+
+    @contextmanager
+    def in_training_mode(self) -> Iterator[None]:
+        """Training mode; afterwards the mode from before, and no gradients."""
+        was_training = self.model.training
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+            self.optimizer.zero_grad()  # they may hold the memory of a CUDA graph
+
+    def is_over(self) -> bool:
+        """Whether all epochs are done, a callback ended the training, or patience ran out."""
+        ndcgs, patience = self.history["val_ndcg"], self.options.patience
+        ran_out = 0 < patience < len(ndcgs) and max(ndcgs[-patience:]) <= max(ndcgs[:-patience])
+        return self.stopped or ran_out or self.epoch >= self.loop.num_epochs
+
+    def end_epoch(self) -> None:
+        """Enter the current epoch, whose steps are all done, in the history."""
+        self.history["loss"].append(self.losses.mean().item())
+        self.history["seconds"].append(sum(self.history["seconds"][-1:]) + self.seconds)
+        self.epoch += 1
+        self.losses, self.seconds = self.losses[:0], 0.0
+
+    def note_validation(self, ndcg: float, hr: float) -> None:
+        """Enter a validation after the last epoch, and keep the parameters if it is the best so far."""
+        is_best = ndcg > max(self.history["val_ndcg"], default=-math.inf)
+        self.history["val_ndcg"].append(ndcg)
+        self.history["val_hr"].append(hr)
+        if is_best and self.options.restore_best:
+            self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
+
+    def call(self, callbacks: Sequence[Callback]) -> None:
+        """Call the callbacks after an epoch; any of them, in any process, may end the training."""
+        if callbacks:
+            progress = Progress(self.model, self._figures())
+            wishes = [callback(progress) for callback in callbacks]
+            self.stopped = any(distributed.gather(any(wishes)))
+
+    def _figures(self) -> list[EpochFigures]:
+        """The history, epoch by epoch."""
+        history, val_epoch = self.history, self.loop.val_epoch
+        validations = zip(history["val_ndcg"], history["val_hr"], strict=True)
+        epochs = []
+        for i, (seconds, loss) in enumerate(
+            zip(history["seconds"], history["loss"], strict=True), 1
+        ):
+            was_validated = val_epoch and i % val_epoch == 0
+            ndcg, hr = next(validations) if was_validated else (None, None)
+            epochs.append(EpochFigures(i, i * self.num_steps, round(seconds, 3), loss, ndcg, hr))
+        return epochs
+
+    def where(self) -> str:
+        """How far the training is, for messages."""
+        epochs = f"{self.loop.num_epochs}"
+        if len(self.losses):
+            step = f"step {len(self.losses)} of {self.num_steps}"
+            return f"{step} of epoch {self.epoch + 1} of {epochs}"
+        return f"epoch {self.epoch} of {epochs}"
+
+    def settings(self) -> dict[str, Any]:
+        """What a training must have in common with the one that it resumes, as JSON stores it."""
+        assert isinstance(self.sampler, SeekableSampler)
+        settings = {
+            "model": type(self.model).__name__,
+            **asdict(self.model.config),
+            **asdict(self.options),
+            "learning_rate": self.loop.learning_rate,
+            "val_epoch": self.loop.val_epoch,
+            "steps of an epoch": self.num_steps,
+            **{f"{name} of the sampler": value for name, value in self.sampler.settings.items()},
+        }
+        if self.options.schedule != "constant":
+            settings["num_epochs"] = self.loop.num_epochs
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save the whole state, between two steps."""
+        assert isinstance(self.sampler, SeekableSampler)
+        moments = self.optimizer.state_dict()["state"]
+        state = TrainingState(
+            settings=self.settings(),
+            epoch=self.epoch,
+            ended=self.stopped,
+            seconds=self.seconds,
+            next_batch=self.sampler.tell(),
+            history=self.history,
+            rng=torch.get_rng_state(),
+            losses=self.losses,
+            model=self.model.state_dict(),
+            optimizer={f"{i}.{name}": x for i, xs in moments.items() for name, x in xs.items()},
+            best=self.best,
+        )
+        save_training(state, folder)
+
+    def resume(self, folder: str | os.PathLike[str]) -> None:
+        """Continue the training whose state is in `folder`, if there is one.
+
+        Raises
+        ------
+        ValueError
+            If the sampler cannot seek, or the saved training has other settings; names the first.
+        """
+        if not isinstance(self.sampler, SeekableSampler):
+            raise ValueError(
+                f"checkpoint needs a sampler with seek and tell, such as WarpSampler, "
+                f"got {type(self.sampler).__name__}"
+            )
+        state = load_training(folder)
+        if state is None:
+            return
+        if "precision" not in state.settings:  # saved when there was only `bf16`
+            state.settings["precision"] = TrainingOptions(bf16=state.settings.get("bf16")).precision
+        for name, value in self.settings().items():
+            if state.settings.get(name) != value:
+                raise ValueError(
+                    f"checkpoint {folder} is of a training with {name} = "
+                    f"{state.settings.get(name)!r}, got {value!r}"
+                )
+        self.model.load_state_dict(state.model)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.optimizer.items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.sampler.seek(state.next_batch)
+        torch.set_rng_state(state.rng)
+        self.history, self.best = state.history, state.best
+        self.epoch, self.stopped = state.epoch, state.ended
+        self.losses, self.seconds = state.losses, state.seconds
+        self._steps_done = state.epoch * self.num_steps + len(state.losses)

@@ -1,0 +1,87 @@
+"""One training step: the loss of a batch, its gradients, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssept_ext.data.packed import PackedBatch
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.sampling.protocols import Sampler
+from ssept_ext.training.options import TrainingOptions
+
+Loss = Callable[[PackedBatch, Tensor], Tensor]
+"""(batch, seed (1,) int64), both on the model's device -> scalar loss. Tokens behind the last sequence do not count."""
+EagerStep = Callable[[PackedBatch, Tensor], Tensor]
+"""(batch, seed), both on the model's device -> loss, detached; takes a training step."""
+Step = Callable[[PackedBatch], Tensor]
+"""(batch with positives and negatives on the CPU) -> loss, detached, on the model's device; takes a training step."""
+
+
+def draw_seed() -> Tensor:
+    """(1,) int64 on the CPU, from torch's global generator: the seed of all that a step draws."""
+    return torch.randint(2**63 - 1, (1,))
+
+
+def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingOptions) -> Loss:
+    """The loss that the options name, with the sampler's probabilities of negatives, under autocast for bf16."""
+    log_probs = None
+    if options.loss == "sampled_softmax":
+        drawn = getattr(sampler, "negative_log_probs", None)
+        if drawn is not None:
+            log_probs = torch.from_numpy(drawn).float().to(model.device)
+
+    def loss(batch: PackedBatch, seed: Tensor) -> Tensor:
+        with torch.autocast(
+            model.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"
+        ):
+            return model.training_loss(
+                batch,
+                loss=options.loss,
+                gbce_t=options.gbce_t,
+                negative_log_probs=log_probs,
+                seed=seed,
+            )
+
+    return loss
+
+
+def make_optimizer(
+    model: SequentialRecommender, learning_rate: float, betas: tuple[float, float]
+) -> torch.optim.Adam:
+    """Adam with Keras' epsilon; its (coupled) weight decay is the gradient of the L2 term."""
+    tables = model.embedding_tables()
+    ids = {id(table) for table in tables}
+    others = [p for p in model.parameters() if id(p) not in ids]
+    groups: list[dict[str, Any]] = [
+        {"params": tables, "weight_decay": model.l2_reg},
+        {"params": others},
+    ]
+    return torch.optim.Adam(
+        groups,
+        lr=learning_rate,
+        betas=betas,
+        eps=1e-7,
+        fused=tables[0].device.type in ("cpu", "cuda"),
+    )
+
+
+def eager_step(
+    optimizer: torch.optim.Optimizer, loss: Loss, max_grad_norm: float | None = None
+) -> EagerStep:
+    """Make a step of loss, gradients, clipping to a norm if one is given, and update. It never waits for the device."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(batch: PackedBatch, seed: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        value = loss(batch, seed)
+        value.backward()  # type: ignore[no-untyped-call]
+        if max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        return value.detach()
+
+    return step

@@ -1,0 +1,123 @@
+"""Options as fields of dataclasses.
+
+A field made by `option` has its default, its help text and its range in one place. Constructors check values by
+them (`check_options`), the command line makes its flags of them (`ssept_ext.cli.options`), and so do the tables
+of the documentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers. NaN is in none, and infinity only where `high` says so."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "finite and positive" if self.open_low else f"finite and at least {self.low:g}"
+        left, right = "(["[not self.open_low], ")]"[not self.open_high]
+        return f"in {left}{self.low:g}, {self.high:g}{right}"
+
+
+PROBABILITY = Range(0, 1)
+PROPER_FRACTION = Range(0, 1, open_high=True)
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+
+
+def option(default: T, help: str, within: Range | None = None, *, flag: str | None = None) -> T:
+    """Declare a field of a dataclass of options.
+
+    Parameters
+    ----------
+    default : of the field
+    help : one line, which begins in lower case and ends without a full stop
+    within : of numbers; None leaves the check to the dataclass
+    flag : on the command line, without the leading dashes; the field's name with dashes if not given
+    """
+    metadata = {"help": help, "within": within, "flag": flag}
+    made: T = field(default=default, metadata=metadata)
+    return made
+
+
+def check_options(options: Any) -> None:
+    """Check the fields that `option` declared, and turn integers of other types into int.
+
+    Raises
+    ------
+    ValueError
+        If a value is of another type, or outside its range or choices; names field, limit and value.
+    """
+    hints = get_type_hints(type(options))
+    for declared in fields(options):
+        if "help" not in declared.metadata:
+            continue
+        value = getattr(options, declared.name)
+        kind = without_none(hints[declared.name])
+        if value is None and kind is not hints[declared.name]:
+            continue
+        checked = checked_value(declared, kind, value)
+        if checked is not value:
+            object.__setattr__(options, declared.name, checked)  # the dataclass is frozen
+
+
+def checked_value(declared: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
+    """A value of a field that `option` declared, of the type `kind`; raises as `check_options`."""
+    name, within = declared.name, declared.metadata["within"]
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f'{name} must be one of {get_args(kind)}, got "{value}"')
+    elif kind is int:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = None
+        low = int(within.low)
+        if number is None or isinstance(value, bool) or number < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+        return number
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+    elif within is not None and get_origin(kind) is tuple:
+        length = len(get_args(kind))
+        if len(value) != length or not all(x in within for x in value):
+            raise ValueError(f"{name} must be {length} numbers {within}, got {value!r}")
+        return tuple(value)
+    elif within is not None and not (_is_number(value) and value in within):
+        raise ValueError(f"{name} must be {within}, got {value!r}")
+    return value
+
+
+def without_none(kind: Any) -> Any:
+    """X of `X | None`; any other type as it is."""
+    given = [x for x in get_args(kind) if x is not type(None)]
+    is_optional = len(given) == 1 and type(None) in get_args(kind)
+    return given[0] if is_optional else kind
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, (bool, str))
