@@ -143,6 +143,13 @@ def test_links_and_names_of_files_lead_to_files(page):
     assert [str(path) for path in paths if "OP" not in path.stem and not path.exists()] == []
 
 
+def test_every_page_is_in_the_navigation():
+    settings = (ROOT / "mkdocs.yml").read_text()
+    pages = [page.name for page in sorted((ROOT / "docs").glob("*.md"))]
+
+    assert [page for page in pages if f": {page}\n" not in settings] == []
+
+
 def test_every_reason_not_to_run_is_one_for_a_command_of_the_pages():
     blocks = [block for page in PAGES for block in blocks_of(page.read_text())]
     commands = [
