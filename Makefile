@@ -12,14 +12,20 @@ WHEEL_ENV := $(if $(CUDAARCHS),,env -u CUDAARCHS)
 # Two GPU generations are enough for a development build; a plain `pip install .` takes CMakeLists.txt's default.
 export CUDAARCHS ?= 80-real;90-real
 
-# What the synthetic data set is made for: a window that shows little of the user. See ssept_ext/datasets.py.
+# The synthetic data set is made for a short window, see ssept_ext/data/synthetic.py.
 DEMO_OPTIONS ?= --seq-max-len 2 --window-sampling-prob 1 --num-blocks 1 --item-embedding-dim 32 \
-  --user-embedding-dim 16 --dropout-rate 0.1 --learning-rate 0.005 --epochs 100 --val-epoch 25
+  --user-embedding-dim 16 --dropout-rate 0.1 --loss sampled_softmax --num-negatives 16 \
+  --schedule cosine --learning-rate 0.01 --epochs 60 --val-epoch 10
+# The demo uses the development environment if there is one, or installs only what it needs.
+DEMO_INSTALLED := $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/demo-installed)
+# CUDA kernels take minutes to build, so the demo builds them only where it can use them: for the GPU that is there.
+GPUS = $(shell nvcc --version >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null)
+DEMO_BUILD_ENV = $(if $(GPUS),CUDAARCHS=native,SSEPT_CUDA=OFF)
 
 .PHONY: help demo test lint format docs wheel bench gpu-check clean
 
 help:
-	@echo "make demo    train, evaluate and recommend on a synthetic data set"
+	@echo "make demo    build for the CPU (or this machine's GPU), train and evaluate on a synthetic data set"
 	@echo "make test    install into $(VENV) and run the tests"
 	@echo "make lint    check format, style and types"
 	@echo "make format  format all sources"
@@ -28,8 +34,9 @@ help:
 	@echo "make bench   measure against eager PyTorch; results go to bench/results"
 	@echo "make gpu-check  build, test, measure and sanitize on this machine's GPU; results go to bench/results"
 
-demo: $(VENV)/installed
-	$(BIN)/ssept train $(DEMO_OPTIONS)
+# One thread: the model is so small that a second one only costs time.
+demo: $(DEMO_INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/ssept train $(DEMO_OPTIONS)
 
 test: $(VENV)/installed
 	$(BIN)/pytest $(PYTEST_OPTIONS)
@@ -79,4 +86,12 @@ $(VENV)/installed: $(SOURCES)
 	$(BIN)/pip install --quiet --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3
 	# Pinned: a newer one could ask for another torch.
 	$(BIN)/pip install --quiet tensordict==0.15.3 pyre-extensions==0.0.32 lightning-utilities==0.15.3
+	touch $@
+
+# Without build isolation, which would unpack torch a second time, and without compiling modules that are never imported.
+$(VENV)/demo-installed: $(SOURCES)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile "$(TORCH)" "scikit-build-core>=0.10" "pybind11>=2.13" "ninja>=1.11" \
+	  "cmake>=3.26"
+	$(DEMO_BUILD_ENV) $(BIN)/pip install --quiet --no-compile --no-build-isolation .
 	touch $@
