@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt README.md \
-  $(wildcard csrc/*.cpp csrc/*/*) $(wildcard ssept_ext/*.py ssept_ext/*/*.py)
+  $(wildcard csrc/*.cpp csrc/*/* csrc/*/*/*) $(wildcard ssept_ext/*.py ssept_ext/*/*.py ssept_ext/*/*/*.py)
 
 # A wheel is for the GPUs of CMakeLists.txt's default, or for those that the caller names.
 WHEEL_ENV := $(if $(CUDAARCHS),,env -u CUDAARCHS)

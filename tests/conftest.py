@@ -3,7 +3,7 @@ import signal
 
 import pytest
 import torch
-from implementations import implementation as implementation_named
+from support.implementations import implementation as implementation_named
 
 
 def pytest_collection_modifyitems(items):

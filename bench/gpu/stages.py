@@ -71,7 +71,7 @@ def stages_of(device: str, out: Path, scratch: Path, quick: bool) -> list[Stage]
     failing = " or ".join(FAILING_CAPTURES)
     files = [
         str(file)
-        for file in sorted(TESTS.glob("test_*.py"))
+        for file in sorted(TESTS.rglob("test_*.py"))
         if any(name in file.read_text() for name in FAILING_CAPTURES)
     ]
 

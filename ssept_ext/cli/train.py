@@ -54,8 +54,8 @@ _MODEL = (
     *("architecture", "seq_max_len", "num_blocks", "attention_num_heads", "user_embedding_dim"),
     *("dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
 )
-_OWN = ("seed", "n_workers", "tensorboard")
-"""Options of a run that are not of its recipe."""
+_OWN = {"seed": 0, "n_workers": 1, "tensorboard": False}
+"""Options of a run that are not of its recipe; what a version that lacked one did."""
 
 
 def train(options: argparse.Namespace) -> int:
@@ -80,8 +80,8 @@ def resume(options: argparse.Namespace) -> int:
         )
     kind = _KINDS[recorded["model"]]
     recorded = _updated(recorded, kind)
-    for name in _OWN:
-        setattr(options, name, recorded[name])
+    for name, default in _OWN.items():
+        setattr(options, name, recorded.get(name, default))
     names = [name for group in option_names(kind).values() for name in group]
     recipe = Recipe.from_options(kind, {name: recorded[name] for name in names if name in recorded})
     with distributed.process_group(choose_device(options), options.timeout):
@@ -216,7 +216,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="precision",
         action="store_const",
         const="bf16",
-        help="short for --precision bf16",
+        help="short for --precision bf16 (default: no)",
     )
     others = [name for name in names["training"] if name not in ("precision", "bf16")]
     add_fields(group, TrainingOptions, defaults, others)

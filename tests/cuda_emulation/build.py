@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import building
-from building import ASAN_AND_UBSAN, CSRC, LANGUAGE, ROOT
+from support import building
+from support.building import ASAN_AND_UBSAN, CSRC, LANGUAGE, ROOT
 
 Mode = Literal["plain", "sanitize", "race"]
 MODES: tuple[Mode, ...] = ("plain", "sanitize", "race")

@@ -1,0 +1,85 @@
+"""The figures in README and docs are those of the files in bench/results."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = "bench/results/2026-11-26-amd-epyc-2-cores.txt"
+PAGE = "docs/performance.md"
+
+
+def run_script(root, *arguments):
+    return subprocess.run(
+        [sys.executable, "-B", str(root / "docs/figures.py"), *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The pages and the results, to change."""
+    shutil.copy(ROOT / "README.md", tmp_path)
+    for folder in ("docs", "bench/results"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    return tmp_path
+
+
+def replace(path, before, after):
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+
+
+def test_pages_have_the_figures_of_the_result_files():
+    check = run_script(ROOT, "--check")
+
+    assert (check.returncode, check.stderr) == (0, "")
+
+
+def test_a_figure_that_was_changed_by_hand_is_found_and_put_right(copy):
+    replace(copy / PAGE, "| training step | 4.9 ×", "| training step | 9.4 ×")
+
+    check, write = run_script(copy, "--check"), run_script(copy)
+
+    assert check.returncode == 1
+    assert "performance.md" in check.stderr
+    assert write.stdout == f"wrote {PAGE}\n"
+    assert (copy / PAGE).read_text() == (ROOT / PAGE).read_text()
+
+
+def test_a_new_result_reaches_tables_and_sentences(copy):
+    replace(copy / RESULT, "eager baseline                        4.87", "eager baseline  12.34")
+    replace(copy / RESULT, "Ours needs 49 MiB", "Ours needs 50 MiB")
+
+    run_script(copy)
+
+    page = (copy / PAGE).read_text()
+    assert "| training step | 12.3 ×" in page
+    assert "<!-- figures: recommend-mib -->50<!-- end --> MiB" in page
+
+
+def test_a_result_that_is_no_longer_there_is_an_error(copy):
+    replace(copy / "bench/results/reproduce-2026-11-26.md", "| sasrec-seed-0,bf16=true |", "| x |")
+
+    assert run_script(copy, "--check").returncode == 1
+
+
+def test_a_marker_without_an_end_is_an_error(copy):
+    replace(copy / PAGE, "49<!-- end -->", "49")
+
+    check = run_script(copy, "--check")
+
+    assert "<!-- end -->" in check.stderr
+
+
+def test_a_figure_at_the_start_of_a_line_is_an_error_because_it_ends_the_paragraph(copy):
+    replace(copy / PAGE, " <!-- figures: recommend-mib", "\n<!-- figures: recommend-mib")
+
+    check = run_script(copy, "--check")
+
+    assert "begin" in check.stderr

@@ -1,0 +1,96 @@
+"""The CUDA kernels' own tests, run again on the emulation under other orders of threads and under its checkers.
+
+In the plain mode and the first order of threads they run with the other implementations, in the test file of each op.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+from cuda_emulation.build import Mode, run_python
+
+TESTS = [
+    "ops/test_bias_dropout.py",
+    "ops/test_causal_attention.py",
+    "ops/test_position_layer_norm.py",
+    "ops/test_sampled_logits.py",
+    "ops/test_user_item_embedding.py",
+]
+# Those left out launch the same kernels a thousand times, or on thousands of tokens.
+CHECKED = "emulated and not gradcheck and not same_bits"
+# The race detector takes minutes for the longest sequences of attention, and learns nothing new from them.
+# Senseless offsets give two sequences the same output, which is a race.
+RACE_CHECKED = f"{CHECKED} and not 257 and not 513 and not senseless"
+# Attention is what asks for the most shared memory. These tests launch its kernels of every type and width.
+ATTENTION_TYPES = f"{CHECKED} and (each_type or tf32 or drops_exactly)"
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Run:
+    mode: Mode = "plain"
+    thread_order: int = 0
+    shared_memory: int = 227 * KIB
+    """What a block may have: 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80, 227 KiB on sm_90."""
+    tests: Sequence[str] = tuple(TESTS)
+    selection: str = CHECKED
+    at_least: int = 500
+
+    def __str__(self):
+        return f"{self.mode}-{self.thread_order}-{self.shared_memory // KIB}-KiB"
+
+    def start(self):
+        variables = {
+            "EMU_SEED": str(self.thread_order),
+            "EMU_SHARED_MEMORY": str(self.shared_memory),
+            "OMP_NUM_THREADS": "1",
+        }
+        return run_python(
+            self.mode, "-m", "pytest", "-q", "-s", "-k", self.selection, *self.tests, **variables
+        )
+
+
+ATTENTION = Run(tests=("ops/test_causal_attention.py",), selection=ATTENTION_TYPES, at_least=40)
+RUNS = [
+    Run("plain", 1),
+    Run("plain", 2),
+    Run("sanitize", 0),
+    Run("race", 0, selection=RACE_CHECKED),
+    Run("race", 1, selection=RACE_CHECKED),
+    replace(ATTENTION, shared_memory=99 * KIB),
+    replace(ATTENTION, shared_memory=163 * KIB),
+]
+
+
+@cache
+def start_all():
+    """The emulation runs on one thread, so there is a run for every core."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    return {case: pool.submit(case.start) for case in RUNS}
+
+
+@pytest.mark.parametrize("case", RUNS, ids=str)
+def test_kernels_pass_their_tests(case):
+    done = start_all()[case].result()
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    passed = int(re.search(r"(\d+) passed", done.stdout)[1])
+    assert passed >= case.at_least, "the selection has lost its tests"
+
+
+def test_a_device_with_too_little_shared_memory_is_named_with_what_it_has_and_what_is_needed():
+    code = """
+from support.implementations import implementation
+from test_causal_attention import Ragged, arguments, attention, gradients
+import torch
+
+emulated = implementation("emulated")
+a = arguments(Ragged("", (70,)), 1, 256, dtype=torch.float32)
+gradients(a, attention(emulated), a.q)
+"""
+    done = run_python("plain", "-c", code, EMU_SHARED_MEMORY="66560")
+    message = "causal_attention_backward: a kernel needs 99840 bytes of shared memory in a block, "
+    assert message + "but CUDA device 0 has 66560" in done.stderr

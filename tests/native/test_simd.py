@@ -1,0 +1,41 @@
+"""The kernels that are compiled for several kinds of registers, on narrower ones than this machine's widest."""
+
+import re
+
+import pytest
+from support.building import run_python
+from support.implementations import NARROWER_SIMD, SIMD
+
+TESTS = [
+    "ops/test_philox.py",
+    "ops/test_causal_attention.py",
+    "ops/test_bias_dropout.py",
+    "ops/test_user_item_embedding.py",
+]
+
+
+@pytest.mark.parametrize("level", NARROWER_SIMD)
+def test_kernels_pass_their_tests_on_narrower_registers(level):
+    done = run_python(
+        {"SSEPT_SIMD": level},
+        *("-m", "pytest", "-q", *TESTS),
+        *("-k", "native and not opcheck or philox or definition"),
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 100, (
+        "the selection has lost its tests"
+    )
+
+
+@pytest.mark.parametrize("level", SIMD)
+def test_info_tells_the_registers_used(level):
+    code = "from ssept_ext import build_info; print(build_info().simd)"
+    done = run_python({"SSEPT_SIMD": level}, "-c", code)
+    assert done.stdout.strip() == SIMD[min(len(NARROWER_SIMD), SIMD.index(level))], done.stderr
+
+
+def test_unknown_registers_are_refused():
+    done = run_python({"SSEPT_SIMD": "AVX"}, "-c", "import ssept_ext")
+    assert done.returncode == 1
+    assert 'ValueError: SSEPT_SIMD must be baseline, avx2 or avx512, got "AVX"' in done.stderr

@@ -1,0 +1,175 @@
+"""Random ragged batches through every op, forward and backward: native against the reference in float64."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.samples import Ragged, outputs_and_gradients, random_ids
+from support.tolerances import assert_close
+
+from ssept_ext.ops import reference
+
+ITEM_NUM, USER_NUM, SEQ_MAX_LEN = 29, 5, 24
+
+# The same batches on every run: what fails in one place fails everywhere.
+every_batch = settings(derandomize=True, deadline=None, max_examples=80)
+
+ragged_batches = st.builds(
+    Ragged,
+    st.just("random"),
+    st.lists(st.one_of(st.just(0), st.integers(1, 70)), max_size=7).map(tuple),
+    st.integers(0, 5),
+)
+generators = st.integers(0, 2**32).map(lambda seed: torch.Generator().manual_seed(seed))
+dtypes = st.sampled_from([torch.float32, torch.float64])
+widths = st.integers(3, 70)
+dropouts = st.tuples(
+    st.sampled_from([0.0, 0.1, 0.7]),
+    st.integers(-(2**63), 2**63 - 1).map(lambda seed: torch.tensor([seed])),
+    st.integers(0, 2**32 - 1),
+)
+
+
+def widened(x):
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def assert_native_matches_reference(op, generator, shape, *arguments):
+    """`shape` is that of the first output."""
+    dtype = next(x.dtype for x in arguments if isinstance(x, torch.Tensor))
+    grad = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    actual = outputs_and_gradients(getattr(torch.ops.ssept_ext, op), arguments, grad)
+    exact = outputs_and_gradients(
+        getattr(reference, op), [widened(x) for x in arguments], grad.double()
+    )
+    assert len(actual) == len(exact)
+    for x, y in zip(actual, exact, strict=True):
+        assert x.dtype == dtype
+        # A gradient that is 0 but for the rounding of float64 is 0.
+        assert_close(x, torch.where(y.abs() < 1e-14, 0, y))
+
+
+def normal(generator, dtype, *shape):
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def tables(generator, dtype, item_width, user_width):
+    item_weight = normal(generator, dtype, ITEM_NUM + 1, item_width)
+    user_weight = normal(generator, dtype, USER_NUM + 1, user_width) if user_width else None
+    return item_weight, user_weight
+
+
+def users_of(ragged, generator, user_width):
+    shape = (len(ragged.lengths),)
+    return random_ids(generator, shape, USER_NUM, padding=0.2) if user_width else None
+
+
+@every_batch
+@given(ragged_batches, generators, dtypes, widths, st.one_of(st.just(0), widths), dropouts)
+def test_user_item_embedding(ragged, generator, dtype, item_width, user_width, dropout):
+    n = ragged.num_tokens
+    assert_native_matches_reference(
+        "user_item_embedding",
+        generator,
+        (n, item_width + user_width),
+        *tables(generator, dtype, item_width, user_width),
+        normal(generator, dtype, SEQ_MAX_LEN, item_width + user_width),
+        random_ids(generator, (n,), ITEM_NUM, padding=0.1),
+        users_of(ragged, generator, user_width),
+        torch.randint(SEQ_MAX_LEN, (n,), generator=generator),
+        ragged.cu_seqlens(),
+        *dropout,
+    )
+
+
+@every_batch
+@given(ragged_batches, generators, dtypes, st.integers(8, 130))
+def test_position_layer_norm(ragged, generator, dtype, width):
+    n = ragged.num_tokens
+    assert_native_matches_reference(
+        "position_layer_norm",
+        generator,
+        (n, width),
+        normal(generator, dtype, n, width),
+        normal(generator, dtype, SEQ_MAX_LEN, width),
+        normal(generator, dtype, SEQ_MAX_LEN, width),
+        torch.randint(SEQ_MAX_LEN, (n,), generator=generator),
+        ragged.cu_seqlens(),
+    )
+
+
+@every_batch
+@given(
+    ragged_batches,
+    generators,
+    dtypes,
+    st.integers(1, 4),
+    st.integers(1, 70),
+    st.booleans(),
+    dropouts,
+)
+def test_causal_attention(ragged, generator, dtype, heads, head_size, newest_only, dropout):
+    queries = ragged
+    if newest_only:  # of each sequence, some of the newest tokens
+        lengths = [
+            int(torch.randint(length + 1, (), generator=generator)) for length in ragged.lengths
+        ]
+        queries = Ragged("random", tuple(lengths), ragged.spare)
+    shape_q, shape_k = ((x.num_tokens, heads, head_size) for x in (queries, ragged))
+    assert_native_matches_reference(
+        "causal_attention",
+        generator,
+        shape_q,
+        *(normal(generator, dtype, *shape) for shape in (shape_q, shape_k, shape_k)),
+        queries.cu_seqlens(),
+        ragged.cu_seqlens(),
+        queries.max_seqlen,
+        ragged.max_seqlen,
+        head_size**-0.5,
+        *dropout,
+    )
+
+
+@every_batch
+@given(
+    st.integers(0, 90),
+    st.integers(1, 130),
+    generators,
+    dtypes,
+    st.sampled_from(["plain", "relu", "residual"]),
+    dropouts,
+)
+def test_bias_dropout(rows, width, generator, dtype, variant, dropout):
+    shape = (rows, width)
+    assert_native_matches_reference(
+        "bias_dropout",
+        generator,
+        shape,
+        normal(generator, dtype, *shape),
+        normal(generator, dtype, width),
+        normal(generator, dtype, *shape) if variant == "residual" else None,
+        variant == "relu",
+        *dropout,
+    )
+
+
+@every_batch
+@given(
+    ragged_batches,
+    generators,
+    dtypes,
+    st.integers(0, 40),
+    widths,
+    st.one_of(st.just(0), widths),
+)
+def test_sampled_logits(ragged, generator, dtype, num_items, item_width, user_width):
+    n = ragged.num_tokens
+    assert_native_matches_reference(
+        "sampled_logits",
+        generator,
+        (n, num_items),
+        normal(generator, dtype, n, item_width + user_width),
+        *tables(generator, dtype, item_width, user_width),
+        random_ids(generator, (n, num_items), ITEM_NUM, padding=0.1),
+        users_of(ragged, generator, user_width),
+        ragged.cu_seqlens(),
+    )
