@@ -22,6 +22,7 @@ from measure import (
 )
 from workload import DIM, encoder_flops, load
 
+from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.evaluation.sampled import evaluate
 
 
@@ -31,13 +32,17 @@ def compare(options: Options) -> None:
     model = workload.model().to(options.device)
     baseline = eager.EagerSSEPT(model.config).to(options.device)
     baseline.load_state_dict(model.state_dict())
-    histories = [len(data.user_train[u]) + 1 for u, held_out in data.user_test.items() if held_out]
-    lengths = torch.tensor(histories).clamp(max=workload.seq_max_len)
+    inputs = data.histories("train", data.users_with("test"))
+    lengths = (torch.from_numpy(inputs.offsets).diff() + 1).clamp(max=workload.seq_max_len)
+    # Another one, because dicts that were handed out would take the place of our arrays.
+    data_in_dicts = SASRecDataSet(histories=data.histories("all"))
     flops = encoder_flops(lengths, model.config, last_only=True)
     times = side_by_side(
         {
             OURS: lambda: evaluate(model, data, seed=0),
-            "eager baseline": lambda: eager.evaluate(baseline, data, 0, model.num_neg_test),
+            "eager baseline": lambda: eager.evaluate(
+                baseline, data_in_dicts, 0, model.num_neg_test
+            ),
         },
         {"its matrix products at the rate of large ones": large_gemm_floor(flops, options)},
         options,

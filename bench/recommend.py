@@ -25,7 +25,7 @@ from torch import Tensor
 from workload import DIM
 
 from ssept_ext import SSEPT
-from ssept_ext.data.histories import to_csr
+from ssept_ext.data.histories import Histories
 from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks
 
 K = 10
@@ -34,7 +34,7 @@ SEQ_MAX_LEN = 50
 
 def recommend_plainly(model: SSEPT, histories: dict[int, list[int]]) -> Tensor:
     """(n, K) item ids by `topk` on every block and then on its results."""
-    seen = to_csr(histories)
+    seen = Histories.from_mapping(histories)
     found = []
     with torch.inference_mode():
         for rows, queries, _ in encode_groups(model, seen, batch_size=256):

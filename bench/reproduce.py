@@ -45,10 +45,114 @@ TEST_SEED = 42
 Metrics = dict[str, float]
 
 
-Settings = dict[str, Any]
-_MEASURED: Settings = {"val_epoch": 10, "restore_best": True}
-_OFTEN: Settings = {"val_epoch": 5}
-_WITHOUT_SSE: Settings = {"sse_user_prob": 0.0, "sse_item_prob": 0.0, "sse_joint": False}
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that a run depends on but data and seed. The defaults are for SSE-PT on ML-1M.
+
+    Those of the model and of SSE are the authors'. They train at a constant rate of .001 for up to 2001 epochs; a
+    higher one that decays needs fewer.
+    """
+
+    model: Literal["ssept", "sasrec"] = "ssept"
+    item_dim: int = 100
+    user_dim: int = 50
+    seq_max_len: int = 200
+    num_blocks: int = 2
+    num_heads: int = 1
+    dropout_rate: float = 0.2
+    l2_reg: float = 0.0
+    architecture: Architecture = "original"
+    embedding_init: EmbeddingInit = "xavier"
+    sse_user_prob: float = 0.92
+    """Of replacing: the authors' --threshold_user 0.08."""
+    sse_item_prob: float = 0.1
+    """Of replacing: the authors' --threshold_item 0.9."""
+    sse_target_prob: float = 0.0
+    sse_joint: bool = True
+    window_sampling_prob: float = 0.0
+    num_negatives: int = 1
+    popularity_exponent: float = 0.0
+    loss: LossName = "bce"
+    gbce_t: float = 0.75
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    adam_beta2: float = 0.98
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 200
+    max_grad_norm: float = 0.0
+    """0 for no clipping."""
+    bf16: bool = False
+    epochs: int = 600
+    val_epoch: int = 10
+    patience: int = 0
+    num_neg_test: int = 100
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.val_epoch <= self.epochs:
+            raise ValueError(
+                f"val_epoch must be in 1..{self.epochs} (epochs), got {self.val_epoch}"
+            )
+
+    def make_model(self, data: SASRecDataSet) -> SASREC:
+        width = self.item_dim + (self.user_dim if self.model == "ssept" else 0)
+        arguments: dict[str, Any] = {
+            "item_num": data.itemnum,
+            "embedding_dim": self.item_dim,
+            "conv_dims": [width, width],
+            "attention_num_heads": self.num_heads,
+        }
+        for name in (
+            *("seq_max_len", "num_blocks", "dropout_rate", "l2_reg", "architecture"),
+            *("embedding_init", "sse_item_prob", "sse_target_prob", "sse_joint", "num_neg_test"),
+        ):
+            arguments[name] = getattr(self, name)
+        if self.model == "sasrec":
+            return SASREC(**arguments)
+        return SSEPT(
+            user_num=data.usernum,
+            user_embedding_dim=self.user_dim,
+            sse_user_prob=self.sse_user_prob,
+            **arguments,
+        )
+
+    def make_sampler(self, data: SASRecDataSet, seed: int) -> WarpSampler:
+        return WarpSampler(
+            data.histories("train"),
+            data.usernum,
+            data.itemnum,
+            self.batch_size,
+            self.seq_max_len,
+            seed=seed,
+            num_negatives=self.num_negatives,
+            popularity_exponent=self.popularity_exponent,
+            window_sampling_prob=self.window_sampling_prob,
+        )
+
+    def training_options(self) -> TrainingOptions:
+        return TrainingOptions(
+            loss=self.loss,
+            gbce_t=self.gbce_t,
+            adam_betas=(0.9, self.adam_beta2),
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            max_grad_norm=self.max_grad_norm or None,
+            bf16=self.bf16,
+            patience=self.patience,
+            restore_best=True,
+        )
+
+
+_SASREC = Settings(
+    model="sasrec",
+    sse_user_prob=0.0,
+    sse_item_prob=0.0,
+    sse_joint=False,
+    learning_rate=2e-3,
+    warmup_steps=0,
+    epochs=120,
+    val_epoch=5,
+)
+_SSE_PT_PLUS_PLUS = Settings(window_sampling_prob=0.3)
 # Losses over many items learn more in an epoch.
 _FEWER_EPOCHS: Settings = {"learning_rate": 1e-3, "warmup_steps": 0, "num_epochs": 60, **_OFTEN}
 _SOFTMAX: Settings = {"loss": "softmax", **_FEWER_EPOCHS}

@@ -66,7 +66,12 @@ class Workload:
     def sampler(self) -> WarpSampler:
         data = self.dataset
         return WarpSampler(
-            data.user_train, data.usernum, data.itemnum, BATCH_SIZE, self.seq_max_len, seed=0
+            data.histories("train"),
+            data.usernum,
+            data.itemnum,
+            BATCH_SIZE,
+            self.seq_max_len,
+            seed=0,
         )
 
     def batch(self, device: torch.device) -> Batch:

@@ -1,7 +1,7 @@
 """Events, histories and batches: from files and data frames to `PackedBatch`."""
 
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.histories import Histories, to_csr
+from ssept_ext.data.histories import Histories
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.interactions import Interactions
 from ssept_ext.data.packed import PackedBatch, pack
@@ -15,5 +15,4 @@ __all__ = [
     "SASRecDataSet",
     "pack",
     "synthetic",
-    "to_csr",
 ]

@@ -4,52 +4,111 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args, overload
 
-from ssept_ext.data.histories import to_csr
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssept_ext.data.histories import Histories, IntArray, as_histories, check_ids
 from ssept_ext.data.text import group_by_user, read_events
+
+Part: TypeAlias = Literal["all", "train", "valid", "test"]
+
+
+class _DictView:
+    """A part of the histories as a dict, made at the first access.
+
+    The dict belongs to the user then, who may change it, so the data set reads this part from it.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._part: Part = part
+
+    @overload
+    def __get__(self, dataset: None, owner: type) -> _DictView: ...
+    @overload
+    def __get__(self, dataset: SASRecDataSet, owner: type) -> dict[int, list[int]]: ...
+    def __get__(
+        self, dataset: SASRecDataSet | None, owner: type
+    ) -> _DictView | dict[int, list[int]]:
+        if dataset is None:
+            return self
+        if self._part not in dataset._dicts:
+            dataset._dicts[self._part] = dataset.histories(self._part).to_dict()
+        return dataset._dicts[self._part]
+
+    def __set__(self, dataset: SASRecDataSet, value: dict[int, list[int]]) -> None:
+        dataset._dicts[self._part] = value
 
 
 class SASRecDataSet:
     """Histories of users, oldest event first, and their leave-one-out split.
 
-    The interface of recommenders' `SASRecDataSet`, except that the file is read and split when the
-    data set is made, so that a bad file fails here and no attribute is ever empty because `split`
-    is still to come. Ids start at 1 and need not be consecutive: users without events have no entry
-    in the dicts.
+    The last event of a user is the test item and the one before it the validation item. Users with
+    fewer than 3 events have training events only.
+
+    Histories are kept in flat arrays, which `histories` returns. The attributes of recommenders'
+    `SASRecDataSet` are built from them at the first access. A dict that was accessed or assigned
+    replaces the arrays for its part, so that changes to it are never ignored; this costs memory and time.
+    Unlike recommenders', this class reads and splits the file when it is constructed. Ids start at 1
+    and need not be consecutive: users without events have no entry in the dicts.
 
     Attributes
     ----------
-    User : dict[int, list[int]], user id to all item ids in time order.
-    Items : set[int], the items of all histories.
-    usernum, itemnum : int, the largest user and item id; tables need one row more.
-    user_train, user_valid, user_test : dict[int, list[int]] with the same keys as `User`. The last
-        event is the test item and the one before it the validation item; users with fewer than 3
-        events train only, with empty lists in the other two.
-    filename, col_sep : as given.
+    User
+        dict[int, list[int]], user id to all item ids in time order.
+    user_train, user_valid, user_test
+        dict[int, list[int]] with the same keys as `User`; lists of held-out items may be empty.
+    Items
+        set[int], the items of all histories.
+    usernum, itemnum
+        int, the largest user and item id. Embedding tables need one row more.
+    filename, col_sep
+        As given.
+
+    Examples
+    --------
+    >>> data = SASRecDataSet(histories={1: [4, 2, 9, 5], 2: [7]})
+    >>> data.histories("train").items
+    array([4, 2, 7])
+    >>> data.user_test
+    {1: [5], 2: []}
     """
+
+    User = _DictView("all")
+    user_train = _DictView("train")
+    user_valid = _DictView("valid")
+    user_test = _DictView("test")
 
     def __init__(
         self,
         filename: str | os.PathLike[str] | None = None,
         col_sep: str | None = " ",
         *,
-        histories: Mapping[int, Sequence[int]] | None = None,
+        histories: Mapping[int, Sequence[int]] | Histories | None = None,
+        hold_out: bool = True,
     ) -> None:
         """Read `filename`, or take `histories`.
 
         Parameters
         ----------
-        filename : lines `user item`, each user's in time order, or `user item time`, sorted here by
-            time (int or float; events of the same time stay in the order of the file). Read with
-            gzip if the name ends in .gz. Blank lines are skipped.
-        col_sep : what stands between columns, one or more characters; None for any run of
-            whitespace.
-        histories : user id to item ids in time order, instead of a file.
+        filename
+            A file of lines `user item`, each user's in time order, or `user item time`, which are
+            sorted by time (int or float; events of the same time stay in the order of the file). It
+            may be compressed with gzip, whatever its name. Blank lines are skipped.
+        col_sep
+            What separates columns, one or more characters; None for any run of whitespace.
+        histories
+            User id to item ids in time order, or `Histories`, instead of a file. Arrays are not copied.
+        hold_out
+            False makes every event a training event.
 
         Raises
         ------
-        ValueError : a malformed line, with file name, line number and text; ids that are not
-            integers from 1 to `MAX_ID`; a file or `histories` without events.
+        ValueError
+            If a line is malformed (names file, line number and text), an id is not an integer from 1
+            to `MAX_ID`, or there are no events.
         """
         if (filename is None) == (histories is None):
             raise ValueError("give either filename or histories, and not both")
@@ -61,30 +120,93 @@ class SASRecDataSet:
         self.col_sep = col_sep
         if histories is None:
             assert filename is not None
-            users, offsets, items = group_by_user(*read_events(filename, col_sep))
+            self._histories = group_by_user(*read_events(filename, col_sep))
         else:
-            users, offsets, items = to_csr(histories)
-            if not len(items):
-                raise ValueError(f"histories of {len(users)} users hold no events")
-        self.usernum = int(users.max())
-        self.itemnum = int(items.max())
-        bounds, events = offsets.tolist(), items.tolist()
-        self.Items: set[int] = set(events)
-        self.User: dict[int, list[int]] = {
-            user: events[bounds[row] : bounds[row + 1]] for row, user in enumerate(users.tolist())
-        }
-        self.split()
+            self._histories = as_histories(histories)
+            if not len(self._histories.items):
+                raise ValueError(f"histories of {len(self._histories.users)} users hold no events")
+        self._hold_out = hold_out
+        self._dicts: dict[Part, dict[int, list[int]]] = {}
+        self.usernum = int(self._histories.users.max())
+        self.itemnum = int(self._histories.items.max())
+
+    @cached_property
+    def Items(self) -> set[int]:
+        """The items of all histories."""
+        return set(np.unique(self.histories("all").items).tolist())
+
+    @property
+    def num_users(self) -> int:
+        """Number of users with an entry in `user_train`, which may be an empty one."""
+        return len(self._dicts.get("train", self._histories.users))
+
+    def histories(self, part: Part, users: ArrayLike | None = None) -> Histories:
+        """Return histories in arrays.
+
+        Parameters
+        ----------
+        part
+            "train", "valid" or "test"; "all" for the whole histories.
+        users
+            Ids of the users to return, in this order; None for all.
+
+        Returns
+        -------
+        Histories
+            One row for each user, empty for a user without events in this part.
+
+        Raises
+        ------
+        ValueError
+            If `part` is none of these, or a dict was given an id that is not an integer from 1 to
+            `MAX_ID`.
+        """
+        if part not in get_args(Part):
+            raise ValueError(f"part must be one of {get_args(Part)}, got {part!r}")
+        edited = self._dicts.get(part)
+        if edited is not None:
+            if users is None:
+                return Histories.from_mapping(edited)
+            wanted = np.asarray(users, np.int64)
+            return Histories.from_mapping(
+                {user: edited[user] for user in wanted.tolist() if user in edited}
+            ).of(wanted)
+        found = self._histories if users is None else self._histories.of(users)
+        return found if part == "all" else self._split(found, part)
+
+    def users_with(self, part: Part) -> IntArray:
+        """Ids of the users with at least one event in this part, in the order of the rows."""
+        edited = self._dicts.get(part)
+        if edited is not None:
+            return check_ids([user for user, items in edited.items() if len(items)], "user")
+        start, end = self._bounds(np.diff(self._histories.offsets), part)
+        return self._histories.users[start < end]
 
     def split(self) -> None:
-        """Make `user_train`, `user_valid` and `user_test` from `User`.
+        """Split the histories again, after changes to `User`.
 
-        The constructor calls it; call it again only after changing `User`.
+        Changes to `user_train`, `user_valid` and `user_test` are lost.
+
+        Raises
+        ------
+        ValueError
+            If `User` holds an id that is not an integer from 1 to `MAX_ID`.
         """
-        self.user_train: dict[int, list[int]] = {}
-        self.user_valid: dict[int, list[int]] = {}
-        self.user_test: dict[int, list[int]] = {}
-        for user, items in self.User.items():
-            cut = len(items) - 2 if len(items) >= 3 else len(items)
-            self.user_train[user] = items[:cut]
-            self.user_valid[user] = items[cut : cut + 1]
-            self.user_test[user] = items[cut + 1 :]
+        if "all" in self._dicts:
+            self._histories = Histories.from_mapping(self._dicts["all"])
+        self._dicts = {part: items for part, items in self._dicts.items() if part == "all"}
+
+    def _split(self, histories: Histories, part: Part) -> Histories:
+        return histories.between(*self._bounds(np.diff(histories.offsets), part))
+
+    def _bounds(self, lengths: IntArray, part: Part) -> tuple[IntArray, IntArray]:
+        """Where in histories of these lengths the events of `part` start and end."""
+        nothing = np.zeros_like(lengths)
+        held_out = (lengths >= 3).astype(np.int64) if self._hold_out else nothing
+        bounds = {
+            "all": (nothing, lengths),
+            "train": (nothing, lengths - 2 * held_out),
+            "valid": (lengths - 2 * held_out, lengths - held_out),
+            "test": (lengths - held_out, lengths),
+        }
+        return bounds[part]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 MAX_ID = 2**31 - 1
-"""Largest user or item id. Ids index embedding tables: larger ones are hashes, to be renumbered."""
+"""Largest user or item id. Ids index embedding tables, so larger ones are hashes that must be renumbered."""
 
 
 IntArray = NDArray[np.int64]
 
 
 class Histories(NamedTuple):
-    """Histories in a row: user `users[r]` has `items[offsets[r]:offsets[r + 1]]`, oldest first."""
+    """The events of R users: user `users[r]` has `items[offsets[r]:offsets[r + 1]]`, oldest first.
+
+    Arrays are shared rather than copied wherever possible, so do not change them in place.
+
+    Examples
+    --------
+    >>> histories = Histories.from_mapping({7: [3, 1], 4: [5]})
+    >>> histories.items
+    array([3, 1, 5])
+    >>> histories.of([4]).to_dict()
+    {4: [5]}
+    """
 
     users: IntArray
     """(R,)"""
@@ -26,6 +37,63 @@ class Histories(NamedTuple):
     items: IntArray
     """(E,)"""
 
+    @classmethod
+    def from_mapping(cls, histories: Mapping[int, Sequence[int]]) -> Histories:
+        """Lay out a mapping of user id to item ids in arrays, users in the order of the mapping.
+
+        Raises
+        ------
+        ValueError
+            If an id is not an integer from 1 to `MAX_ID`; names the user and the id.
+        """
+        users, items = list(histories), list(chain.from_iterable(histories.values()))
+        try:
+            ids = check_ids(users, "user"), check_ids(items, "item")
+        except ValueError as error:
+            raise ValueError(f"histories: {_first_bad_id(histories) or error}") from None
+        lengths = np.fromiter(map(len, histories.values()), np.int64, len(histories))
+        return cls(ids[0], to_offsets(lengths), ids[1])
+
+    def checked(self) -> Histories:
+        """Check that the three arrays fit together.
+
+        Returns
+        -------
+        Histories
+            The same as int64; arrays that are int64 already are not copied.
+
+        Raises
+        ------
+        ValueError
+            If ids are not integers from 1 to `MAX_ID`, a user is there twice, or the offsets do not
+            rise from 0 to the number of events.
+        """
+        users, items = check_ids(self.users, "user"), check_ids(self.items, "item")
+        if (np.diff(users) <= 0).any() and len(np.unique(users)) < len(users):
+            raise ValueError(
+                f"histories: users must be distinct, got {len(np.unique(users))} ids for {len(users)} rows"
+            )
+        offsets = np.asarray(self.offsets, np.int64)
+        if not (
+            offsets.shape == (len(users) + 1,)
+            and offsets[0] == 0
+            and offsets[-1] == len(items)
+            and (np.diff(offsets) >= 0).all()
+        ):
+            raise ValueError(
+                f"histories: offsets must be {len(users) + 1} integers that rise from 0 to the "
+                f"{len(items)} events"
+            )
+        return Histories(users, offsets, items)
+
+    def to_dict(self) -> dict[int, list[int]]:
+        """Map each user id to the list of the user's item ids, in the order of the rows."""
+        bounds, items = self.offsets.tolist(), self.items.tolist()
+        return {
+            user: items[start:end]
+            for user, (start, end) in zip(self.users.tolist(), pairwise(bounds), strict=True)
+        }
+
     def part(self, rows: slice) -> Histories:
         """Some of the rows, consecutive ones."""
         offsets = self.offsets[rows.start : rows.stop + 1]
@@ -33,42 +101,119 @@ class Histories(NamedTuple):
             self.users[rows], offsets - offsets[0], self.items[offsets[0] : offsets[-1]]
         )
 
+    def of(self, users: ArrayLike) -> Histories:
+        """The histories of these users, in this order; empty for users without a row.
 
-def to_csr(histories: Mapping[int, Sequence[int]]) -> Histories:
-    """Lay out `histories` (user id to item ids) in arrays, users in the order of the mapping.
+        A user may be asked for more than once.
+        """
+        wanted = np.asarray(users, np.int64)
+        if np.array_equal(self.users, wanted):
+            return self
+        lengths = np.diff(self.offsets, append=self.offsets[-1])  # a last, empty row: not found
+        order = np.argsort(self.users, kind="stable")
+        place = np.searchsorted(self.users, wanted, sorter=order)
+        row = np.append(order, len(self.users))[place]
+        row = np.where(np.append(self.users, 0)[row] == wanted, row, len(self.users))
+        offsets = to_offsets(lengths[row])
+        event = np.arange(offsets[-1])
+        event += np.repeat(self.offsets[row] - offsets[:-1], lengths[row])
+        return Histories(wanted, offsets, self.items[event])
 
-    Raises ValueError for ids that are not integers from 1 to `MAX_ID`, naming user and id.
+    def between(self, start: IntArray, end: IntArray) -> Histories:
+        """Events `start[r]` up to but not including `end[r]` of each row r, counted from its oldest."""
+        lengths = np.diff(self.offsets)
+        runs = np.stack([start, end - start, lengths - end], 1).ravel()
+        kept = np.repeat(np.tile([False, True, False], len(lengths)), runs)
+        return Histories(self.users, to_offsets(end - start), self.items[kept])
+
+    def oldest(self) -> IntArray:
+        """(R,) the first item of each row, 0 where the row is empty."""
+        first = np.append(self.items, 0)[self.offsets[:-1]]
+        return np.where(np.diff(self.offsets) > 0, first, 0)
+
+
+def as_histories(histories: Mapping[int, Sequence[int]] | Histories) -> Histories:
+    """Check histories in either form and return them in arrays, which are not copied.
+
+    Raises
+    ------
+    ValueError
+        As `Histories.from_mapping` and `Histories.checked`.
     """
-    users = np.array(list(histories))
-    items = np.array(list(chain.from_iterable(histories.values())))
-    for ids in (users, items):
-        integers = ids.ndim == 1 and ids.dtype.kind in "iu"
-        if ids.size and not (integers and ids.min() >= 1 and ids.max() <= MAX_ID):
-            raise ValueError(f"histories: {_first_bad_id(histories)}")
-    offsets = np.zeros(len(histories) + 1, np.int64)
-    np.cumsum([len(history) for history in histories.values()], out=offsets[1:])
-    return Histories(users.astype(np.int64), offsets, items.astype(np.int64))
+    if isinstance(histories, Histories):
+        return histories.checked()
+    return Histories.from_mapping(histories)
 
 
-def _first_bad_id(histories: Mapping[int, Sequence[int]]) -> str:
-    for user, history in histories.items():
-        for name, value in (("user", user), *(("item", item) for item in history)):
-            if not (isinstance(value, (int, np.integer)) and 1 <= value <= MAX_ID):
-                return (
-                    f"{name} id must be an integer from 1 to {MAX_ID}, got {value!r} (user {user})"
-                )
-    raise AssertionError("every id is good")
+def join(*parts: Histories) -> Histories:
+    """Concatenate the events of each row; all parts have the same users in the same order."""
+    lengths = np.stack([np.diff(part.offsets) for part in parts])  # (P, R)
+    offsets = to_offsets(lengths.sum(0))
+    starts = offsets[:-1] + lengths.cumsum(0) - lengths
+    items = np.empty(offsets[-1], np.int64)
+    for part, start, length in zip(parts, starts, lengths, strict=True):
+        items[np.arange(len(part.items)) + np.repeat(start - part.offsets[:-1], length)] = (
+            part.items
+        )
+    return Histories(parts[0].users, offsets, items)
+
+
+def check_ids(ids: Collection[int] | NDArray[Any], noun: str) -> IntArray:
+    """Check that all of `ids` are integers from 1 to `MAX_ID`.
+
+    Parameters
+    ----------
+    ids
+        Any number of ids.
+    noun
+        "user" or "item", for the message.
+
+    Returns
+    -------
+    IntArray
+        The ids as a one-dimensional array of int64.
+
+    Raises
+    ------
+    ValueError
+        If one is not; names the first that is not.
+    """
+    array = ids if isinstance(ids, np.ndarray) else _to_array(list(ids))
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        if not array.size or (array.min() >= 1 and array.max() <= MAX_ID):
+            return array.astype(np.int64, copy=False)
+        bad = array[(array < 1) | (array > MAX_ID)][0].item()
+    elif all(map(_is_id, ids)):  # none at all, or of types that NumPy has no common integer for
+        return np.fromiter(ids, np.int64, len(ids))
+    else:
+        bad = next(value for value in ids if not _is_id(value))
+    raise ValueError(f"{noun} id must be an integer from 1 to {MAX_ID}, got {bad!r}")
 
 
 def to_offsets(counts: IntArray) -> IntArray:
-    """(R,) numbers of things -> (R + 1,) where those of each row start, and the end."""
+    """Turn the number of events of each row, (R,), into where each row starts and the last ends, (R + 1,)."""
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
 
 
-def first_events(histories: Histories, counts: Sequence[int]) -> Histories:
-    """The oldest `counts[r]` events of each row r."""
-    offsets = to_offsets(np.array(counts, np.int64))
-    event = np.arange(offsets[-1]) + np.repeat(histories.offsets[:-1] - offsets[:-1], counts)
-    return Histories(histories.users, offsets, histories.items[event])
+def _to_array(values: list[Any]) -> NDArray[Any]:
+    try:
+        return np.array(values)
+    except (ValueError, OverflowError):  # sequences of several lengths
+        return np.empty((0, 0))
+
+
+def _is_id(value: object) -> bool:
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return is_integer and 1 <= value <= MAX_ID  # type: ignore[operator]
+
+
+def _first_bad_id(histories: Mapping[int, Sequence[int]]) -> str | None:
+    for user, history in histories.items():
+        for noun, value in (("user", user), *(("item", item) for item in history)):
+            if not _is_id(value):
+                return (
+                    f"{noun} id must be an integer from 1 to {MAX_ID}, got {value!r} (user {user})"
+                )
+    return None

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from ssept_ext.data.cleaning import Duplicates, drop_duplicates, k_core, renumber, sort_events
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.histories import Histories, IntArray
+from ssept_ext.data.histories import Histories, IntArray, to_offsets
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.sources.columns import Codes, Columns, RawEvents, arrow, encode_ids, take_times
 from ssept_ext.data.sources.delimited import Delimited, read_delimited
 from ssept_ext.data.sources.opening import open_file
+from ssept_ext.utils.checks import check_at_least
 from ssept_ext.utils.optional import require
 
 
@@ -41,13 +42,28 @@ class Interactions:
 
     Attributes
     ----------
-    users, items : (E,) int64, numbers from 1.
-    times : (E,) int64, float64 or datetime64; None if the source had none, its order being that of
-        time.
-    user_ids, item_ids : the `IdMap` between numbers and raw ids.
+    offsets
+        (U + 1,) int64, where the events of each user start: those of user number u are
+        `offsets[u - 1]` to `offsets[u] - 1`.
+    items
+        (E,) int64, item numbers from 1.
+    times
+        (E,) int64, float64 or datetime64; None if the source had no times and was in time order.
+    user_ids, item_ids
+        The `IdMap` between numbers and raw ids.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> frame = pa.table({"user": ["ann", "bob", "ann"], "item": [70, 20, 20], "timestamp": [5, 1, 2]})
+    >>> interactions = Interactions.from_dataframe(frame)
+    >>> interactions
+    Interactions(3 events, 2 users, 2 items)
+    >>> interactions.item_ids.decode(interactions.items)
+    array([20, 70, 20])
     """
 
-    users: IntArray
+    offsets: IntArray
     items: IntArray
     times: NDArray[Any] | None
     user_ids: IdMap
@@ -181,12 +197,8 @@ class Interactions:
             raise ValueError(
                 f"duplicates must be one of {get_args(Duplicates)}, got {duplicates!r}"
             )
-        for name, value in (
-            ("min_user_events", min_user_events),
-            ("min_item_events", min_item_events),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least("min_user_events", min_user_events, 1)
+        check_at_least("min_item_events", min_item_events, 1)
         order = sort_events(events.users.codes, events.times)
         users, items = events.users.codes[order], events.items.codes[order]
         kept = drop_duplicates(users, items, len(events.items.ids), duplicates)
@@ -200,10 +212,11 @@ class Interactions:
         user_numbers, user_ids = renumber(Codes(users[kept], events.users.ids), "user")
         item_numbers, item_ids = renumber(Codes(items[kept], events.items.ids), "item")
         times = None if events.times is None else events.times[order[kept]]
-        return cls(user_numbers, item_numbers, times, user_ids, item_ids)
+        offsets = to_offsets(np.bincount(user_numbers)[1:])
+        return cls(offsets, item_numbers, times, user_ids, item_ids)
 
     def __len__(self) -> int:
-        return len(self.users)
+        return len(self.items)
 
     def __repr__(self) -> str:
         return (
@@ -211,18 +224,25 @@ class Interactions:
             f"{len(self.item_ids):,} items)"
         )
 
-    def to_histories(self) -> Histories:
-        """All histories in arrays: users 1..n in order, each one's items oldest first."""
-        counts = np.bincount(self.users, minlength=len(self.user_ids) + 1)
-        return Histories(np.arange(1, len(counts)), np.cumsum(counts), self.items)
+    @property
+    def users(self) -> IntArray:
+        """(E,) user number of each event, made anew at each access."""
+        return np.repeat(np.arange(1, len(self.offsets)), np.diff(self.offsets))
 
-    def to_dataset(self) -> SASRecDataSet:
-        """The data set to train on, split by leaving each user's last two events out."""
-        users, offsets, items = self.to_histories()
-        bounds, events = offsets.tolist(), items.tolist()
-        return SASRecDataSet(
-            histories={user: events[bounds[user - 1] : bounds[user]] for user in users.tolist()}
-        )
+    def to_histories(self) -> Histories:
+        """Return the histories of users 1..U; the arrays are shared, not copied."""
+        return Histories(np.arange(1, len(self.offsets)), self.offsets, self.items)
+
+    def to_dataset(self, *, hold_out: bool = True) -> SASRecDataSet:
+        """Return the data set to train on; its arrays are shared with these interactions.
+
+        Parameters
+        ----------
+        hold_out
+            Keep the last two events of each user with three or more for validation and test; False
+            trains on every event.
+        """
+        return SASRecDataSet(histories=self.to_histories(), hold_out=hold_out)
 
 
 def _to_arrow(column: Any) -> Any:

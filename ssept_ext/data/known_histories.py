@@ -65,11 +65,8 @@ class KnownHistories:
                 f"the data has users up to {dataset.usernum} and items up to {dataset.itemnum}, but "
                 f"there are raw ids of {num_users} users and {num_items} items: they are of other data"
             )
-        users = np.arange(1, num_users + 1)
-        events = [dataset.User.get(user, []) for user in users.tolist()]
-        offsets = np.cumsum([0, *map(len, events)])
-        items = np.fromiter((item for row in events for item in row), np.int64, offsets[-1])
-        return cls(user_ids, item_ids, Histories(users, offsets, items))
+        every_user = np.arange(1, num_users + 1)
+        return cls(user_ids, item_ids, dataset.histories("all", every_user))
 
     def of(self, user: int) -> IntArray:
         """The items of user number `user`; none of number 0, which is nobody.

@@ -1,4 +1,8 @@
-"""Batches without padding: the real tokens of all sequences in one row."""
+"""Batches without padding: the real tokens of all sequences, one after the other.
+
+Everything that makes a `PackedBatch` out of another form is here. Only this file, and the sampler in `csrc/sampler`,
+need to know that the newest event of a sequence is in the last column, `seq_max_len - 1`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssept_ext.data.histories import Histories
+from ssept_ext.data.histories import Histories, IntArray, to_offsets
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B sequences with N real tokens in all, as `flash_attn_varlen_func` lays them out.
+    """B sequences with N real tokens in total, in the layout of `flash_attn_varlen_func`.
 
-    Sequence b owns the tokens `cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`, oldest first. Tokens from
+    Sequence b has the tokens `cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`, oldest first. Tokens from
     `cu_seqlens[B]` on, if any, are spare capacity: they belong to no sequence and are never read.
+
+    Examples
+    --------
+    >>> batch = pack(torch.tensor([7, 8]), torch.tensor([[0, 3, 5], [0, 0, 4]]))
+    >>> batch.items, batch.positions, batch.cu_seqlens
+    (tensor([3, 5, 4]), tensor([1, 2, 2]), tensor([0, 2, 3], dtype=torch.int32))
     """
 
     users: Tensor
@@ -36,6 +47,14 @@ class PackedBatch:
     negatives: Tensor | None = None
     """(N, K) int64 sampled items of each token."""
 
+    @classmethod
+    def from_numpy(cls, *, max_seqlen: int, **arrays: NDArray[Any]) -> PackedBatch:
+        """Make a batch on the CPU that shares the memory of NumPy arrays, named as the fields."""
+        return cls(
+            max_seqlen=max_seqlen,
+            **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        )
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """Copy every tensor to `device`."""
         tensors = ("users", "items", "positions", "cu_seqlens", "positives", "negatives")
@@ -50,13 +69,13 @@ class BatchPart(PackedBatch):
     """Consecutive sequences of a batch that several processes share: see `ssept_ext.distributed`."""
 
     process: int = 0
-    """Whose part it is; each drops out by a seed of its own."""
+    """Number of the process that has this part; each process uses a dropout seed of its own."""
     first_sequence: int = 0
-    """Number, in the whole batch, of the first sequence."""
+    """Number of the first sequence, counted in the whole batch."""
     first_token: int = 0
-    """Number, in the whole batch, of the first token."""
+    """Number of the first token, counted in the whole batch."""
     target_share: float = 1.0
-    """How many of the whole batch's targets are here."""
+    """Share of the whole batch's targets that are in this part."""
 
 
 def pack(
@@ -69,21 +88,28 @@ def pack(
 
     Parameters
     ----------
-    users : (B,) or (B, 1) int64
-    input_seq : (B, T) int64, 0 is padding. Zeros between events are dropped too; a token's position is
+    users
+        (B,) or (B, 1) int64.
+    input_seq
+        (B, T) int64, 0 is padding. Zeros between events are dropped too; a token's position is
         its column, as in recommenders.
-    positive : (B, T) int64, the next item of every column.
-    negative : (B, T) or (B, T, K) int64, sampled items of every column.
+    positive
+        (B, T) int64, the next item of every column.
+    negative
+        (B, T) or (B, T, K) int64, sampled items of every column.
+
+    Examples
+    --------
+    >>> pack(torch.tensor([7]), torch.tensor([[0, 3, 5]]), positive=torch.tensor([[0, 5, 9]])).positives
+    tensor([5, 9])
     """
     real = input_seq != 0
     lengths = real.sum(1)
-    cu_seqlens = torch.zeros(input_seq.shape[0] + 1, dtype=torch.int32, device=input_seq.device)
-    cu_seqlens[1:] = lengths.cumsum(0)
     return PackedBatch(
         users=users.reshape(-1),
         items=input_seq[real],
         positions=real.nonzero()[:, 1],
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=F.pad(lengths.cumsum(0), (1, 0)).int(),
         max_seqlen=int(lengths.max()) if lengths.numel() else 0,
         positives=None if positive is None else positive[real],
         negatives=None
@@ -94,40 +120,84 @@ def pack(
     )
 
 
+def pack_statically(users: Tensor, input_seq: Tensor) -> PackedBatch:
+    """As `pack`, with shapes that do not depend on values, as `torch.export` needs.
+
+    Real tokens come first, in their order; padding becomes spare capacity after them.
+
+    Parameters
+    ----------
+    users
+        (B,) int64.
+    input_seq
+        (B, T) int64, 0 is padding.
+    """
+    items = input_seq.flatten()
+    real = items != 0
+    rank = real.long().cumsum(0)
+    token = torch.arange(items.shape[0], device=items.device)  # len() would fix the batch size
+    place = torch.where(real, rank - 1, rank[-1] + token - rank)
+    order = torch.zeros_like(items).scatter(0, place, token)
+    return PackedBatch(
+        users=users,
+        items=items[order],
+        positions=order % input_seq.shape[1],
+        cu_seqlens=F.pad((input_seq != 0).sum(1).cumsum(0), (1, 0)).int(),
+        max_seqlen=input_seq.shape[1],
+    )
+
+
 def last_events(histories: Histories, rows: slice, seq_max_len: int) -> PackedBatch:
-    """Pack the newest `seq_max_len` events of some of the users, on the CPU."""
+    """Pack the newest `seq_max_len` events of some consecutive rows, on the CPU."""
     starts, ends = histories.offsets[:-1][rows], histories.offsets[1:][rows]
     lengths = np.minimum(ends - starts, seq_max_len)
-    cu_seqlens = np.concatenate([[0], lengths.cumsum()])
-    token = np.arange(cu_seqlens[-1])
-    event = token + np.repeat(ends - cu_seqlens[1:], lengths)
-    return PackedBatch(
-        users=torch.from_numpy(histories.users[rows]),
-        items=torch.from_numpy(histories.items[event]),
-        positions=torch.from_numpy(token + np.repeat(seq_max_len - cu_seqlens[1:], lengths)),
-        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+    cu_seqlens = to_offsets(lengths)
+    event = np.arange(cu_seqlens[-1]) + np.repeat(ends - cu_seqlens[1:], lengths)
+    return PackedBatch.from_numpy(
+        users=histories.users[rows],
+        items=histories.items[event],
+        positions=columns_of(cu_seqlens, seq_max_len),
+        cu_seqlens=cu_seqlens.astype(np.int32),
         max_seqlen=int(lengths.max()),
     )
 
 
 def align(batch: PackedBatch, maxlen: int, seq_max_len: int) -> PackedBatch:
-    """Move a batch with targets from a layout of `maxlen` columns to one of `seq_max_len`.
+    """Move a batch from sequences of `maxlen` columns to sequences of `seq_max_len`.
 
-    Both layouts end with the newest event, so events that do not fit are the oldest.
+    The newest event stays in the last column, so a shorter layout drops the oldest events.
+
+    Parameters
+    ----------
+    batch
+        A batch whose positions are columns 0 to `maxlen` - 1.
+    maxlen, seq_max_len
+        Number of columns that the batch has, and that it is to have.
     """
     if maxlen == seq_max_len:
         return batch
-    assert batch.positives is not None
-    assert batch.negatives is not None
     positions = batch.positions + (seq_max_len - maxlen)
     keep = positions >= 0
     num_kept = F.pad(keep.cumsum(0), (1, 0))
-    return PackedBatch(
-        users=batch.users,
+    return replace(
+        batch,
         items=batch.items[keep],
         positions=positions[keep],
         cu_seqlens=num_kept[batch.cu_seqlens.long()].int(),
         max_seqlen=min(batch.max_seqlen, seq_max_len),
-        positives=batch.positives[keep],
-        negatives=batch.negatives[keep],
+        positives=None if batch.positives is None else batch.positives[keep],
+        negatives=None if batch.negatives is None else batch.negatives[keep],
     )
+
+
+def columns_of(offsets: IntArray, seq_max_len: int) -> IntArray:
+    """(N,) column of each event of sequences that end in the last of `seq_max_len` columns.
+
+    Parameters
+    ----------
+    offsets
+        (B + 1,) where the events of each sequence start; none has more than `seq_max_len`.
+    """
+    columns = np.arange(offsets[-1])
+    columns += np.repeat(seq_max_len - offsets[1:], np.diff(offsets))
+    return columns

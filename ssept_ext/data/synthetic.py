@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.histories import Histories, to_offsets
+from ssept_ext.utils.checks import check_at_least
 
 
 def synthetic(
@@ -50,8 +52,7 @@ def synthetic(
         "max_events": (max_events, min_events),
     }
     for name, (size, smallest) in sizes.items():
-        if size < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {size}")
+        check_at_least(name, size, smallest)
     for name, probability in (("regularity", regularity), ("loyalty", loyalty)):
         if not 0 <= probability <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {probability}")
@@ -72,9 +73,7 @@ def synthetic(
 
     number = (clusters * num_tastes + tastes) * items_per_taste + places
     ids = 1 + rng.permutation(num_clusters * num_tastes * items_per_taste)
+    taken = np.arange(max_events) < lengths[:, None]
     return SASRecDataSet(
-        histories={
-            user: items[:length].tolist()
-            for user, (items, length) in enumerate(zip(ids[number], lengths, strict=True), 1)
-        }
+        histories=Histories(np.arange(1, num_users + 1), to_offsets(lengths), ids[number][taken])
     )

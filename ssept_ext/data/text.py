@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import os
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray
+from ssept_ext.data.sources.opening import named_damage, open_file
 
 
 class _Columns(NamedTuple):
@@ -25,17 +23,21 @@ class _Columns(NamedTuple):
 def group_by_user(users: IntArray, items: IntArray, times: NDArray[np.generic] | None) -> Histories:
     """Sort events by user, then by time, then by their order in the file."""
     order = np.lexsort((users,) if times is None else (times, users))
-    ids, starts = np.unique(users[order], return_index=True)
-    return Histories(ids, np.append(starts, len(users)), items[order])
+    sorted_users = users[order]
+    starts = np.flatnonzero(np.diff(sorted_users, prepend=0))
+    return Histories(sorted_users[starts], np.append(starts, len(users)), items[order])
 
 
 def read_events(filename: str | os.PathLike[str], col_sep: str | None) -> _Columns:
-    data = Path(filename).read_bytes()
-    if str(filename).endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{filename} is not a whole gzip file: {error}") from error
+    """Read the columns of a file, which may be compressed with gzip.
+
+    Raises
+    ------
+    ValueError
+        If the file is empty or damaged, or a line is malformed; names the file and the line.
+    """
+    with named_damage(str(filename)), open_file(filename) as file:
+        data = file.read()
     data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise ValueError(f"{filename} is empty")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.histories import Histories, IntArray, first_events, to_csr
+from ssept_ext.data.histories import Histories, IntArray, join
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.negatives import negative_table, philox_key
 from ssept_ext.utils.checks import check_at_least
@@ -95,14 +94,17 @@ class EvaluationCandidates:
             raise ValueError(
                 f"{path}: candidate {worst} is outside 1..{dataset.itemnum} of dataset"
             )
-        held_out = dataset.user_valid if split == "valid" else dataset.user_test
-        for user, target in zip(users.tolist(), candidates[:, 0].tolist(), strict=True):
-            if not dataset.user_train.get(user) or held_out.get(user, [])[:1] != [target]:
-                raise ValueError(
-                    f"{path} is of other data: the {split} item of user {user} is {target} there, "
-                    f"{held_out.get(user, [])} in dataset"
-                )
-        inputs = input_histories(dataset, users.tolist(), split)
+        trained = np.diff(dataset.histories("train", users).offsets) > 0
+        held_out = dataset.histories(split, users)
+        wrong = ~trained | (held_out.oldest() != candidates[:, 0])
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{path} is of other data: the {split} item of user {users[row]} is "
+                f"{candidates[row, 0]} there, {held_out.part(slice(row, row + 1)).items.tolist()} in "
+                f"dataset"
+            )
+        inputs = input_histories(dataset, users, split)
         return cls(split, inputs, candidates.astype(np.int64))
 
 
@@ -135,37 +137,44 @@ def draw_candidates(
         raise ValueError(f'exclude must be "train" or "all", got {exclude!r}')
     check_at_least("num_neg_test", num_neg_test, 1)
     rng = np.random.default_rng(seed)
-    train, valid, test = dataset.user_train, dataset.user_valid, dataset.user_test
     users = measurable_users(dataset, split)
     if len(users) > MAX_USERS:
-        users = sorted(rng.choice(users, MAX_USERS, replace=False).tolist())
+        users = np.sort(rng.choice(users, MAX_USERS, replace=False))
 
-    everything = to_csr({u: [*train[u], *valid[u], *test[u]] for u in users})
+    train, valid = dataset.histories("train", users), dataset.histories("valid", users)
+    test = dataset.histories("test", users)
+    everything = join(train, valid, test)
     check_items(everything, dataset.itemnum)
-    trained = first_events(everything, [len(train[u]) for u in users])
-    rated = everything if exclude == "all" else trained
-    targets = np.array([(valid if split == "valid" else test)[u][0] for u in users], np.int64)
+    rated = everything if exclude == "all" else train
     negatives = negative_table(rated, dataset.itemnum).draw(philox_key(seed), num_neg_test)
-    inputs = trained
-    if split == "test":
-        inputs = first_events(everything, [len(train[u]) + len(valid[u]) for u in users])
+    inputs, held_out = (train, valid) if split == "valid" else (join(train, valid), test)
     return EvaluationCandidates(
-        split, inputs, candidates=np.concatenate([targets[:, None], negatives], 1)
+        split, inputs, candidates=np.concatenate([held_out.oldest()[:, None], negatives], 1)
     )
 
 
-def input_histories(dataset: SASRecDataSet, users: Sequence[int], split: Split) -> Histories:
+def input_histories(dataset: SASRecDataSet, users: IntArray, split: Split) -> Histories:
     """What a model sees of the users: the training history, for the test item the validation item too."""
-    train, valid = dataset.user_train, dataset.user_valid
-    return to_csr({u: train[u] if split == "valid" else [*train[u], *valid[u]] for u in users})
+    train = dataset.histories("train", users)
+    return train if split == "valid" else join(train, dataset.histories("valid", users))
 
 
-def measurable_users(dataset: SASRecDataSet, split: Split) -> list[int]:
-    """Users with a training event and a held-out item, ascending; a ValueError if there is none."""
-    held_out = dataset.user_valid if split == "valid" else dataset.user_test
-    train = dataset.user_train
-    users = [u for u in range(1, dataset.usernum + 1) if train.get(u) and held_out.get(u)]
-    if not users:
+def measurable_users(dataset: SASRecDataSet, split: Split) -> IntArray:
+    """Find the users with a training event and a held-out item.
+
+    Returns
+    -------
+    IntArray
+        Their ids, ascending.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    users = np.intersect1d(dataset.users_with("train"), dataset.users_with(split))
+    users = users[users <= dataset.usernum]
+    if not len(users):
         raise ValueError(
             f"dataset has no user with a training event and a {split} item (of {dataset.usernum} "
             f"users); has dataset.split() been called?"

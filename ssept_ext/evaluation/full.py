@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.histories import to_csr
 from ssept_ext.evaluation.candidates import (
     Split,
     check_dataset_fits,
@@ -87,13 +86,12 @@ def evaluate_full(
     check_dataset_fits(model, dataset)
     users = measurable_users(dataset, split)
     inputs = input_histories(dataset, users, split)
-    target_of = dataset.user_valid if split == "valid" else dataset.user_test
-    held_out = to_csr({u: target_of[u][:1] for u in users})
+    held_out = dataset.histories(split, users)
     for histories in (inputs, held_out):
         check_items(histories, dataset.itemnum)
 
-    mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
-    inputs, held_out = (histories.part(mine) for histories in (inputs, held_out))
+    mine = distributed.share(len(users), USERS_AT_A_TIME)
+    inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
     num_best = min(max(ks), dataset.itemnum)
     ranks = [torch.zeros(0, dtype=torch.int64)]
     best = [torch.zeros(0, num_best, dtype=torch.int64)]
@@ -102,9 +100,9 @@ def evaluate_full(
         item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
         for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
             seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
-            targets = torch.from_numpy(held_out.items[rows]).to(model.device)
             top = TopK(len(queries), num_best, like=queries)
-            ranks.append(_full_ranks(queries, item_weight, targets, seen, top).cpu())
+            of_rows = targets[rows].to(model.device)
+            ranks.append(_full_ranks(queries, item_weight, of_rows, seen, top).cpu())
             top.check_finite()
             best.append(top.items.cpu())
     everywhere = distributed.gather((torch.cat(ranks), torch.cat(best)))

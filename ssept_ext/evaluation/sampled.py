@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.histories import to_csr
 from ssept_ext.data.packed import last_events
 from ssept_ext.evaluation.candidates import (
     EvaluationCandidates,
@@ -182,6 +181,6 @@ def evaluate_popularity(
         As `draw_candidates`.
     """
     trials = draw_candidates(dataset, split, num_neg_test=num_neg_test, seed=seed, exclude=exclude)
-    events = to_csr(dataset.user_train).items
+    events = dataset.histories("train").items
     popularity = np.bincount(events, minlength=dataset.itemnum + 1)
     return ndcg_and_hr(ranks_of_first(torch.from_numpy(popularity[trials.candidates])))

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext import _extension
-from ssept_ext.data.histories import Histories, IntArray, to_csr, to_offsets
+from ssept_ext.data.histories import Histories, IntArray, as_histories, to_offsets
+from ssept_ext.data.packed import columns_of
 from ssept_ext.sampling.negatives import NegativeTable, negative_table
 
 
 @dataclass(frozen=True)
 class SamplingTable:
-    """The R users who can be drawn, their E events, and what they have not seen."""
+    """The R users who can be drawn, their E events, and the items that they have not seen."""
 
     users: IntArray
     """(R,) user ids."""
@@ -27,22 +28,26 @@ class SamplingTable:
     unseen: NegativeTable
 
 
-# Sum of the weights of popularity sampling but for rounding them up: integers, so that drawing is
-# exact, in 32 bits.
+# What the weights of popularity sampling add up to, before each is rounded up to an integer. Integers
+# make drawing exact, and this total leaves them room in 32 bits.
 _TOTAL_WEIGHT = 2**30
 
 
 def sampling_table(
-    histories: Mapping[int, Sequence[int]],
+    histories: Mapping[int, Sequence[int]] | Histories,
     usernum: int,
     itemnum: int,
     popularity_exponent: float = 0.0,
 ) -> SamplingTable:
     """Prepare the users with more than one event for `draw_batch`.
 
-    Raises ValueError for no such user, ids out of range, and a user with no item left to draw.
+    Raises
+    ------
+    ValueError
+        If no user has more than one event, an id is out of range, or a user has seen every item.
     """
-    users, offsets, items = to_csr(histories)
+    given = as_histories(histories)
+    users, offsets, items = given
     for name, limit, ids in (("user", usernum, users), ("item", itemnum, items)):
         if ids.size and ids.max() > limit:
             raise ValueError(f"User holds {name} id {ids.max()}, but {name}num is {limit}")
@@ -56,18 +61,20 @@ def sampling_table(
         popularity = np.bincount(items, minlength=itemnum + 1) ** popularity_exponent
         popularity[0] = 0
         weights = np.ceil(popularity * (_TOTAL_WEIGHT / popularity.sum())).astype(np.int32)
-    drawn = Histories(
-        users[drawable], to_offsets(lengths[drawable]), items[np.repeat(drawable, lengths)]
-    )
+    drawn = given
+    if not drawable.all():
+        drawn = Histories(
+            users[drawable], to_offsets(lengths[drawable]), items[np.repeat(drawable, lengths)]
+        )
     return SamplingTable(*drawn, unseen=negative_table(drawn, itemnum, weights))
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """What a stream of batches is a function of, beside its table."""
+    """What a stream of batches depends on besides its `SamplingTable`."""
 
     key: tuple[int, int]
-    """64-bit words, of Philox."""
+    """The two 64-bit words of the Philox key."""
     batch_size: int
     max_len: int
     num_negatives: int
@@ -75,32 +82,35 @@ class DrawSettings:
 
 
 class Draw(NamedTuple):
-    """A batch of B sequences with N events in all; sequence b owns `offsets[b]:offsets[b + 1]`."""
+    """A batch of B sequences with N events in total; sequence b has events `offsets[b]:offsets[b + 1]`."""
 
     users: IntArray
     """(B,)"""
     offsets: NDArray[np.int32]
     """(B + 1,)"""
     columns: IntArray
-    """(N,) place of each event in the left-padded layout."""
+    """(N,) column of each event in the left-padded layout."""
     items: IntArray
     """(N,)"""
     positives: IntArray
-    """(N,) the event after each."""
+    """(N,) the item after each event."""
     negatives: IntArray
     """(N, K) items not in the user's history."""
     longest: int
-    """Events of the longest sequence."""
+    """Length of the longest sequence."""
 
 
 def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw:
-    """Draw batch `index`: a pure function of its arguments, the same as in `csrc/sampler`.
+    """Draw batch number `index`, a pure function of the arguments that `csrc/sampler` computes as well.
 
-    Users are uniform with replacement. Each gives its last `max_len` events that have a successor,
-    or, with `window_prob` and where it has more, a window of them anywhere, and for each event
-    negatives from those not in the user's history. The random numbers are doubles in [0, 1) of
-    Philox4x64-10 from counter (0, index, 0, 0): B for users, with windows B to choose whether and B
-    to choose where, then N·K for negatives.
+    Users are drawn uniformly with replacement. Each contributes its last `max_len` events that are
+    followed by another one. A user with more of them contributes, with probability `window_prob`, a
+    window of `max_len` events that starts anywhere. Each event gets negatives from the items outside
+    the user's history.
+
+    All random numbers are doubles in [0, 1) of Philox4x64-10, counted from (0, index, 0, 0): first B
+    for the users; if `window_prob` > 0, B that decide who gets a window and B for where it starts; then
+    N·K for the negatives.
     """
     size, max_len = settings.batch_size, settings.max_len
     key = np.array(settings.key, np.uint64)
@@ -122,7 +132,7 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
     return Draw(
         users=table.users[rows],
         offsets=offsets.astype(np.int32),
-        columns=token + np.repeat(max_len - offsets[1:], lengths),
+        columns=columns_of(offsets, max_len),
         items=table.items[event],
         positives=table.items[event + 1],
         negatives=negatives,
@@ -131,7 +141,7 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
 
 
 class NumPySource:
-    """Draws batches when they are asked for, where the extension is missing."""
+    """Draws each batch when it is asked for; used without the compiled extension."""
 
     def __init__(self, table: SamplingTable, settings: DrawSettings, first_batch: int) -> None:
         self._table, self._settings = table, settings
@@ -147,7 +157,7 @@ class NumPySource:
 
 
 class NativeSource:
-    """Draws batches ahead, on threads of the extension."""
+    """Draws batches ahead of time, on threads of the compiled extension."""
 
     def __init__(
         self, table: SamplingTable, settings: DrawSettings, first_batch: int, num_threads: int

@@ -1,4 +1,4 @@
-"""The sampler of training batches: users at random, their last events, and negative items."""
+"""The sampler of training batches: random users, their last events, and negative items."""
 
 from __future__ import annotations
 
@@ -6,33 +6,42 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ssept_ext import _extension
-from ssept_ext.data.histories import IntArray
+from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.packed import PackedBatch
 from ssept_ext.sampling.draw import Draw, DrawSettings, NativeSource, NumPySource, sampling_table
 from ssept_ext.sampling.negatives import philox_key
+from ssept_ext.utils.checks import check_at_least
 
 
 class WarpSampler:
-    """Endless training batches: the interface and the distribution of recommenders' `WarpSampler`.
+    """An endless stream of training batches, with the interface and distribution of recommenders' `WarpSampler`.
 
-    Batch i depends on the keyword arguments, `batch_size`, `maxlen` and i alone, not on `n_workers`,
-    and `next_batch` and `next_packed` take from the same stream. `User` is read once: later changes
-    to it are not seen. Use it as a context manager, or call `close`, to end the worker threads early.
+    Batch number i depends on the histories, the keyword arguments, `batch_size`, `maxlen` and i, but
+    not on `n_workers`. `next_batch` and `next_packed` take from the same stream. `User` is read once,
+    so later changes to it have no effect. Use the sampler as a context manager, or call `close`, to end the worker
+    threads early.
 
     Attributes
     ----------
-    batch_size, maxlen, seed : as given; with seed=None, the seed that was drawn.
-    settings : dict[str, int | float], these three and whatever else batches are a function of, but
-        for the histories.
+    batch_size, maxlen, seed
+        As given; if the given seed was None, the seed that was drawn.
+    settings
+        dict[str, int | float], these three and all other arguments that the batches depend on.
+
+    Examples
+    --------
+    >>> with WarpSampler({1: [4, 2, 3], 2: [3, 1]}, usernum=2, itemnum=4, batch_size=5, seed=0) as sampler:
+    ...     users, seq, pos, neg = sampler.next_batch()
+    >>> seq.shape
+    (5, 10)
     """
 
     def __init__(
         self,
-        User: Mapping[int, Sequence[int]],
+        User: Mapping[int, Sequence[int]] | Histories,
         usernum: int,
         itemnum: int,
         batch_size: int = 64,
@@ -48,23 +57,35 @@ class WarpSampler:
 
         Parameters
         ----------
-        User : user id to the items of the training history, oldest first
-            (`SASRecDataSet.user_train`). Users with fewer than 2 events are never drawn.
-        usernum, itemnum : the largest ids; negatives are drawn from 1 to `itemnum`.
-        maxlen : length of the padded sequences, in events: the model's `seq_max_len`.
-        n_workers : threads of the extension that draw ahead; without it, batches are drawn when asked for.
-        seed : any integer from 0; None for a fresh one.
-        num_negatives : K, for each event.
-        popularity_exponent : negatives are drawn in proportion to their number of events in `User`
-            to this power; 0 draws them uniformly.
-        window_sampling_prob : probability of training, where a history is longer than `maxlen`, on a
-            window that starts anywhere in it instead of on the last events (SSE-PT++, Wu et al. 2020,
-            section 3.5).
+        User
+            The training histories, oldest event first: user id to item ids
+            (`SASRecDataSet.user_train`), or arrays (`SASRecDataSet.histories("train")`), which are faster
+            and may be shared with the sampler. Users with fewer than 2 events are never drawn.
+        usernum, itemnum
+            The largest ids; negatives are drawn from items 1 to `itemnum`.
+        batch_size
+            Sequences in a batch.
+        maxlen
+            Length of the padded sequences, in events: the model's `seq_max_len`.
+        n_workers
+            Number of threads that draw batches ahead. Without the compiled extension, batches are drawn
+            when they are asked for.
+        seed
+            Any integer from 0; None for a fresh one.
+        num_negatives
+            Negatives for each event, K.
+        popularity_exponent
+            Negatives are drawn in proportion to their number of events in `User` to this power; 0
+            draws them uniformly.
+        window_sampling_prob
+            Where a history is longer than `maxlen`: probability of training on a window that starts
+            anywhere in it instead of on the last events (SSE-PT++, Wu et al. 2020, section 3.5).
 
         Raises
         ------
-        ValueError : ids above `usernum` or `itemnum` or below 1, no user with 2 events, a user who
-            has seen every item, an argument out of range.
+        ValueError
+            If an id is below 1 or above `usernum` or `itemnum`, no user has 2 events, a user has seen
+            every item, or an argument is out of range.
         """
         for name, value in (
             ("batch_size", batch_size),
@@ -72,10 +93,9 @@ class WarpSampler:
             ("n_workers", n_workers),
             ("num_negatives", num_negatives),
         ):
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} must be an integer from 1, got {value!r}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+            check_at_least(name, value, 1)
+        if seed is not None:
+            check_at_least("seed", seed, 0)
         if not 0 <= popularity_exponent <= 2:
             raise ValueError(f"popularity_exponent must be in [0, 2], got {popularity_exponent}")
         if not 0 <= window_sampling_prob <= 1:
@@ -101,10 +121,19 @@ class WarpSampler:
         self._closed = False
 
     def next_batch(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """Draw (users (B,), seq, pos, neg (B, maxlen)), int64, left-padded with 0.
+        """Draw a batch of left-padded arrays.
 
-        `pos` is the event after each of `seq`, `neg` an item that is not in the user's history,
-        (B, maxlen, K) where K > 1. Raises RuntimeError after `close`.
+        Returns
+        -------
+        tuple
+            `(users, seq, pos, neg)`, all int64: (B,) users, and (B, maxlen) items, the item after each
+            of them, and an item that is not in the user's history; `neg` is (B, maxlen, K) if K > 1.
+            Padding is 0.
+
+        Raises
+        ------
+        RuntimeError
+            After `close`.
         """
         draw = self._next()
         row = np.repeat(np.arange(self.batch_size), np.diff(draw.offsets))
@@ -116,16 +145,22 @@ class WarpSampler:
         return draw.users, seq, pos, neg[..., 0] if neg.shape[2] == 1 else neg
 
     def next_packed(self) -> PackedBatch:
-        """Draw what `pack(*next_batch())` would hold, on the CPU, without any padded array."""
+        """Draw what `pack(*next_batch())` would hold, on the CPU, without making padded arrays.
+
+        Raises
+        ------
+        RuntimeError
+            After `close`.
+        """
         draw = self._next()
-        return PackedBatch(
-            users=torch.from_numpy(draw.users),
-            items=torch.from_numpy(draw.items),
-            positions=torch.from_numpy(draw.columns),
-            cu_seqlens=torch.from_numpy(draw.offsets),
+        return PackedBatch.from_numpy(
+            users=draw.users,
+            items=draw.items,
+            positions=draw.columns,
+            cu_seqlens=draw.offsets,
             max_seqlen=draw.longest,
-            positives=torch.from_numpy(draw.positives),
-            negatives=torch.from_numpy(draw.negatives),
+            positives=draw.positives,
+            negatives=draw.negatives,
         )
 
     def sequence_lengths(self) -> IntArray:
@@ -135,10 +170,10 @@ class WarpSampler:
 
     @property
     def negative_log_probs(self) -> NDArray[np.float64] | None:
-        """(itemnum + 1,) log of the share of negatives that each item has, before a user's own are left out.
+        """(itemnum + 1,) log probability that a negative is each item, for a user who has seen none of them.
 
-        None where negatives are uniform. An item that is never drawn has the smallest share there is,
-        and so has the padding.
+        None if negatives are uniform. Items that are never drawn, and the padding, get the smallest
+        probability of any item that is drawn.
         """
         if self._table.unseen.weight_through is None:
             return None
@@ -148,13 +183,20 @@ class WarpSampler:
         return log_probs
 
     def tell(self) -> int:
-        """Number of the next batch, from 0."""
+        """Return the number of the next batch, counted from 0."""
         return self._index
 
     def seek(self, index: int) -> None:
-        """Go on with batch `index`, in no time wherever that is. Raises RuntimeError after `close`."""
-        if index < 0:
-            raise ValueError(f"index must be at least 0, got {index}")
+        """Continue with batch number `index`; the cost does not depend on it.
+
+        Raises
+        ------
+        ValueError
+            If `index` is negative.
+        RuntimeError
+            After `close`.
+        """
+        check_at_least("index", index, 0)
         if self._closed:
             raise RuntimeError("this WarpSampler is closed")
         if index != self._index:
@@ -162,7 +204,7 @@ class WarpSampler:
             self._source, self._index = self._open(index), index
 
     def close(self) -> None:
-        """End the worker threads; the sampler cannot draw any more. Closing twice is fine."""
+        """End the worker threads. The sampler cannot draw any more; closing it twice is fine."""
         self._closed = True
         self._source.close()
 

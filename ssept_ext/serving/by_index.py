@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.histories import Histories, IntArray, to_csr
+from ssept_ext.data.histories import Histories, IntArray, check_ids
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks, scoring
 from ssept_ext.ranking.top_k import TopK
@@ -61,13 +61,12 @@ def recommend_by_index(
     IndexError
         If an id is outside the model's table; names id and table size.
     """
-    events = histories.User if isinstance(histories, SASRecDataSet) else histories
-    asked = _histories_of(events, list(events) if users is None else users)
+    asked = _histories_of(histories, users)
     check_inside("user", asked.users, getattr(model, "user_num", None))  # SASREC has no users
     check_inside("item", asked.items, model.item_num)
     catalogue = None
     if candidates is not None:
-        catalogue = to_csr({1: list(candidates)}).items
+        catalogue = check_ids(candidates, "item")
         check_inside("item", catalogue, model.item_num)
     return rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size)
 
@@ -124,20 +123,24 @@ def concatenated(found: Sequence[TopK], k: int) -> Recommendations:
     )
 
 
-def _histories_of(events: Mapping[int, Sequence[int]], users: Sequence[int]) -> Histories:
-    """The histories of `users` in their order; a user may be asked for twice."""
-    for user in users:
-        if not len(events.get(user, ())):
-            raise ValueError(f"user {user} has no events in histories (of {len(events)} users)")
-    distinct = to_csr({user: events[user] for user in users})
-    if len(distinct.users) == len(users):
-        return distinct
-    place = {user: row for row, user in enumerate(distinct.users.tolist())}
-    rows = [place[int(user)] for user in users]
-    bounds = distinct.offsets.tolist()
-    items = [distinct.items[bounds[row] : bounds[row + 1]] for row in rows]
-    offsets = np.cumsum([0, *map(len, items)])
-    return Histories(distinct.users[rows], offsets, np.concatenate(items))
+def _histories_of(
+    events: SASRecDataSet | Mapping[int, Sequence[int]], users: Sequence[int] | None
+) -> Histories:
+    """The histories of `users` in their order, None for all; a user may be asked for twice."""
+    if isinstance(events, SASRecDataSet):
+        num_users = events.num_users
+        found = events.histories("all", None if users is None else check_ids(users, "user"))
+    else:
+        num_users = len(events)
+        asked = list(events) if users is None else users
+        found = Histories.from_mapping({user: events.get(user, ()) for user in asked})
+        found = found.of(asked)
+    empty = np.diff(found.offsets) == 0
+    if empty.any():
+        raise ValueError(
+            f"user {found.users[empty][0]} has no events in histories (of {num_users} users)"
+        )
+    return found
 
 
 def check_inside(name: str, ids: IntArray, largest: int | None) -> None:
@@ -172,7 +175,7 @@ def similar_by_index(
         If an id is outside the model's table; names id and table size.
     """
     check_at_least("k", k, 1)
-    asked = to_csr({1: items}).items
+    asked = check_ids(items, "item")
     check_inside("item", asked, model.item_num)
     k = min(k, model.item_num - 1)
     with scoring(model):

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import pack_statically
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.utils.files import replace_file
 from ssept_ext.utils.optional import require
@@ -46,24 +45,9 @@ class Scorer(nn.Module):
     def forward(self, user: Tensor, input_seq: Tensor, candidate: Tensor) -> Tensor:
         """As `SASREC.predict`, whose "user" (B,), "input_seq" (B, T) and "candidate" (B, C) these are; (B, C).
 
-        T is `seq_max_len`. Ids outside the tables are not looked for.
+        T is `seq_max_len`. Ids outside the tables are not detected.
         """
-        items = input_seq.flatten()
-        real = items != 0
-        # Real tokens first, in their order; padding becomes spare capacity behind them.
-        rank = real.long().cumsum(0)
-        token = torch.arange(items.shape[0], device=items.device)  # len() would fix the batch size
-        place = torch.where(real, rank - 1, rank[-1] + token - rank)
-        order = torch.zeros_like(items).scatter(0, place, token)
-        ends = (input_seq != 0).sum(1).cumsum(0)
-        batch = PackedBatch(
-            users=user,
-            items=items[order],
-            positions=order % input_seq.shape[1],
-            cu_seqlens=F.pad(ends, (1, 0)).int(),
-            max_seqlen=input_seq.shape[1],
-        )
-        return self.model.score(batch, candidate)
+        return self.model.score(pack_statically(user, input_seq), candidate)
 
 
 def export_program(model: SequentialRecommender) -> ExportedProgram:

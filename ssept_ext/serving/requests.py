@@ -9,7 +9,7 @@ from uuid import UUID
 
 import numpy as np
 
-from ssept_ext.data.histories import IntArray, to_csr
+from ssept_ext.data.histories import IntArray, check_ids
 from ssept_ext.data.id_map import IdMap, RawId
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
@@ -25,7 +25,7 @@ def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntA
     """
     if model.known is not None:
         return encode_items(model.known, {"history": history}, "events")[0]
-    numbers = to_csr({1: history}).items
+    numbers = check_ids(history, "item")
     check_inside("item", numbers, model.item_num)
     return numbers
 
@@ -37,7 +37,7 @@ def encode_user(model: SequentialRecommender, user: Any | None) -> int:
     if model.known is not None:
         check_raw_type(model.known.user_ids, [user])
         return int(model.known.user_ids.encode([user], unknown="zero")[0])
-    numbers = to_csr({user: []}).users
+    numbers = check_ids([user], "user")
     check_inside("user", numbers, getattr(model, "user_num", None))
     return int(numbers[0])
 

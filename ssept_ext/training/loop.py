@@ -181,7 +181,90 @@ def _check(
         if not callable(callback):
             raise TypeError(f"callbacks must be functions, got {callback!r}")
     check_dataset_fits(model, dataset)
-    distributed.check_same(**vars(loop), num_steps=num_steps, options=options)
+    trials = None
+    if val_epoch:
+        trials = draw_candidates(
+            dataset, "valid", num_neg_test=model.num_neg_test, seed=VALIDATION_SEED
+        )
+
+    num_steps = max(1, dataset.num_users // batch_size)
+    next_batch = _batch_source(sampler, model.seq_max_len)
+    schedule = partial(opts.learning_rate_factor, num_steps=num_steps * num_epochs)
+    distributed.check_same(
+        num_epochs=num_epochs,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        val_epoch=val_epoch,
+        eval_batch_size=eval_batch_size,
+        options=opts,
+    )
+    training = _Training(model, sampler, learning_rate, opts, schedule)
+    settings: dict[str, Any] = {}
+    if checkpoint is not None:
+        if not isinstance(sampler, SeekableSampler):
+            raise ValueError(
+                f"checkpoint needs a sampler with seek and tell, such as WarpSampler, "
+                f"got {type(sampler).__name__}"
+            )
+        settings = _settings(model, sampler, learning_rate, val_epoch, opts, num_steps)
+        if opts.schedule != "constant":
+            settings["num_epochs"] = num_epochs
+        training.resume(checkpoint, settings, num_steps)
+        distributed.check_same(**{"epochs done by checkpoint": training.epoch})
+    history = training.history
+    was_training = model.training
+    model.train()
+    is_first = distributed.rank() == 0
+    listening: AbstractContextManager[list[signal.Signals]]
+    listening = nullcontext([]) if checkpoint is None else noted_signals()
+    with listening as noted:
+        signals: list[signal.Signals] = []
+        try:
+            while not signals and training.epoch < num_epochs and not training.is_ended():
+                epoch = training.epoch + 1
+                distributed.share_generator()
+                with tqdm(
+                    total=num_steps,
+                    initial=len(training.losses),
+                    desc=f"epoch {epoch}/{num_epochs}",
+                    unit="step",
+                    disable=not (verbose and is_first),
+                ) as bar:
+                    with kept_memory():
+                        signals = _train_epoch(training, next_batch, num_steps, epoch, bar, noted)
+                    if not signals:
+                        training.end_epoch()
+                        if trials is not None and epoch % val_epoch == 0:
+                            ndcg, hr = rank_candidates(model, trials, eval_batch_size)
+                            training.note_validation(ndcg, hr)
+                            figures = f"valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}"
+                            bar.set_postfix_str(f"{bar.postfix}, {figures}")
+                if callbacks and training.epoch == epoch:
+                    progress = Progress(model, _figures(history, num_steps, val_epoch))
+                    wishes = [callback(progress) for callback in callbacks]
+                    training.ended = any(distributed.gather(any(wishes)))
+                if checkpoint is not None and is_first:
+                    save_training(training.state(settings), checkpoint)
+                signals = signals or _first_signals(distributed.gather(noted))
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                raise
+            if verbose and is_first:
+                print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
+        finally:
+            model.train(was_training)
+    if training.best:
+        model.load_state_dict(training.best)
+    if signals:
+        done = f"epoch {training.epoch} of {num_epochs}"
+        if len(training.losses):
+            step = f"step {len(training.losses)} of {num_steps}"
+            done = f"{step} of epoch {training.epoch + 1} of {num_epochs}"
+        message = f"{signals[0].name} after {done}: the training is saved in {checkpoint}"
+        if verbose and is_first:
+            print(f"{message}, and the same call goes on", file=sys.stderr)
+        raise TrainingInterrupted(message, signals[0])
+    return history
 
 
 def _validation_candidates(

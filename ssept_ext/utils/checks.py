@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
-import numpy as np
 
+def check_at_least(name: str, value: Any, limit: int) -> int:
+    """Check that `value` is an integer of at least `limit`, and return it as an int.
 
-def check_at_least(name: str, value: Any, limit: int) -> None:
-    """Refuse what is no integer or is below `limit`, by a ValueError naming the argument."""
-    if not isinstance(value, (int, np.integer)) or value < limit:
+    Integers of NumPy and torch are fine; booleans are not integers.
+
+    Raises
+    ------
+    ValueError
+        If it is not; names the argument, the limit and the value.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = limit - 1
+    if isinstance(value, bool) or number < limit:
         raise ValueError(f"{name} must be an integer of at least {limit}, got {value!r}")
+    return number

@@ -2,6 +2,7 @@
 
 import gzip
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssept_ext import SASRecDataSet
-from ssept_ext.data.histories import MAX_ID, to_csr
+from ssept_ext.data.histories import MAX_ID, Histories, check_ids, join
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -86,14 +87,15 @@ def test_the_layout_of_lines_is_free(read, content):
     assert read(content).User == {1: [2], 3: [4]}
 
 
-def test_gzip_is_told_by_the_name(read):
-    assert read(gzip.compress(b"1 2\n"), "events.txt.gz").User == {1: [2]}
+@pytest.mark.parametrize("name", ["events.txt", "events.txt.gz"])
+@pytest.mark.parametrize("content", [b"1 2\n", gzip.compress(b"1 2\n")])
+def test_gzip_is_told_by_the_content_and_not_by_the_name(read, content, name):
+    assert read(content, name).User == {1: [2]}
 
 
-@pytest.mark.parametrize("content", [b"1 2\n", gzip.compress(b"1 2\n" * 99)[:-9]])
-def test_a_broken_gzip_file_is_refused_by_name(read, content):
-    with pytest.raises(ValueError, match=r"events\.gz is not a whole gzip file"):
-        read(content, "events.gz")
+def test_a_broken_gzip_file_is_refused_by_name(read):
+    with pytest.raises(ValueError, match=r"events\.gz is damaged: "):
+        read(gzip.compress(b"1 2\n" * 99)[:-9], "events.gz")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +212,7 @@ def test_histories_may_be_numpy():
         ({5: [2**70]}, r"item id must be an integer from 1 to 2147483647"),
         ({0: [1]}, r"user id .* got 0"),
         ({"u": [1]}, r"user id .* got 'u'"),
+        ({5: [True]}, r"item id .* got True \(user 5\)"),
     ],
 )
 def test_bad_ids_in_histories_are_named(histories, message):
@@ -229,12 +232,170 @@ def test_exactly_one_source_is_needed(arguments):
         SASRecDataSet(**arguments)
 
 
-def test_csr_keeps_users_order_and_empty_histories():
-    users, offsets, items = to_csr({7: [3, 1], 2: [], 4: [5]})
+def test_without_hold_out_every_event_is_for_training():
+    dataset = SASRecDataSet(histories={1: [10, 11, 12, 13], 2: [20]}, hold_out=False)
+
+    assert dataset.user_train == dataset.User == {1: [10, 11, 12, 13], 2: [20]}
+    assert dataset.user_valid == dataset.user_test == {1: [], 2: []}
+
+
+PARTS = {"all": "User", "train": "user_train", "valid": "user_valid", "test": "user_test"}
+
+
+@given(
+    st.dictionaries(
+        st.integers(1, 99), st.lists(st.integers(1, 50), max_size=6), min_size=1, max_size=9
+    ).filter(lambda histories: any(histories.values())),
+    st.lists(st.integers(1, 99), max_size=9),
+    st.booleans(),
+)
+def test_arrays_and_dicts_hold_the_same(histories, others, hold_out):
+    asked = [*histories, *others]  # some twice, some without a history
+    for part, name in PARTS.items():
+        arrays = SASRecDataSet(histories=histories, hold_out=hold_out)
+        dicts = SASRecDataSet(histories=histories, hold_out=hold_out)
+        expected = getattr(dicts, name)
+
+        assert arrays.histories(part).to_dict() == expected
+        for dataset in (arrays, dicts):
+            found = dataset.histories(part, asked)
+            bounds = found.offsets.tolist()
+            rows = [found.items[a:b].tolist() for a, b in pairwise(bounds)]
+            assert found.users.tolist() == asked
+            assert rows == [expected.get(user, []) for user in asked]
+            with_events = [user for user, items in expected.items() if items]
+            assert dataset.users_with(part).tolist() == with_events
+
+
+@pytest.mark.parametrize(("part", "name"), PARTS.items())
+def test_changes_to_a_dict_are_never_ignored(part, name):
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4], 2: [5]})
+
+    getattr(dataset, name)[2].append(9)
+    setattr(dataset, "User" if name == "user_train" else "user_train", {3: [7, 8]})
+
+    assert dataset.histories(part, [2]).items.tolist()[-1] == 9
+    assert dataset.users_with(part).tolist()[-1] == 2
+    other = dataset.histories("all" if part == "train" else "train")
+    assert part == "train" or other.to_dict() == {3: [7, 8]}
+
+
+def test_the_number_of_users_follows_an_assigned_dict():
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4], 2: [5]})
+    before = dataset.num_users
+
+    dataset.user_train = {1: [1]}
+
+    assert (before, dataset.num_users) == (2, 1)
+
+
+def test_changes_to_user_reach_the_parts_at_the_next_split_only():
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4]})
+
+    dataset.User[1].append(5)
+
+    assert dataset.user_test == {1: [4]}
+    assert dataset.histories("test").to_dict() == {1: [4]}
+    dataset.split()
+    assert dataset.histories("test").to_dict() == dataset.user_test == {1: [5]}
+
+
+def test_bad_ids_in_a_changed_dict_are_named():
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4]})
+
+    dataset.user_train[1].append(0)
+
+    with pytest.raises(ValueError, match=r"item id .* got 0 \(user 1\)"):
+        dataset.histories("train")
+
+
+def test_an_unknown_part_is_an_error():
+    with pytest.raises(ValueError, match="part must be one of .* got 'training'"):
+        SASRecDataSet(histories={1: [1]}).histories("training")
+
+
+def test_arrays_are_taken_without_a_copy():
+    histories = Histories.from_mapping({2: [4, 5, 6]})
+
+    dataset = SASRecDataSet(histories=histories)
+
+    assert np.shares_memory(dataset.histories("all").items, histories.items)
+
+
+def test_arrays_of_narrow_integers_are_widened():
+    narrow = (np.array(ids, np.int32) for ids in ([2], [0, 3], [4, 5, 6]))
+
+    dataset = SASRecDataSet(histories=Histories(*narrow))
+
+    assert [array.dtype for array in dataset.histories("all")] == [np.int64] * 3
+
+
+@pytest.mark.parametrize(
+    ("users", "offsets", "items", "message"),
+    [
+        ([1, 1], [0, 1, 2], [3, 4], "users must be distinct, got 1 ids for 2 rows"),
+        ([1, 2], [0, 1], [3], "offsets must be 3 integers that rise from 0 to the 1 events"),
+        ([1, 2], [0, 2, 1], [3], "offsets must be"),
+        ([1], [1, 2], [3, 4], "offsets must be"),
+        ([1], [0, 1], [3, 4], "offsets must be"),
+        ([1], [0, 1], [0], "item id must be an integer from 1 .*, got 0"),
+        ([0], [0, 1], [3], "user id must be an integer from 1 .*, got 0"),
+        ([1], [0, 1], [1.5], "item id must be an integer from 1 .*, got .*1.5"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(users, offsets, items, message):
+    with pytest.raises(ValueError, match=message):
+        SASRecDataSet(histories=Histories(np.array(users), np.array(offsets), np.array(items)))
+
+
+def test_histories_keep_the_order_of_users_and_empty_rows():
+    users, offsets, items = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
 
     assert users.tolist() == [7, 2, 4]
     assert offsets.tolist() == [0, 2, 2, 3]
     assert items.tolist() == [3, 1, 5]
+
+
+def test_rows_are_joined_event_by_event():
+    first = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
+    second = Histories.from_mapping({7: [], 2: [8], 4: [6, 6]})
+
+    assert join(first, second).to_dict() == {7: [3, 1], 2: [8], 4: [5, 6, 6]}
+
+
+def test_the_oldest_item_of_an_empty_row_is_0():
+    assert Histories.from_mapping({7: [3, 1], 2: [], 4: [5], 1: []}).oldest().tolist() == [
+        3,
+        0,
+        5,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    "ids", [[], [1, 2], (MAX_ID,), {3}, np.array([2], np.uint8), [np.uint64(1), np.int8(2)]]
+)
+def test_integers_of_every_kind_are_ids(ids):
+    assert check_ids(ids, "item").tolist() == list(ids)
+    assert check_ids(ids, "item").dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("ids", "bad"),
+    [
+        ([1, 0], "0"),
+        ([MAX_ID + 1], str(MAX_ID + 1)),
+        ([2**70], str(2**70)),
+        ([1, 2.0], "2.0"),
+        (["1"], "'1'"),
+        ([[1], [2, 3]], r"\[1\]"),
+        (np.array([[1]]), r"array\(\[1\]\)"),
+        ([None], "None"),
+    ],
+)
+def test_what_is_no_id_is_named(ids, bad):
+    with pytest.raises(ValueError, match=f"item id must be an integer from 1 to .*, got {bad}$"):
+        check_ids(ids, "item")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")

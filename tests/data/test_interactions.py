@@ -3,6 +3,7 @@
 import gzip
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from datetime import datetime
 from uuid import UUID
@@ -309,8 +310,8 @@ def test_what_is_no_data_frame_is_refused():
     ("arguments", "message"),
     [
         ({"duplicates": "drop"}, "duplicates must be one of .*got 'drop'"),
-        ({"min_user_events": 0}, "min_user_events must be at least 1, got 0"),
-        ({"min_item_events": -1}, "min_item_events must be at least 1, got -1"),
+        ({"min_user_events": 0}, "min_user_events must be an integer of at least 1, got 0"),
+        ({"min_item_events": -1}, "min_item_events must be an integer of at least 1, got -1"),
     ],
 )
 def test_arguments_outside_their_range_are_named(arguments, message):
@@ -449,3 +450,41 @@ def test_the_data_set_holds_out_the_last_two_events():
     assert dataset.User == {1: [5, 4, 3, 2, 1], 2: [5]}
     assert dataset.user_test == {1: [1], 2: []}
     assert (dataset.usernum, dataset.itemnum) == (2, 5)
+
+
+def test_without_hold_out_the_data_set_trains_on_all_events():
+    dataset = of_rows(*((1, item, item) for item in range(4))).to_dataset(hold_out=False)
+
+    assert dataset.user_train == {1: [1, 2, 3, 4]}
+    assert dataset.user_test == {1: []}
+
+
+@pytest.mark.parametrize("events_per_user", [10, 100])
+def test_an_event_takes_at_most_24_bytes_ids_and_times_and_data_set_included(events_per_user):
+    num_events = 200_000
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "user": rng.integers(10**9, 10**9 + num_events // events_per_user, num_events),
+            "item": rng.integers(10**6, 10**6 + num_events // 100, num_events),
+            "timestamp": rng.integers(0, 10**9, num_events),
+        }
+    )
+    of_rows((1, 2, 3)).to_dataset()  # imports what is needed
+    tracemalloc.start()
+
+    interactions = Interactions.from_pandas(frame)
+    dataset = interactions.to_dataset()
+
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(dataset.histories("all").items) == num_events
+    assert held / num_events <= 24
+
+
+def test_the_data_set_shares_the_arrays_of_the_interactions():
+    interactions = of_rows((1, 2, 3), (1, 3, 4), (2, 2, 5))
+
+    dataset = interactions.to_dataset()
+
+    assert np.shares_memory(dataset.histories("all").items, interactions.items)

@@ -1,15 +1,14 @@
 """The ranking protocol, on stub models that score by a rule, so that the metrics are known."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ssept_ext import SSEPT
-from ssept_ext.data.histories import to_csr
+from ssept_ext import SSEPT, SASRecDataSet
+from ssept_ext.data.histories import Histories
 from ssept_ext.data.packed import last_events, pack
 from ssept_ext.evaluation.candidates import MAX_USERS, EvaluationCandidates, draw_candidates
 from ssept_ext.evaluation.metrics import ndcg_and_hr, ranks_of_first
@@ -54,15 +53,9 @@ def by_history(batch, candidates):
 
 
 def make_dataset(histories, itemnum=NUM_ITEMS):
-    """What evaluation reads of a SASRecDataSet, split as recommenders does."""
-    cut = {user: len(h) - 2 if len(h) >= 3 else len(h) for user, h in histories.items()}
-    return SimpleNamespace(
-        usernum=max(histories, default=0),
-        itemnum=itemnum,
-        user_train={user: h[: cut[user]] for user, h in histories.items()},
-        user_valid={user: h[cut[user] : cut[user] + 1] for user, h in histories.items()},
-        user_test={user: h[cut[user] + 1 :] for user, h in histories.items()},
-    )
+    dataset = SASRecDataSet(histories=histories)
+    dataset.itemnum = itemnum
+    return dataset
 
 
 @pytest.fixture
@@ -149,7 +142,9 @@ def test_a_negative_that_is_the_held_out_item_ties_with_it():
     model = SSEPT(item_num=9, user_num=1, seq_max_len=5, embedding_dim=4, conv_dims=[8, 8])
     collisions = np.array([[7, 7, 7, 7]])  # whatever the scores, three negatives equal item 7
 
-    ndcg, hr = rank_candidates(model, EvaluationCandidates("test", to_csr({1: [3, 1]}), collisions))
+    ndcg, hr = rank_candidates(
+        model, EvaluationCandidates("test", Histories.from_mapping({1: [3, 1]}), collisions)
+    )
 
     assert (ndcg, hr) == pytest.approx((1 / math.log2(5), 1))
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssept_ext import _extension
-from ssept_ext.data.histories import MAX_ID, to_csr
+from ssept_ext.data.histories import MAX_ID, Histories
 from ssept_ext.sampling.negatives import negative_table, philox_key
 
 needs_native = pytest.mark.skipif(_extension.native is None, reason="the extension is not built")
@@ -31,10 +31,10 @@ def test_every_point_of_the_unseen_weight_is_an_unseen_item_as_often_as_it_weigh
         expected[row, items] = 0
     if not expected.any(1).all():
         with pytest.raises(ValueError, match="has seen all"):
-            negative_table(to_csr(seen), NUM_ITEMS, weights)
+            negative_table(Histories.from_mapping(seen), NUM_ITEMS, weights)
         return
 
-    unseen = negative_table(to_csr(seen), NUM_ITEMS, weights)
+    unseen = negative_table(Histories.from_mapping(seen), NUM_ITEMS, weights)
 
     for row, total in enumerate(unseen.unseen_weight.tolist()):
         items = unseen.at(np.array([row]), (np.arange(total) + 0.5) / total)
@@ -48,7 +48,7 @@ def test_native_and_numpy_draw_the_same(monkeypatch, weighted, count):
     rng = np.random.default_rng(0)
     seen = {user: rng.integers(1, NUM_ITEMS, rng.integers(0, 60)).tolist() for user in range(1, 30)}
     weights = np.r_[0, rng.integers(0, 9, NUM_ITEMS - 1), 2].astype(np.int32) if weighted else None
-    unseen = negative_table(to_csr(seen), NUM_ITEMS, weights)
+    unseen = negative_table(Histories.from_mapping(seen), NUM_ITEMS, weights)
     key = philox_key(5)
 
     native = unseen.draw(key, count)
@@ -61,9 +61,9 @@ def test_native_and_numpy_draw_the_same(monkeypatch, weighted, count):
 
 def test_a_user_who_has_seen_all_is_named():
     with pytest.raises(ValueError, match="user 7 has seen all 3 items that negatives are drawn"):
-        negative_table(to_csr({5: [1], 7: [3, 1, 2, 1]}), 3)
+        negative_table(Histories.from_mapping({5: [1], 7: [3, 1, 2, 1]}), 3)
 
 
 def test_a_catalogue_too_large_for_ids_is_an_error():
     with pytest.raises(ValueError, match=f"item_num must be at most {MAX_ID}, got {MAX_ID + 1}"):
-        negative_table(to_csr({1: [1]}), MAX_ID + 1)
+        negative_table(Histories.from_mapping({1: [1]}), MAX_ID + 1)

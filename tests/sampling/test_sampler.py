@@ -214,7 +214,7 @@ def test_seek_goes_on_with_any_batch(source, index):
 
 def test_seek_refuses_negative_numbers_and_closed_samplers(source):
     sampler = make()
-    with pytest.raises(ValueError, match="index must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="index must be an integer of at least 0, got -1"):
         sampler.seek(-1)
     sampler.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -312,12 +312,13 @@ def test_a_program_that_never_closes_it_ends(source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be an integer from 1, got 0"),
-        ({"maxlen": -1}, "maxlen must be an integer from 1, got -1"),
-        ({"n_workers": 0}, "n_workers must be an integer from 1, got 0"),
-        ({"batch_size": 2.5}, "batch_size must be an integer from 1, got 2.5"),
-        ({"num_negatives": 0}, "num_negatives must be an integer from 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"maxlen": -1}, "maxlen must be an integer of at least 1, got -1"),
+        ({"n_workers": 0}, "n_workers must be an integer of at least 1, got 0"),
+        ({"batch_size": True}, "batch_size must be an integer of at least 1, got True"),
+        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
+        ({"num_negatives": 0}, "num_negatives must be an integer of at least 1, got 0"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"popularity_exponent": 2.1}, r"popularity_exponent must be in \[0, 2\], got 2.1"),
         ({"window_sampling_prob": float("nan")}, r"window_sampling_prob must be in \[0, 1\]"),
         ({"num_items": 29}, "User holds item id 30, but itemnum is 29"),

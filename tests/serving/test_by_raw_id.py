@@ -419,7 +419,7 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
         "popularity_exponent": 0.25,
         "window_sampling_prob": 0.5,
     }
-    assert calls["histories"] == events.to_dataset().user_train
+    assert calls["histories"].to_dict() == events.to_dataset().user_train
 
 
 @pytest.mark.parametrize(("hold_out", "left"), [(True, 2), (False, 0)])

@@ -1,7 +1,6 @@
 """Training on the kernels follows the reference's loss curve, step by step, with dropout."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,9 @@ def synthetic():
         user: (1 + 200 * rng.random(length) ** 2).astype(int).tolist()
         for user, length in enumerate(lengths, 1)
     }
-    return SimpleNamespace(user_train=histories, usernum=60, itemnum=200)
+    dataset = SASRecDataSet(histories=histories, hold_out=False)
+    dataset.itemnum = 200
+    return dataset
 
 
 def movielens():

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ssept_ext import SSEPT
+from ssept_ext import SSEPT, SASRecDataSet
 from ssept_ext.data.packed import pack
 from ssept_ext.evaluation.sampled import evaluate_valid
 from ssept_ext.network.losses import bce
@@ -92,13 +92,10 @@ class Interrupted:
 @pytest.fixture
 def dataset():
     """12 users with 9 events each in a ring of 30 items."""
-    train = {u: [(3 * u + t) % NUM_ITEMS + 1 for t in range(7)] for u in range(1, NUM_USERS + 1)}
-    return SimpleNamespace(
-        usernum=NUM_USERS,
-        itemnum=NUM_ITEMS,
-        user_train=train,
-        user_valid={u: [items[-1] % NUM_ITEMS + 1] for u, items in train.items()},
-        user_test={u: [(items[-1] + 1) % NUM_ITEMS + 1] for u, items in train.items()},
+    return SASRecDataSet(
+        histories={
+            u: [(3 * u + t) % NUM_ITEMS + 1 for t in range(9)] for u in range(1, NUM_USERS + 1)
+        }
     )
 
 

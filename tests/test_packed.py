@@ -1,0 +1,65 @@
+"""The ways to a packed batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from ssept_ext.data.histories import Histories
+from ssept_ext.data.packed import align, last_events, pack, pack_statically
+
+USERS = torch.tensor([7, 8, 9])
+SEQ = torch.tensor([[0, 0, 3, 5], [2, 9, 4, 1], [0, 0, 0, 0]])
+
+
+def assert_equal(batch, expected):
+    for name in ("users", "items", "positions", "cu_seqlens", "positives", "negatives"):
+        left, right = getattr(batch, name), getattr(expected, name)
+        assert (left is None) == (right is None), name
+        assert left is None or (left.dtype == right.dtype and torch.equal(left, right)), name
+    assert batch.max_seqlen == expected.max_seqlen
+
+
+def test_padding_is_dropped_and_columns_are_kept():
+    batch = pack(USERS, SEQ, SEQ + 10, (SEQ + 20)[..., None].expand(-1, -1, 2))
+
+    assert batch.items.tolist() == [3, 5, 2, 9, 4, 1]
+    assert batch.positions.tolist() == [2, 3, 0, 1, 2, 3]
+    assert batch.cu_seqlens.tolist() == [0, 2, 6, 6]
+    assert batch.positives.tolist() == [13, 15, 12, 19, 14, 11]
+    assert batch.negatives[:2].tolist() == [[23, 23], [25, 25]]
+    assert batch.max_seqlen == 4
+
+
+def test_static_packing_is_packing_with_the_padding_behind():
+    batch = pack_statically(USERS, SEQ)
+
+    expected = pack(USERS, SEQ)
+    num_real = len(expected.items)
+    assert batch.items[:num_real].tolist() == expected.items.tolist()
+    assert batch.positions[:num_real].tolist() == expected.positions.tolist()
+    assert torch.equal(batch.cu_seqlens, expected.cu_seqlens)
+    assert batch.items.shape == (12,)
+    assert not batch.items[num_real:].any()
+
+
+def test_the_last_events_are_those_of_the_padded_histories():
+    histories = Histories.from_mapping({5: [1], 7: [3, 5], 8: [6, 2, 9, 4, 1], 9: [2]})
+
+    assert_equal(last_events(histories, slice(1, 3), 4), pack(USERS[:2], SEQ[:2]))
+
+
+@pytest.mark.parametrize("seq_max_len", [1, 2, 3, 4, 5, 9])
+def test_a_batch_is_aligned_at_the_newest_event(seq_max_len):
+    negatives = torch.from_numpy(np.arange(24).reshape(3, 4, 2))
+
+    def fitted(columns):
+        padding = torch.zeros(3, 9, *columns.shape[2:], dtype=torch.int64)
+        return torch.cat([padding, columns], 1)[:, -seq_max_len:]
+
+    batch = align(pack(USERS, SEQ, SEQ + 10, negatives), 4, seq_max_len)
+
+    assert_equal(batch, pack(USERS, *map(fitted, (SEQ, SEQ + 10, negatives))))
+
+
+def test_a_batch_without_targets_is_aligned_too():
+    assert_equal(align(pack(USERS, SEQ), 4, 2), pack(USERS, SEQ[:, -2:]))
