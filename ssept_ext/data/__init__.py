@@ -1,4 +1,4 @@
-"""Events, histories and batches: from files and data frames to `PackedBatch`."""
+"""Reading events, keeping histories, and packing batches."""
 
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories

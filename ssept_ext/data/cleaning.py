@@ -13,15 +13,15 @@ from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.sources.columns import Codes
 
 Duplicates = Literal["keep", "first", "last", "consecutive"]
-"""Which events of the same user and item stay.
+"""Which events of the same user and item to keep.
 
-"keep": all. "first", "last": one, the oldest or the newest. "consecutive": of events that follow one
-another in the user's history, the oldest.
+"keep": all. "first" or "last": the oldest or the newest. "consecutive": the oldest of each run of events that
+follow one another directly in the user's history.
 """
 
 
 def sort_events(users: IntArray, times: NDArray[Any] | None) -> IntArray:
-    """The order of events by user, then time, then place. torch's stable sort is a parallel radix sort."""
+    """Return the order of events by user, then time, then position in the source."""
     if times is None:
         return _stable_order(users)
     by_time = _stable_order(times.view(np.int64) if times.dtype.kind == "M" else times)
@@ -29,14 +29,15 @@ def sort_events(users: IntArray, times: NDArray[Any] | None) -> IntArray:
 
 
 def _stable_order(keys: NDArray[Any]) -> IntArray:
-    keys = np.require(keys, requirements=["C", "W"])  # Arrow's are read-only, which torch warns of
+    # torch's stable sort is a parallel radix sort. It warns of read-only arrays, which Arrow's are.
+    keys = np.require(keys, requirements=["C", "W"])
     return torch.sort(torch.from_numpy(keys), stable=True).indices.numpy()
 
 
 def drop_duplicates(
     users: IntArray, items: IntArray, num_items: int, duplicates: Duplicates
 ) -> IntArray:
-    """Positions, ascending, of the events that stay; events are in order."""
+    """Return the positions, ascending, of the events to keep; events are sorted by user and time."""
     if duplicates == "keep":
         return np.arange(len(users))
     pairs = users * num_items + items
@@ -49,7 +50,7 @@ def drop_duplicates(
 
 
 def k_core(users: IntArray, items: IntArray, min_user: int, min_item: int) -> IntArray:
-    """Positions, ascending, of the events of users and items that have enough events in what is left."""
+    """Return the positions, ascending, of the events of the k-core: every user and item left has enough."""
     left = np.arange(len(users))
     while True:
         enough = np.bincount(users)[users] >= min_user
@@ -60,7 +61,7 @@ def k_core(users: IntArray, items: IntArray, min_user: int, min_item: int) -> In
 
 
 def renumber(column: Codes, noun: str) -> tuple[IntArray, IdMap]:
-    """Numbers from 1 without gaps, in the order of codes, and the map of the ids that are left."""
+    """Return numbers from 1 without gaps, in the order of codes, and the map of the remaining ids."""
     present = np.bincount(column.codes, minlength=len(column.ids)) > 0
     numbers: IntArray = np.cumsum(present)
     return numbers[column.codes], IdMap(column.ids[present], noun)

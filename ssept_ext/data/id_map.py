@@ -1,4 +1,4 @@
-"""Between the ids of the outside world and the numbers 1..n that index embedding tables."""
+"""Mapping between raw ids and the numbers 1..n that index embedding tables."""
 
 from __future__ import annotations
 
@@ -27,26 +27,39 @@ _TYPES: dict[str, type] = {"int64": int, "str": str, "uuid": UUID}
 
 
 class IdMap:
-    """Raw ids, all int64, all strings or all UUIDs, and their numbers 1..n. 0 is padding.
+    """A two-way mapping between raw ids and the numbers 1..n; 0 is padding.
 
-    Lookups go through one hash table, so that one id costs the same however many there are. Nothing
-    but NumPy is needed: serving a model does not need the packages that read its training data.
+    The raw ids are all int64, all strings or all UUIDs. Lookups use a hash table, so their cost does
+    not grow with the number of ids. Only NumPy is needed: serving a model does not need the packages that
+    read its training data.
 
     Attributes
     ----------
-    raw : (n,), int64, or object where the ids are `str` or `uuid.UUID`; number i is `raw[i - 1]`.
-    type : "int64", "str" or "uuid".
-    noun : what the ids name, for error messages.
+    raw
+        (n,) int64, or object if the ids are `str` or `uuid.UUID`; number i belongs to `raw[i - 1]`.
+    type
+        "int64", "str" or "uuid".
+    noun
+        What the ids identify, for error messages.
+
+    Examples
+    --------
+    >>> ids = IdMap(["ann", "bob"], noun="user")
+    >>> ids.encode(["bob", "eve"], unknown="zero")
+    array([2, 0])
+    >>> ids.decode([2, 1]).tolist()
+    ['bob', 'ann']
     """
 
     def __init__(self, raw: RawIds, noun: str = "id") -> None:
-        """Number `raw` from 1 in the order given.
+        """Number the ids in `raw` from 1, in the order given.
 
         Raises
         ------
-        TypeError : an id that is neither an integer, a string nor a UUID, or of another type than
-            the first.
-        ValueError : an id that is there more than once, or an integer beyond int64.
+        TypeError
+            If an id is not an integer, a string or a UUID, or not all ids have the same type.
+        ValueError
+            If an id occurs more than once, or an integer does not fit in int64.
         """
         self.noun = noun
         self.type, self.raw = _typed(raw, noun)
@@ -56,7 +69,7 @@ class IdMap:
 
     @cached_property
     def _numbers(self) -> dict[RawId, int]:
-        """Made by the first `encode`: it takes ten times the memory of the ids."""
+        """Built by the first `encode`, because it takes over ten times the memory of integer ids."""
         return dict(zip(self.raw.tolist(), range(1, len(self.raw) + 1), strict=True))
 
     def __len__(self) -> int:
@@ -73,21 +86,26 @@ class IdMap:
     __hash__ = None  # type: ignore[assignment]  # compared by content, which may be large
 
     def encode(self, raw: RawIds, unknown: Literal["raise", "zero"] = "raise") -> IntArray:
-        """Numbers of raw ids.
+        """Return the numbers of raw ids.
 
         Parameters
         ----------
-        raw : (N,), of the type of the map; `7` and `"7"` are different ids.
-        unknown : what an id without a number gives: "raise", or "zero" for 0, the padding;
-            `np.count_nonzero(numbers == 0)` counts them.
+        raw
+            (N,) ids of the type of the map; `7` and `"7"` are different ids.
+        unknown
+            What to do with an id that is not in the map: "raise" an error, or give it number "zero",
+            the padding.
 
         Returns
         -------
-        (N,) int64
+        IntArray
+            (N,) int64.
 
         Raises
         ------
-        KeyError : an unknown id, under "raise"; names it, where it is, and how many there are.
+        KeyError
+            If `unknown` is "raise" and an id is not in the map; names the id and its position, and how
+            many others there are.
         """
         if unknown not in ("raise", "zero"):
             raise ValueError(f"unknown must be 'raise' or 'zero', got {unknown!r}")
@@ -104,11 +122,22 @@ class IdMap:
         return numbers
 
     def decode(self, numbers: Sequence[int] | IntArray) -> NDArray[Any]:
-        """Raw ids of numbers, of any shape: int64, or objects that are `str` or `uuid.UUID`.
+        """Return the raw ids of numbers.
+
+        Parameters
+        ----------
+        numbers
+            Numbers from 1 to n, in an array of any shape.
+
+        Returns
+        -------
+        NDArray
+            Of the same shape, int64 or objects of type `str` or `uuid.UUID`.
 
         Raises
         ------
-        IndexError : a number outside 1..n, padding included; names it.
+        IndexError
+            If a number is outside 1..n, as the padding is; names it.
         """
         index = np.asarray(numbers, np.int64)
         if index.size and not (index.min() >= 1 and index.max() <= len(self)):
@@ -117,17 +146,18 @@ class IdMap:
         return self.raw[index - 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """A form that JSON can hold, for `from_dict`; types are kept."""
+        """Return a dict that can be stored as JSON and read again by `from_dict`."""
         ids = self.raw.tolist()
         return {"type": self.type, "ids": [str(key) for key in ids] if self.type == "uuid" else ids}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], noun: str = "id") -> IdMap:
-        """Make the map that `to_dict` wrote again.
+        """Restore a map from what `to_dict` returned.
 
         Raises
         ------
-        ValueError : `record` is not what `to_dict` writes.
+        ValueError
+            If `record` is something else.
         """
         try:
             declared, ids = record["type"], record["ids"]
@@ -146,11 +176,12 @@ def save_id_maps(path: str | os.PathLike[str], users: IdMap, items: IdMap) -> No
 
 
 def load_id_maps(path: str | os.PathLike[str]) -> tuple[IdMap, IdMap]:
-    """Read (users, items) from what `save_id_maps` wrote.
+    """Read the maps of users and items from a file that `save_id_maps` wrote.
 
     Raises
     ------
-    ValueError : the file is damaged or no such file; names it.
+    ValueError
+        If the file is damaged or of another kind; names it.
     """
     try:
         record = json.loads(Path(path).read_text())

@@ -1,4 +1,4 @@
-"""Events of users with items under their raw ids, ready for training."""
+"""Events read from files and data frames, cleaned and numbered for training."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ssept_ext.utils.optional import require
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """Events sorted by user and time, with users and items numbered from 1, and what they were called.
+    """Events sorted by user and time, with users and items numbered from 1, and their raw ids.
 
-    Made by `from_dataframe` (also under the names `from_pandas` and `from_polars`), `from_csv` and
-    `from_parquet`, which treat events alike, in this order:
+    Use `from_dataframe` (or its other names, `from_pandas` and `from_polars`), `from_csv` or
+    `from_parquet`. All of them process events in this order:
 
     1. Users and items are numbered in the order in which they first appear in the source, as in
-       SASRec's preprocessing and in RecBole: the same source always gives the same numbers.
+       SASRec's preprocessing and in RecBole, so the same source always gives the same numbers.
     2. Events are sorted by user and time; events of the same time stay in the order of the source.
     3. Duplicates are dropped, see `Duplicates`.
     4. Users with fewer than `min_user_events` events and items with fewer than `min_item_events` are
-       dropped again and again, until all that are left have enough: the k-core.
-    5. Numbers that are left without events are closed up, their order kept.
+       dropped repeatedly until all that remain have enough events (the k-core).
+    5. The remaining users and items are renumbered without gaps, in the same order.
 
-    Ids may be integers (kept as int64), strings, categories of these, or UUIDs, as `uuid.UUID`
-    objects or in 16 bytes; users and items each of one type. Times may be numbers, dates or
+    Ids may be integers (kept as int64), strings, categories of these, or UUIDs, either `uuid.UUID`
+    objects or 16 bytes. All users must have one type, and so must all items. Times may be numbers, dates or
     datetimes.
 
     Attributes
@@ -81,21 +81,31 @@ class Interactions:
         min_user_events: int = 1,
         min_item_events: int = 1,
     ) -> Interactions:
-        """Take events from a data frame of pandas, Polars (lazy too), PyArrow, or others of narwhals.
+        """Take events from a data frame of any library that narwhals supports.
+
+        These are pandas, Polars (lazy frames too), PyArrow and others.
 
         Parameters
         ----------
-        frame : one row an event.
-        user, item, timestamp : names of columns; `timestamp=None` if rows are in the order of time.
-        duplicates : which events of the same user and item stay.
-        min_user_events, min_item_events : what each user and item must have, after duplicates.
+        frame
+            A data frame with one event per row.
+        user, item, timestamp
+            Names of the columns; `timestamp=None` if rows are in time order.
+        duplicates
+            Which events of the same user and item to keep.
+        min_user_events, min_item_events
+            Least number of events of each user and item, after duplicates were dropped.
 
         Raises
         ------
-        TypeError : `frame` is no data frame; a column holds what can be no id or no time; names it.
-        ValueError : a missing column; a missing id or time, or one that is not finite, with column,
-            row (counted from 0) and value; no event is left; an argument is outside its range.
-        ImportError : narwhals or PyArrow is missing: they come with `ssept_ext[data]`.
+        TypeError
+            If `frame` is not a data frame, or a column (named) holds something that cannot be an id or a
+            time.
+        ValueError
+            If a column is missing, an id or a time is missing or not finite (names column, value and row,
+            counted from 0), no event is left, or an argument is out of range.
+        ImportError
+            If narwhals or PyArrow is missing: they come with `ssept_ext[data]`.
         """
         nw = require("narwhals", "data")
         columns = Columns(user, item, timestamp)
@@ -131,19 +141,24 @@ class Interactions:
     ) -> Interactions:
         """Read events from delimited text with a header, plain or compressed with gzip.
 
-        Ids are int64 if every one of the column is an integer written plainly, strings otherwise:
-        `007` keeps its zeros.
+        Ids are int64 if the whole column consists of integers without leading zeros or signs of plus,
+        and strings otherwise, so `007` keeps its zeros.
 
         Parameters
         ----------
-        path : the file.
-        delimiter : one character.
-        user, item, timestamp, duplicates, min_user_events, min_item_events : as for `from_dataframe`.
+        path
+            The file.
+        delimiter
+            The character that separates columns.
+        user, item, timestamp, duplicates, min_user_events, min_item_events
+            As for `from_dataframe`.
 
         Raises
         ------
-        ValueError : as for `from_dataframe`, with file, line number and text of a bad line.
-        ImportError : PyArrow is missing: it comes with `ssept_ext[data]`.
+        ValueError
+            As for `from_dataframe`; names file, line number and text of a bad line.
+        ImportError
+            If PyArrow is missing: it comes with `ssept_ext[data]`.
         """
         layout = Delimited(Columns(user, item, timestamp), delimiter)
         events = read_delimited(lambda: open_file(path), str(path), layout)
@@ -161,9 +176,9 @@ class Interactions:
         min_user_events: int = 1,
         min_item_events: int = 1,
     ) -> Interactions:
-        """Read events from a Parquet file, or a folder of them; other columns are not read.
+        """Read events from a Parquet file or a folder of them; other columns are not read.
 
-        Parameters and errors are those of `from_dataframe`; errors name the file too.
+        Parameters and errors are those of `from_dataframe`, and errors also name the file.
         """
         pa = arrow()
         wanted = [name for name in (user, item, timestamp) if name is not None]
@@ -192,7 +207,7 @@ class Interactions:
         min_user_events: int = 1,
         min_item_events: int = 1,
     ) -> Interactions:
-        """Sort, filter and number what a reader gave; parameters as for `from_dataframe`."""
+        """Sort, filter and number the events from a reader; parameters as for `from_dataframe`."""
         if duplicates not in get_args(Duplicates):
             raise ValueError(
                 f"duplicates must be one of {get_args(Duplicates)}, got {duplicates!r}"
@@ -246,12 +261,12 @@ class Interactions:
 
 
 def _to_arrow(column: Any) -> Any:
-    """An Arrow array of a narwhals Series."""
+    """Convert a narwhals Series to an Arrow array."""
     pa, nw = arrow(), require("narwhals", "data")
     try:
         if column.dtype != nw.Object:
             return column.to_arrow()
-        # Here, because Polars would hand out the addresses of its objects.
+        # Not to_arrow(): Polars would return the addresses of its Python objects.
         values = column.to_list()
         if any(isinstance(value, UUID) for value in values):
             return pa.array([value and value.bytes for value in values], pa.binary(16))

@@ -1,4 +1,4 @@
-"""What a model that serves raw ids knows: their numbers, and what each user did."""
+"""The raw ids and histories that a model stores to answer requests by raw id."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class KnownHistories:
-    """Histories of the users 1..U with the items 1..I, and the raw ids behind these numbers."""
+    """Histories of users 1..U with items 1..I, and the raw ids of these numbers."""
 
     user_ids: IdMap
     item_ids: IdMap
     histories: Histories | None
-    """All users in order, each one's events oldest first; a user may have none. None if they were left out of what was
-    saved."""
+    """All users in order, each with events oldest first or none. None if the model was saved without histories."""
     item_counts: IntArray | None = None
-    """(I + 1,) events of each item, where there are no histories to count them in."""
+    """(I + 1,) number of events of each item; given only without histories, which would be counted otherwise."""
 
     def __post_init__(self) -> None:
         if self.histories is None:
@@ -46,18 +45,19 @@ class KnownHistories:
 
     @classmethod
     def from_interactions(cls, interactions: Interactions) -> KnownHistories:
-        """Take all events."""
+        """Take all events of `interactions`."""
         return cls(interactions.user_ids, interactions.item_ids, interactions.to_histories())
 
     @classmethod
     def from_dataset(
         cls, dataset: SASRecDataSet, user_ids: IdMap, item_ids: IdMap
     ) -> KnownHistories:
-        """Take all events of a data set whose numbers are those of the maps.
+        """Take all events of a data set whose ids are the numbers of the maps.
 
         Raises
         ------
-        ValueError : the largest numbers of the data set are not those of the maps.
+        ValueError
+            If the largest ids of the data set are not the largest numbers of the maps.
         """
         num_users, num_items = len(user_ids), len(item_ids)
         if (dataset.usernum, dataset.itemnum) != (num_users, num_items):
@@ -69,11 +69,12 @@ class KnownHistories:
         return cls(user_ids, item_ids, dataset.histories("all", every_user))
 
     def of(self, user: int) -> IntArray:
-        """The items of user number `user`; none of number 0, which is nobody.
+        """Return the items of user number `user`; none for number 0, which stands for an unknown user.
 
         Raises
         ------
-        ValueError : the histories were left out; names the user.
+        ValueError
+            If the model was saved without histories; names the user.
         """
         if not user:
             return _NONE
@@ -87,7 +88,7 @@ class KnownHistories:
 
     @cached_property
     def popularity(self) -> IntArray:
-        """(I + 1,) events of each item."""
+        """(I + 1,) number of events of each item."""
         if self.histories is None:
             assert self.item_counts is not None
             return self.item_counts

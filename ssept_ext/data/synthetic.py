@@ -1,4 +1,4 @@
-"""Data sets made here."""
+"""Synthetic data sets."""
 
 from __future__ import annotations
 
@@ -20,28 +20,39 @@ def synthetic(
     loyalty: float = 0.6,
     seed: int = 0,
 ) -> SASRecDataSet:
-    """Make histories in which both the last items and the user tell what comes next.
+    """Make histories whose next item depends on both the last items and the user.
 
-    Items lie in clusters, each with some for every taste, of Zipf popularity. A user goes from cluster to
-    cluster, mostly along one cycle that all share (item-to-item transitions), and there takes mostly items of a
-    taste of their own that never changes. Two events betray the first and hint at the second; a model that is
-    given the user learns the taste from all of the user's events. So with a window of few events (`seq_max_len=2`)
-    and training windows from whole histories (`window_sampling_prob=1`), SSEPT beats SASREC, and both beat
-    popularity; a window that shows many events tells SASREC the taste as well.
+    Items are divided into clusters, and the items of a cluster into tastes, with a Zipf distribution of
+    popularity. Users move from cluster to cluster, mostly along one cycle that all users share, and mostly choose
+    items of their own taste, which never changes. Two events show the position on the cycle but say little about
+    the taste, which a model with user embeddings learns from all of the user's events. So with a short window
+    (`seq_max_len=2`) and training windows from whole histories (`window_sampling_prob=1`), SSEPT beats SASREC, and
+    both beat popularity. A longer window shows the taste to SASREC too.
 
     Parameters
     ----------
-    num_users, num_clusters, num_tastes, items_per_taste : sizes, at least 1; there are
-        `num_clusters * num_tastes * items_per_taste` items, at least 2 clusters
-    min_events, max_events : the length of a history is uniform from 3 <= `min_events` to `max_events`
-    regularity : probability that the next cluster is the next of the cycle, and not any
-    loyalty : probability that the item is of the user's taste, and not of any
-    seed : of all that is random
+    num_users, num_clusters, num_tastes, items_per_taste
+        Sizes, at least 1, and at least 2 clusters. There are
+        `num_clusters * num_tastes * items_per_taste` items.
+    min_events, max_events
+        Lengths of histories are uniform from `min_events`, at least 3, to `max_events`.
+    regularity
+        Probability that the next cluster is the next one of the cycle instead of a random one.
+    loyalty
+        Probability that the item is of the user's taste instead of a random one.
+    seed
+        Seed of the random numbers.
 
     Raises
     ------
     ValueError
         If an argument is out of range; names it.
+
+    Examples
+    --------
+    >>> data = synthetic(num_users=20)
+    >>> data.usernum, data.itemnum <= 10 * 6 * 8
+    (20, True)
     """
     sizes = {
         "num_users": (num_users, 1),
@@ -60,7 +71,7 @@ def synthetic(
     rng = np.random.default_rng(seed)
     shape = (num_users, max_events)
     lengths = rng.integers(min_events, max_events + 1, num_users)
-    # A step of 1 is along the cycle; summed, steps are places on it.
+    # A step of 1 follows the cycle; the sum of the steps is the position on it.
     regular = rng.random(shape) < regularity
     steps = np.where(regular, 1, rng.integers(num_clusters, size=shape))
     steps[:, 0] = rng.integers(num_clusters, size=num_users)

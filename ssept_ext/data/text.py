@@ -1,4 +1,4 @@
-"""Reading histories from text: lines of user, item and, optionally, time."""
+"""Reading events from text: lines of user, item and, optionally, time."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def read_events(filename: str | os.PathLike[str], col_sep: str | None) -> _Colum
 
 
 def _parse_digits(data: bytes, separator: bytes | None) -> _Columns | None:
-    """Parse lines of nothing but digits and separators, the usual case, ten times as fast.
+    """Parse lines that consist of digits and separators, ten times as fast as `_parse_lines`.
 
-    None means that some line needs `_parse_lines`, to be read or to be refused.
+    Returns None if there are other lines, which `_parse_lines` has to read or to refuse.
     """
     if data.translate(None, b"0123456789\r\n" + (separator or b" \t")):
         return None
@@ -88,7 +88,7 @@ def _parse_lines(
 
 
 def _parse_line(line: bytes, separator: bytes | None) -> tuple[int | float, ...]:
-    """(user, item) or (user, item, time); a ValueError says what is wrong."""
+    """Parse `user item` or `user item time`; a ValueError says what is wrong."""
     fields = line.rstrip().split(separator)
     if len(fields) not in (2, 3):
         raise ValueError(f"2 or 3 columns expected, got {len(fields)}")

@@ -15,7 +15,7 @@ from ssept_ext.data.id_map import RawId
 
 
 class NothingUnseenError(ValueError):
-    """A user has seen every item, so that no negative can be drawn."""
+    """A user has seen every item, so no negative can be drawn."""
 
     def __init__(self, user: int, num_items: int, raw_id: RawId | None = None) -> None:
         name = user if raw_id is None else raw_id
@@ -28,37 +28,72 @@ class NothingUnseenError(ValueError):
 
 @dataclass(frozen=True)
 class NegativeTable:
-    """For each of R rows, the items of 1..item_num that are not in its history.
+    """The items from 1 to item_num that are not in each of R histories, ready to be drawn by weight.
 
-    Every item i weighs `w_i`, in proportion to how often it is drawn, and lies on the line of all
-    weight from `weight_through[i - 1]` to `weight_through[i]`. Take the row's seen items out of the
-    line: `unseen_below` says where each gap is on what remains, `seen_through` by how much a point
-    behind it must be moved up to be on the whole line again. So a binary search turns a random
-    point of the remaining line into an unseen item, no item is ever tried and rejected, and the
-    memory is that of the histories, whatever the number of items.
+    A draw is one binary search: no item is tried and rejected. The memory is that of the
+    histories, whatever the number of items.
+
+    For example, 4 items weigh 2, 1, 3 and 1, and a user has seen items 1 and 3. Laid end to end,
+    the items cover these intervals::
+
+        item                      1        2        3        4
+        weight                    2        1        3        1
+        interval               0 to 2   2 to 3   3 to 6   6 to 7
+        weight_through            2        3        6        7
+        of the seen items:
+        unseen_below              0                 1
+        seen_through              2                 5
+
+    Items 2 and 4 are left, so `unseen_weight` is 2, and a random point is 0 or 1. At point 0, only
+    item 1 has `unseen_below` <= 0. Adding its `seen_through` puts back the weight that was left out before
+    the point: 0 + 2 = 2, which is in the interval of item 2. At point 1, both seen items have
+    `unseen_below` <= 1; the last one's `seen_through` leads to 1 + 5 = 6, which is in the interval of item 4.
+
+    If every item weighs 1, `seen_through` would be 1, 2, 3, … in each row, so it is left out.
+
+    Examples
+    --------
+    >>> seen = Histories.from_mapping({7: [3, 1]})
+    >>> table = negative_table(seen, item_num=4, weights=np.array([0, 2, 1, 3, 1], np.int32))
+    >>> table.unseen_below.tolist(), table.seen_through.tolist(), table.unseen_weight.tolist()
+    ([0, 1], [2, 5], [2])
+    >>> table.at(np.array([0]), np.array([0.0, 0.5]))
+    array([2, 4])
     """
 
     seen_starts: IntArray
     """(R + 1,) where the S distinct items of each row start."""
     unseen_below: NDArray[np.int32]
-    """(S,) for each distinct item of each row, ascending: the weight of unseen items below it."""
+    """(S,) for each distinct item of each row, ascending: the weight of the unseen items below it."""
     seen_through: NDArray[np.int32] | None
-    """(S,) the weight of the row's seen items up to and with this one; None where every item weighs 1."""
+    """(S,) the weight of the row's seen items up to and including this one; None if every item weighs 1."""
     unseen_weight: IntArray
     """(R,) weight of all items that are not in the history."""
     weight_through: NDArray[np.int32] | None
-    """(item_num + 1,) weight of items 0 to i; None where every item weighs 1."""
+    """(item_num + 1,) weight of items 0 to i; None if every item weighs 1."""
     item_num: int
 
     def native_arguments(self) -> dict[str, Any]:
-        """The fields by name, for the extension."""
+        """Return the fields by name, as arguments of the extension's functions."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def draw(self, key: tuple[int, int], count: int) -> IntArray:
-        """(R, count) items that each row has not seen, with replacement, by weight.
+        """Draw items that each row has not seen, with replacement and by weight.
 
-        A pure function of the arguments: the doubles in [0, 1) of NumPy's Philox with this key, row
-        after row, each made an item by `at`.
+        The result depends on the arguments alone: row after row, `at` maps the doubles in [0, 1) of
+        NumPy's Philox generator with this key.
+
+        Parameters
+        ----------
+        key
+            Key of the generator, see `philox_key`.
+        count
+            Number of items for each row.
+
+        Returns
+        -------
+        IntArray
+            (R, count)
         """
         if _extension.native is not None:
             native: IntArray = _extension.native.draw_unseen(
@@ -70,9 +105,19 @@ class NegativeTable:
         return self.at(np.arange(num_rows)[:, None], rng.random((num_rows, count)))
 
     def at(self, row: IntArray, uniform: NDArray[np.float64]) -> IntArray:
-        """Turn numbers in [0, 1) into unseen items of these rows; both broadcast to the result.
+        """Map numbers in [0, 1) to unseen items, as `draw_unseen` in `csrc/sampler` does.
 
-        What `draw_unseen` in `csrc/sampler` computes.
+        Parameters
+        ----------
+        row
+            Rows to draw for.
+        uniform
+            The numbers.
+
+        Returns
+        -------
+        IntArray
+            Items, of the shape to which `row` and `uniform` broadcast.
         """
         point = (uniform * self.unseen_weight[row]).astype(np.int64)
         num_below = np.searchsorted(self._gaps, row * self._stride + point, side="right")
@@ -87,25 +132,30 @@ class NegativeTable:
 
     @cached_property
     def _gaps(self) -> IntArray:
-        """(S,) `unseen_below` of all rows one after the other on a single line, for a single search."""
+        """(S,) `unseen_below` of all rows, each moved by its row, so that one binary search serves all."""
         owner = np.repeat(np.arange(len(self.unseen_weight)), np.diff(self.seen_starts))
         return owner * self._stride + self.unseen_below
 
     @property
     def _stride(self) -> int:
-        """What each row takes of that line: more than all weight."""
+        """By how much `_gaps` moves a row from the one before: more than the weight of all items."""
         return 1 + (self.item_num if self.weight_through is None else int(self.weight_through[-1]))
 
 
 def negative_table(
     seen: Histories, item_num: int, weights: NDArray[np.int32] | None = None
 ) -> NegativeTable:
-    """Find what the users of `seen` have not seen.
+    """Prepare to draw items that are not in the histories.
 
     Parameters
     ----------
-    seen : with items of 1..item_num
-    weights : (item_num + 1,) with a sum below 2**31, that of item 0 being 0; None weighs every item 1
+    seen
+        Histories with items from 1 to `item_num`.
+    item_num
+        The largest item.
+    weights
+        (item_num + 1,) int32, how often each item is drawn in proportion to the others; 0 for item 0, with a
+        sum below 2**31. None gives every item the same weight.
 
     Raises
     ------
@@ -145,6 +195,6 @@ def negative_table(
 
 
 def philox_key(seed: int | None) -> tuple[int, int]:
-    """The 64-bit words of a Philox key made of a seed; None makes a fresh one."""
+    """Derive the two 64-bit words of a Philox key from a seed; None takes a random seed."""
     first, second = np.random.SeedSequence(seed).generate_state(2, np.uint64).tolist()
     return first, second

@@ -11,7 +11,8 @@ def require(module: str, extra: str) -> Any:
 
     Raises
     ------
-    ImportError : it is missing; says how to install it.
+    ImportError
+        If it is missing; says how to install it.
     """
     try:
         return importlib.import_module(module)

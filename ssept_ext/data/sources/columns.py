@@ -1,4 +1,4 @@
-"""Columns of events, and how they are taken from Arrow arrays."""
+"""Columns of events, converted from Arrow arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssept_ext.utils.optional import require
 
 
 class Codes(NamedTuple):
-    """A column of ids: event e has `ids[codes[e]]`. `ids` are in the order of first appearance."""
+    """A column of ids: that of event e is `ids[codes[e]]`. `ids` are in the order of first appearance."""
 
     codes: IntArray
     """(E,)"""
@@ -27,7 +27,7 @@ class RawEvents(NamedTuple):
     users: Codes
     items: Codes
     times: NDArray[Any] | None
-    """(E,) int64, float64 or datetime64, finite; None where the order of events is that of time"""
+    """(E,) int64, float64 or datetime64, finite; None if events are in time order"""
 
 
 class Columns(NamedTuple):
@@ -39,19 +39,21 @@ class Columns(NamedTuple):
 
 
 def arrow() -> Any:
-    """PyArrow, with those of its modules that are used here."""
+    """Import PyArrow and those of its modules that are used here."""
     for module in ("pyarrow.compute", "pyarrow.csv", "pyarrow.parquet"):
         require(module, "data")
     return require("pyarrow", "data")
 
 
 def encode_ids(column: Any, name: str) -> Codes:
-    """Take the ids of an Arrow column: integers, strings, categories of these, or UUIDs (16 bytes).
+    """Convert an Arrow column of integers, strings, categories of these, or UUIDs (16 bytes).
 
     Raises
     ------
-    TypeError : a column of neither integers, strings nor UUIDs; names it.
-    ValueError : a missing id, or one beyond int64; names column and row, counted from 0.
+    TypeError
+        If the column holds something else; names the column.
+    ValueError
+        If an id is missing or does not fit in int64; names the column, and the row, counted from 0.
     """
     pa = arrow()
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -63,7 +65,7 @@ def encode_ids(column: Any, name: str) -> Codes:
     if not (is_uuid or is_integer or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise TypeError(f"column {name!r} holds {kind}: ids must be integers, strings or UUIDs")
     if categorical:
-        # Again, because categories are in any order, and not all of them used.
+        # Encoded again, because categories may be in any order and may be unused.
         encoded = column.indices.dictionary_encode()
         values = column.dictionary.take(encoded.dictionary)
     else:
@@ -82,12 +84,14 @@ def encode_ids(column: Any, name: str) -> Codes:
 
 
 def take_times(column: Any, name: str) -> NDArray[Any]:
-    """Take the times of an Arrow column: int64, float64 or datetime64.
+    """Convert an Arrow column of times to int64, float64 or datetime64.
 
     Raises
     ------
-    TypeError : a column of neither numbers, dates nor datetimes; names it.
-    ValueError : a missing, NaN or infinite time; names column and row, counted from 0.
+    TypeError
+        If the column holds neither numbers, dates nor datetimes; names the column.
+    ValueError
+        If a time is missing, NaN or infinite; names the column, and the row, counted from 0.
     """
     pa = arrow()
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

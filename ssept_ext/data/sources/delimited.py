@@ -1,6 +1,6 @@
 """Reading events from delimited text.
 
-Arrow reads it fast. What Arrow refuses is read again line by line, so that the error names the line.
+Arrow reads it fast. A file that Arrow refuses is read again line by line, to name the bad line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Delimited(NamedTuple):
 
     columns: Columns
     delimiter: str = ","
-    """one character, or several, which then cannot be quoted"""
+    """one or more characters; fields cannot be quoted if there are several"""
     names: Sequence[str] | None = None
     """of all columns; None to take them from the first line"""
     quoted: bool = True
@@ -38,17 +38,22 @@ class Delimited(NamedTuple):
 def read_delimited(opened: Opener, source: str, layout: Delimited) -> RawEvents:
     """Read events from delimited text, with blank lines skipped and other columns ignored.
 
-    Ids are int64 if every one of a column is an integer written plainly, strings otherwise: `007`
-    keeps its zeros. Times are numbers, or dates or datetimes as in ISO 8601.
+    Ids are int64 if the whole column consists of integers without leading zeros or signs of plus, and
+    strings otherwise, so `007` keeps its zeros. Times are numbers, or dates or datetimes in ISO 8601.
 
     Parameters
     ----------
-    opened : opens the file.
-    source : its name in errors.
+    opened
+        Opens the file.
+    source
+        Name of the file in error messages.
+    layout
+        How to read it.
 
     Raises
     ------
-    ValueError : an empty or damaged file; a missing column; a line that is no event, with source,
+    ValueError
+        If the file is empty or damaged, a column is missing, or a line is not an event; names source,
         line number and text.
     """
     pa = arrow()
@@ -96,7 +101,7 @@ def _read_with_arrow(opened: Opener, layout: Delimited) -> RawEvents:
 
 
 def _plain_ids(column: Any, name: str, integers: bool) -> Codes:
-    """The ids of a column of text: int64 if all are integers."""
+    """Convert a column of text to ids, int64 if all are integers."""
     pa = arrow()
     column = column.unify_dictionaries()
     codes, ids = encode_ids(column, name)
@@ -116,7 +121,7 @@ def _plain_ids(column: Any, name: str, integers: bool) -> Codes:
 def _rows(
     stream: BinaryIO, source: str, layout: Delimited
 ) -> Iterator[tuple[int, bytes, list[str]]]:
-    """(number of its first line, text, fields) of every row that is not blank."""
+    """Yield the number of the first line, the text and the fields of every row that is not blank."""
     read: list[bytes] = []
 
     def lines() -> Iterator[str]:
@@ -159,7 +164,7 @@ def _read_header(opened: Opener, source: str, layout: Delimited) -> list[str]:
 def _raise_for_first_bad_line(
     opened: Opener, source: str, layout: Delimited, header: list[str]
 ) -> None:
-    """Read line by line what the fast reader could not; returns if every line is good by itself."""
+    """Read line by line what Arrow refused, and raise for the first bad line; return if there is none."""
     place = [header.index(name) for name in layout.columns if name is not None]
     time_kind = unlike = None
     with opened() as stream:

@@ -76,24 +76,30 @@ _SHAPES = {
 def read_source(
     path: str | os.PathLike[str], format_name: str | None = None, columns: Columns | None = None
 ) -> tuple[str, str, RawEvents]:
-    """Read events from a file, from a folder, or from a zip archive without unpacking it.
+    """Read events from a file, a folder or a zip archive, which is not unpacked.
 
     Parameters
     ----------
-    path : a file, plain or compressed with gzip; or a folder or archive that holds one file, or
+    path
+        A file, plain or compressed with gzip; or a folder or archive that holds a single file or
         one named as in `EVENT_FILES`.
-    format_name : a key of `FORMATS`, or "csv"; None to tell it by the first line.
-    columns : of a generic CSV file, "user", "item" and "timestamp" by default.
+    format_name
+        A key of `FORMATS`, or "csv"; None to detect the format from the first line.
+    columns
+        Names of the columns of a generic CSV file, by default "user", "item" and "timestamp".
 
     Returns
     -------
-    (name of the file, name of its format, events)
+    tuple
+        Name of the file, name of its format, and the events.
 
     Raises
     ------
-    ValueError : no file of events, or several; an unknown layout; a line that is no event, with
-        file, line number and text.
-    ImportError : PyArrow is missing: it comes with `ssept_ext[data]`.
+    ValueError
+        If there is no file of events or there are several, the layout is unknown, or a line is not an
+        event; names file, line number and text.
+    ImportError
+        If PyArrow is missing: it comes with `ssept_ext[data]`.
     """
     columns = columns or Columns("user", "item", "timestamp")
     source, opened = find_events(Path(path))

@@ -1,4 +1,4 @@
-"""Fetching MovieLens: checked against its sums, and resumed where a connection broke."""
+"""Download MovieLens, verify its checksums, and resume after a broken connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOVIELENS_MD5 = {
 }
 
 ATTEMPTS = 5
-"""How often in a row a connection may break without a byte gained."""
+"""Number of connections in a row that may break without receiving a byte."""
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as broken."""
 
@@ -34,23 +34,28 @@ _CHUNK = 1 << 16  # a broken connection loses less than this
 def download(
     name: str, folder: str | os.PathLike[str] | None = None, url: str = MOVIELENS_URL
 ) -> Path:
-    """Fetch a data set of MovieLens, unless it is there and whole, and return the path of its archive.
+    """Download a MovieLens data set unless it is there already, and return the path of its archive.
 
-    What has arrived is kept in `NAME.zip.part` until all has, so that a later call goes on where an
-    earlier one was cut off. The file gets its name only when its sum is right; if it is wrong, what
-    arrived is deleted.
+    An incomplete download is kept in `NAME.zip.part`, where a later call resumes it. The file gets its
+    final name only if its checksum is right, and is deleted otherwise.
 
     Parameters
     ----------
-    name : a key of `MOVIELENS_MD5`.
-    folder : where the archive is kept; None for the user's cache.
-    url : of the folder that holds the archives.
+    name
+        A key of `MOVIELENS_MD5`.
+    folder
+        Where to keep the archive; None for the user's cache.
+    url
+        Address of the folder that holds the archives.
 
     Raises
     ------
-    ValueError : an unknown name; a sum that is wrong.
-    OSError : the server refuses, or the connection broke `ATTEMPTS` times in a row.
-    ImportError : pooch is missing: it comes with `ssept_ext[download]`.
+    ValueError
+        If the name is unknown or the checksum is wrong.
+    OSError
+        If the server refuses, or the connection breaks `ATTEMPTS` times in a row.
+    ImportError
+        If pooch is missing: it comes with `ssept_ext[download]`.
     """
     if name not in MOVIELENS_MD5:
         raise ValueError(f"name must be one of {', '.join(MOVIELENS_MD5)}, got {name!r}")
@@ -68,7 +73,7 @@ def download(
 
 
 def _resuming_downloader(part: Path) -> Callable[[str, str, Any], None]:
-    """A downloader for pooch, whose own starts from the beginning whenever it is called."""
+    """Return a downloader for pooch that resumes; pooch's own always starts from the beginning."""
 
     def fetch(url: str, output_file: str, _: Any) -> None:
         requests = require("requests", "download")
@@ -93,7 +98,7 @@ def _resuming_downloader(part: Path) -> Callable[[str, str, Any], None]:
 
 
 def _fetch_rest(url: str, part: Path) -> None:
-    """Append to `part` what it lacks; begin anew where the server does not go on from its end."""
+    """Append the missing bytes to `part`; start over if the server cannot continue from its end."""
     requests = require("requests", "download")
     start = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})

@@ -13,14 +13,14 @@ from typing import BinaryIO, TypeAlias, cast
 from zipfile import BadZipFile
 
 Opener: TypeAlias = Callable[[], BinaryIO]
-"""Opens a file, uncompressed, from its beginning: again where it has to be searched for an error."""
+"""Opens a file at its beginning and decompresses it; called again to look for a bad line."""
 
 
 SHOWN_CHARACTERS = 200
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file at its beginning; one compressed with gzip, whatever its name, is read uncompressed."""
+    """Open a file; one that starts as gzip files do is decompressed, whatever its name."""
     with Path(path).open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     return cast(BinaryIO, gzip.open(path)) if compressed else Path(path).open("rb")
@@ -28,7 +28,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 @contextmanager
 def named_damage(source: str) -> Iterator[None]:
-    """Turn what broken gzip and zip files raise into a ValueError that names the file."""
+    """Turn the errors of damaged gzip and zip files into a ValueError that names the file."""
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, BadZipFile) as error:
@@ -36,18 +36,18 @@ def named_damage(source: str) -> Iterator[None]:
 
 
 def bad_line(source: str, number: int, reason: str, line: bytes) -> ValueError:
-    """The error that names a line, counted from 1."""
+    """Make an error that shows a line and its number, counted from 1."""
     text = line.decode(errors="replace").rstrip("\r\n")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
     return ValueError(f"{source}, line {number}: {reason}: {shown!r}")
 
 
 EVENT_FILES = ("u.data", "ratings.dat", "ratings.csv")
-"""How MovieLens names its events, in folders and archives with other files."""
+"""Names of the file of events in the folders and archives of MovieLens."""
 
 
 def find_events(path: Path) -> tuple[str, Opener]:
-    """(name, opener) of the file of events that `path` is or holds."""
+    """Return the name and an opener of the file of events that `path` is or contains."""
     if path.is_dir():
         names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
         file = path / _choose(path, names)

@@ -21,14 +21,19 @@ def read_records(
 
     Parameters
     ----------
-    opened : opens the file.
-    source : its name in errors.
-    keys : of the user and the item, whose values are strings, and of the time.
-    parse_time : from the value to an integer of 64 bits; raises ValueError or TypeError for no time.
+    opened
+        Opens the file.
+    source
+        Name of the file in error messages.
+    keys
+        Keys of the user and the item, whose values are strings, and of the time.
+    parse_time
+        Converts the time to an integer of 64 bits; raises ValueError or TypeError if it is not a time.
 
     Raises
     ------
-    ValueError : an empty file; a line that is no event, with source, line number and text.
+    ValueError
+        If the file is empty, or a line is not an event; names source, line number and text.
     """
     users: dict[str, int] = {}
     items: dict[str, int] = {}
