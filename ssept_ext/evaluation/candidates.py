@@ -172,7 +172,9 @@ def measurable_users(dataset: SASRecDataSet, split: Split) -> IntArray:
     ValueError
         If there is none.
     """
-    users = np.intersect1d(dataset.users_with("train"), dataset.users_with(split))
+    users = np.intersect1d(
+        dataset.users_with("train"), dataset.users_with(split), assume_unique=True
+    )
     users = users[users <= dataset.usernum]
     if not len(users):
         raise ValueError(

@@ -3,14 +3,17 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from ssept_ext import SSEPT, SASRecDataSet
+from ssept_ext import SSEPT, Interactions, SASRecDataSet
 from ssept_ext.data.histories import Histories
+from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.packed import last_events, pack
 from ssept_ext.evaluation.candidates import MAX_USERS, EvaluationCandidates, draw_candidates
+from ssept_ext.evaluation.full import evaluate_full
 from ssept_ext.evaluation.metrics import ndcg_and_hr, ranks_of_first
 from ssept_ext.evaluation.sampled import (
     evaluate,
@@ -196,6 +199,25 @@ def test_users_without_held_out_item_or_training_event_are_skipped():
 
     assert trials.inputs.users.tolist() == [1, 5]
     assert trials.candidates[:, 0].tolist() == [3, 8]
+
+
+def test_neither_training_nor_evaluation_makes_dicts_or_lists(monkeypatch):
+    frame = {"user": np.repeat([1, 2, 3], 5), "item": np.arange(15) % 9}
+    interactions = Interactions.from_dataframe(pd.DataFrame(frame), timestamp=None)
+    monkeypatch.setattr(Histories, "to_dict", None)
+    monkeypatch.setattr(Histories, "from_mapping", None)
+
+    model = SSEPT.fit(
+        interactions, seq_max_len=4, embedding_dim=4, num_epochs=1, val_epoch=1, verbose=False
+    )
+    dataset = interactions.to_dataset()
+    evaluate(model, dataset)
+    evaluate_full(model, dataset)
+    evaluate_popularity(dataset)
+    model.recommend(dataset, k=1)
+    known = KnownHistories.from_dataset(dataset, interactions.user_ids, interactions.item_ids)
+
+    assert known.histories.items.tolist() == interactions.items.tolist()
 
 
 @pytest.mark.parametrize(("split", "inputs"), [("valid", [1, 2]), ("test", [1, 2, 3])])
