@@ -1,4 +1,4 @@
-"""Write the measured figures into README.md and docs/*.md, from the files in bench/results.
+"""Write figures and options into README.md and docs/*.md: from the files in bench/results, and from the code.
 
 In a page, `<!-- figures: NAME -->` and `<!-- end -->` enclose a table or a number that this script makes. With
 `--check` it writes nothing, and fails if a page is out of date.
@@ -10,8 +10,15 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, fields
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from ssept_ext.network import SSEPTConfig
+from ssept_ext.sampling.options import SamplerOptions
+from ssept_ext.training.options import LoopOptions, TrainingOptions
+from ssept_ext.training.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -221,6 +228,47 @@ def losses() -> str:
     return table(["loss", "negatives", *columns], rows)
 
 
+# What the code declares.
+
+PRESET_RUNS = {
+    "sse-pt": "sse-pt-seed-0,bf16=true",
+    "sse-pt++": f"sse-pt++-seed-0,{BCE},epochs=160",
+    "sasrec": "sasrec-seed-0,bf16=true",
+    "sse-pt-sampled-softmax": "sse-pt-sampled-softmax,bf16=true, 3 seeds",
+    "sse-pt++-sampled-softmax": "sse-pt++-sampled-softmax,bf16=true, 3 seeds",
+    "sasrec-sampled-softmax": "sasrec-sampled-softmax-seed-0,bf16=true,epochs=60",
+}
+"""The run on ML-1M by each preset; its name has what was changed."""
+
+
+def preset_table() -> str:
+    rows = []
+    for name, options in PRESETS.items():
+        row = reproduced("ML-1M", run=PRESET_RUNS[name])
+        epochs = f"{options['num_epochs']}"
+        if name == "sse-pt++":
+            epochs += " (measured: 160, at a learning rate of .002)"
+        sampled, full = short(row, "HR@10", "NDCG@10"), short(row, "full HR@10", "full NDCG@10")
+        rows.append([f'`"{name}"`', epochs, sampled, full])
+    head = ["preset", "epochs", "HR@10 / NDCG@10, 100 negatives", "full ranking"]
+    return table(head, rows)
+
+
+def option_table(*kinds: type) -> str:
+    rows = []
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    for field in (field for kind in kinds for field in fields(kind)):
+        if "help" not in field.metadata or field.default is MISSING:
+            continue
+        limits, text = field.metadata["within"], field.metadata["help"]
+        if limits is not None:
+            text += f"; {str(limits).removeprefix('finite and ')}"
+        if get_origin(hints[field.name]) is Literal:
+            text += f"; one of {', '.join(get_args(hints[field.name]))}"
+        rows.append([f"`{field.name}={field.default!r}`", text])
+    return table(["keyword and default", "what it does"], rows)
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "ops": ops,
@@ -233,6 +281,10 @@ FIGURES: dict[str, Callable[[], str]] = {
     "papers": lambda: papers(RUNS),
     "papers-in-short": lambda: papers(IN_SHORT),
     "losses": losses,
+    "presets": preset_table,
+    "options-model": lambda: option_table(SSEPTConfig),
+    "options-sampler": lambda: option_table(SamplerOptions),
+    "options-training": lambda: option_table(LoopOptions, TrainingOptions),
 }
 
 

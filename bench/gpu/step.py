@@ -138,7 +138,7 @@ def busy(run: Run) -> None:
     allow_tf32()
     workload = load("ML-1M", run.options.quick)
     step, _ = graphed_step(workload, run)
-    num_steps = 2 if run.options.quick else len(workload.dataset.user_train) // BATCH_SIZE
+    num_steps = 2 if run.options.quick else workload.dataset.num_users // BATCH_SIZE
     with workload.sampler() as sampler:
         step(sampler.next_packed())
         with profiler(run) as profiled:

@@ -122,7 +122,7 @@ def _user_index(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | No
             user = int(ids[0].encode([parse(text)], unknown="zero")[0])
     except ValueError:  # no number, or no UUID
         user = 0
-    if user not in dataset.User:
+    if not len(dataset.histories("all", [user]).items):
         known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"
         raise ValueError(f"user {text} has no events in the data, whose users are {known}")
     return user

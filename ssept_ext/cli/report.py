@@ -36,10 +36,10 @@ def measure_popularity(
 
 def summary(source: Source, dataset: SASRecDataSet, model: SequentialRecommender, run: Path) -> str:
     """What a training begins with."""
-    events = sum(map(len, dataset.User.values()))
+    events = len(dataset.histories("all").items)
     parameters = sum(p.numel() for p in model.parameters())
     return (
-        f"data   {source.get('filename', 'synthetic')}: {len(dataset.User):,} users, "
+        f"data   {source.get('filename', 'synthetic')}: {dataset.num_users:,} users, "
         f"{dataset.itemnum:,} items, {events:,} events\n"
         f"model  {type(model).__name__} on {model.device}: {parameters:,} parameters\n"
         f"run    {run}"

@@ -66,7 +66,7 @@ def train(options: argparse.Namespace) -> int:
         run = distributed.broadcast_from_rank0(lambda: new_run_folder(options.out))
         changes = _given(options, kind)
         dataset = load_data(source)
-        recipe = Recipe.of(kind, options.preset, changes, len(dataset.user_train))
+        recipe = Recipe.of(kind, options.preset, changes, dataset.num_users)
         return _train(options, run, source, dataset, recipe)
 
 

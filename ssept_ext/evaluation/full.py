@@ -90,7 +90,7 @@ def evaluate_full(
     for histories in (inputs, held_out):
         check_items(histories, dataset.itemnum)
 
-    mine = distributed.share(len(users), USERS_AT_A_TIME)
+    mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
     inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
     num_best = min(max(ks), dataset.itemnum)
     ranks = [torch.zeros(0, dtype=torch.int64)]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 from ssept_ext.network.sse import SSE
 from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.options import (
+    NOT_NEGATIVE,
+    PROBABILITY,
+    PROPER_FRACTION,
+    Range,
+    check_options,
+    option,
+)
+
+MAX_HEAD_SIZE = 256
+"""Of the attention kernels."""
 
 Architecture = Literal["recommenders", "original"]
 
@@ -67,11 +77,11 @@ class SASRECConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in self._integers():
-            _set(self, name, check_at_least(name, getattr(self, name), 1))
+        check_options(self)
         conv_dims = tuple(check_at_least("conv_dims", d, 1) for d in self.conv_dims)
-        _set(self, "conv_dims", conv_dims)
-        if len(conv_dims) != 2 or conv_dims[1] != self.hidden_size:
+        object.__setattr__(self, "conv_dims", conv_dims)  # the dataclass is frozen
+        width, heads = self.hidden_size, self.attention_num_heads
+        if len(conv_dims) != 2 or conv_dims[1] != width:
             raise ValueError(
                 f"conv_dims must be two widths, the second the model's {width}, got {list(conv_dims)}"
             )
@@ -124,9 +134,8 @@ class SSEPTConfig(SASRECConfig):
 
     def __post_init__(self) -> None:
         for name in ("user_embedding_dim", "item_embedding_dim"):
-            given = getattr(self, name)
-            default = self.embedding_dim
-            _set(self, name, default if given is None else check_at_least(name, given, 1))
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.embedding_dim)  # the dataclass is frozen
         super().__post_init__()
 
     @property
@@ -148,10 +157,6 @@ class SSEPTConfig(SASRECConfig):
     def hidden_size(self) -> int:
         """D = Di + Du"""
         return self.item_dim + self.user_dim
-
-
-def _set(config: SASRECConfig, name: str, value: object) -> None:
-    object.__setattr__(config, name, value)  # the dataclass is frozen
 
 
 def config_from_arguments(

@@ -71,32 +71,18 @@ def fit(
             f"interactions must be Interactions, such as Interactions.from_dataframe makes, "
             f"got {type(interactions).__name__}"
         )
-    model_options, sampling, training = _sort_arguments(kind, arguments)
-    if val_epoch and not hold_out:
-        raise ValueError(f"val_epoch must be 0 without hold_out, got {val_epoch}")
     dataset = interactions.to_dataset(hold_out=hold_out)
-    model_options["item_num"] = len(interactions.item_ids)
-    if issubclass(kind.config_class, SSEPTConfig):
-        model_options["user_num"] = len(interactions.user_ids)
+    recipe = Recipe.of(kind, preset, options, dataset.num_users)
+    if recipe.loop.val_epoch and not hold_out:
+        raise ValueError(f"val_epoch must be 0 without hold_out, got {recipe.loop.val_epoch}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     num_items, num_users = len(interactions.item_ids), len(interactions.user_ids)
     with torch.random.fork_rng(devices=[]), _raw_ids_in_errors(interactions.user_ids):
         torch.manual_seed(seed)
-        model = kind(**model_options, backend=backend)
-        model = model.to(device)
-        with WarpSampler(
-            dataset.histories("train"),
-            dataset.usernum,
-            dataset.itemnum,
-            batch_size,
-            model.seq_max_len,
-            n_workers,
-            seed=seed,
-            **sampling,
-        ) as sampler:
-            sizes = (num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size)
-            train_model(
+        model = recipe.make_model(num_items, num_users, backend).to(device)
+        with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:
+            recipe.train(
                 model,
                 dataset,
                 sampler,
@@ -116,37 +102,3 @@ def _raw_ids_in_errors(user_ids: IdMap) -> Iterator[None]:
     except NothingUnseenError as error:
         (raw,) = user_ids.decode([error.user]).tolist()
         raise NothingUnseenError(error.user, error.num_items, raw) from None
-
-
-def _sort_arguments(
-    kind: type[SequentialRecommender], arguments: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The arguments of the constructor, of the sampler and of `TrainingOptions`."""
-    names = (
-        [field.name for field in fields(kind.config_class) if field.name not in _COUNTED],
-        _SAMPLING,
-        [field.name for field in fields(TrainingOptions)],
-    )
-    for name in arguments:
-        if name in _COUNTED:
-            raise TypeError(f"{name} is that of the interactions and cannot be given")
-        if not any(name in group for group in names):
-            known = ", ".join(name for group in names for name in group)
-            raise TypeError(f'{kind.__name__}.fit has no argument "{name}"; it takes {known}')
-    model, sampling, training = (
-        {name: arguments[name] for name in group if name in arguments} for group in names
-    )
-    if "conv_dims" not in model:
-        width = _width(kind, model)
-        model["conv_dims"] = (width, width)
-    return model, sampling, training
-
-
-def _width(kind: type[SequentialRecommender], arguments: dict[str, Any]) -> int:
-    """D of the model that these arguments make."""
-    default = {field.name: field.default for field in fields(kind.config_class)}
-    width: int = arguments.get("embedding_dim", default["embedding_dim"])
-    if not issubclass(kind.config_class, SSEPTConfig):
-        return width
-    given = (arguments.get(f"{noun}_embedding_dim") for noun in ("item", "user"))
-    return sum(width if value is None else value for value in given)

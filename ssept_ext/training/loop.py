@@ -1,4 +1,17 @@
-"""The training loop behind `SSEPT.train_model`."""
+"""The training loop behind `SSEPT.train_model`.
+
+**Several processes.** If `torch.distributed` is initialised, its processes train together, by
+DistributedDataParallel: call `train_model` in all of them, with the same arguments. The sampler's batch is then the
+global one, of which each process takes consecutive sequences. A step equals that of a single process except for
+the dropout masks, for which every process has a seed of its own. Validation is shared, too. Process 0 writes
+checkpoints and shows the progress; any number of processes may resume a training. On a GPU, steps are then eager.
+
+**Checkpoints.** With `checkpoint`, the state of the training is saved there after each epoch, including that of the
+sampler and of torch's generator. Killed at any time and called again with the same arguments, a training ends
+as if it had never been interrupted, on a CPU bit for bit. A finished training returns at once or, with a constant
+schedule and a larger `num_epochs`, continues. SIGTERM and Ctrl-C finish the running step (or validation; with several
+processes, a few steps, until all have heard of it), save, and raise `TrainingInterrupted`; a second Ctrl-C ends it.
+"""
 
 from __future__ import annotations
 
@@ -59,35 +72,19 @@ def train_model(
     embedding tables only, as in the TensorFlow original (recommenders' torch port decays every
     weight); it acts through the gradient, so the loss in the history is that of the data alone.
 
-    If `torch.distributed` is initialised, its processes train together, by DistributedDataParallel: call this in
-    all of them, with the same arguments. The sampler's batch is then the global one, of which each process takes
-    consecutive sequences. A step equals that of a single process except for the dropout masks, for which every
-    process has a seed of its own. Validation is shared, too. Process 0 writes checkpoints and shows the
-    progress; any number of processes may resume a training. On a GPU, steps are then eager.
-
-    Ctrl-C ends training and returns the epochs finished so far; with `checkpoint`, see there. However
-    training ends, the model is left in the mode (train or eval) it was in, without gradients. Dropout and SSE
-    draw from torch's global generator: `torch.manual_seed` makes them reproducible.
+    The model is left in the mode (train or eval) it was in, without gradients. Dropout and SSE draw from torch's
+    global generator: `torch.manual_seed` makes them reproducible. Ctrl-C ends training and returns the epochs finished
+    so far. See the module for several processes and for checkpoints.
 
     Parameters
     ----------
     model : `SASREC` or `SSEPT`, on any device
     dataset : gives the number of steps, and the users and items of validation
-    sampler : any sampler with recommenders' `next_batch` will do
-    num_epochs : at least 1
-    batch_size : at least 1, and the number of processes; divides the number of users into steps
-    learning_rate : positive
-    val_epoch : validate after every so many epochs, on the same candidates each time; 0 for never
-    eval_batch_size : users that validation encodes at a time, at least 1
+    sampler : any sampler with recommenders' `next_batch` will do; `checkpoint` needs `seek` and `tell`, too
+    num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size : see `LoopOptions`
     verbose : show loss, samples (sequences) per second and validation on stderr: a progress bar on a terminal,
         elsewhere a line for every tenth epoch
-    checkpoint : folder that keeps the state of the training, saved after each epoch. If it holds one already, the
-        training resumes from it, including the state of the sampler and of torch's generator: killed at any
-        time and called again with the same arguments, it ends as if it had never been interrupted, on a
-        CPU bit for bit. A finished training returns at once or, with a constant schedule and a larger
-        `num_epochs`, continues. SIGTERM and Ctrl-C finish the running step (or validation; with several
-        processes, a few steps, until all have heard of it), save, and raise `TrainingInterrupted`; a second Ctrl-C
-        ends at once. Needs a sampler with `seek` and `tell`.
+    checkpoint : folder that keeps the state of the training, and from which it resumes
     callbacks : called in every process, in order, after each epoch, see `ssept_ext.training.callbacks`; any that
         returns True ends the training
     options : fields of `TrainingOptions`, such as `loss`
@@ -101,9 +98,8 @@ def train_model(
     Raises
     ------
     ValueError
-        If an argument is out of range (named) or differs between processes, the dataset has ids that
-        the model does not know, there is nobody to validate on, or `checkpoint` is damaged or of a
-        training with other arguments.
+        If an argument is out of range (named) or differs between processes, the dataset has ids that the model does
+        not know, there is nobody to validate on, or `checkpoint` is damaged or of another training.
     TypeError
         If one of `callbacks` cannot be called.
     ssept_ext.training.TrainingInterrupted
@@ -111,8 +107,7 @@ def train_model(
     ProcessLostError
         If another process ends, or does not answer within the timeout of the process group.
     FloatingPointError
-        If the loss of a step is not finite; names the first such step. The parameters are then of
-        no use.
+        If the loss of a step is not finite; names the first such step. The parameters are then of no use.
     """
     loop = LoopOptions(
         num_epochs=num_epochs,
@@ -121,17 +116,28 @@ def train_model(
         val_epoch=val_epoch,
         eval_batch_size=eval_batch_size,
     )
+    num_steps = max(1, dataset.num_users // loop.batch_size)
     training_options = TrainingOptions(**options)
-    num_steps = max(1, len(dataset.user_train) // loop.batch_size)
     _check(model, dataset, loop, training_options, num_steps, callbacks)
     candidates = _validation_candidates(model, dataset) if loop.val_epoch else None
-    next_batch = _batch_source(sampler, model.seq_max_len)
     run = Run(model, sampler, loop, training_options, num_steps)
+    _train(run, candidates, checkpoint, callbacks, verbose and distributed.rank() == 0)
+    return run.history
+
+
+def _train(
+    run: Run,
+    candidates: EvaluationCandidates | None,
+    checkpoint: str | os.PathLike[str] | None,
+    callbacks: Sequence[Callback],
+    verbose: bool,
+) -> None:
+    model, loop = run.model, run.loop
+    next_batch = _batch_source(run.sampler, model.seq_max_len)
     if checkpoint is not None:
         run.resume(checkpoint)
         distributed.check_same(**{"epochs done by checkpoint": run.epoch})
-    is_first = distributed.rank() == 0
-    display = Display(loop.num_epochs, num_steps, enabled=verbose and is_first)
+    display = Display(loop.num_epochs, run.num_steps, verbose)
     stop = StopRequest(listen=checkpoint is not None)
     with stop, kept_memory(model.device), run.in_training_mode():
         try:
@@ -139,7 +145,7 @@ def train_model(
                 epoch = run.epoch + 1
                 distributed.share_generator()
                 with display.epoch(epoch, len(run.losses)):
-                    with matmul_precision(training_options.precision):
+                    with matmul_precision(run.options.precision):
                         _run_epoch(run, next_batch, display, stop)
                     if not stop:
                         run.end_epoch()
@@ -150,7 +156,7 @@ def train_model(
                 if run.epoch == epoch:
                     display.epoch_is_over(epoch)
                     run.call(callbacks)
-                if checkpoint is not None and is_first:
+                if checkpoint is not None and distributed.rank() == 0:
                     run.save(checkpoint)
                 stop.share(distributed.gather(stop.noted))
         except KeyboardInterrupt:
@@ -163,7 +169,6 @@ def train_model(
         message = f"{stop.first.name} after {run.where()}: the training is saved in {checkpoint}"
         display.say(f"{message}, and the same call resumes it")
         raise TrainingInterrupted(message, stop.first)
-    return run.history
 
 
 def _check(
@@ -181,90 +186,7 @@ def _check(
         if not callable(callback):
             raise TypeError(f"callbacks must be functions, got {callback!r}")
     check_dataset_fits(model, dataset)
-    trials = None
-    if val_epoch:
-        trials = draw_candidates(
-            dataset, "valid", num_neg_test=model.num_neg_test, seed=VALIDATION_SEED
-        )
-
-    num_steps = max(1, dataset.num_users // batch_size)
-    next_batch = _batch_source(sampler, model.seq_max_len)
-    schedule = partial(opts.learning_rate_factor, num_steps=num_steps * num_epochs)
-    distributed.check_same(
-        num_epochs=num_epochs,
-        num_steps=num_steps,
-        learning_rate=learning_rate,
-        val_epoch=val_epoch,
-        eval_batch_size=eval_batch_size,
-        options=opts,
-    )
-    training = _Training(model, sampler, learning_rate, opts, schedule)
-    settings: dict[str, Any] = {}
-    if checkpoint is not None:
-        if not isinstance(sampler, SeekableSampler):
-            raise ValueError(
-                f"checkpoint needs a sampler with seek and tell, such as WarpSampler, "
-                f"got {type(sampler).__name__}"
-            )
-        settings = _settings(model, sampler, learning_rate, val_epoch, opts, num_steps)
-        if opts.schedule != "constant":
-            settings["num_epochs"] = num_epochs
-        training.resume(checkpoint, settings, num_steps)
-        distributed.check_same(**{"epochs done by checkpoint": training.epoch})
-    history = training.history
-    was_training = model.training
-    model.train()
-    is_first = distributed.rank() == 0
-    listening: AbstractContextManager[list[signal.Signals]]
-    listening = nullcontext([]) if checkpoint is None else noted_signals()
-    with listening as noted:
-        signals: list[signal.Signals] = []
-        try:
-            while not signals and training.epoch < num_epochs and not training.is_ended():
-                epoch = training.epoch + 1
-                distributed.share_generator()
-                with tqdm(
-                    total=num_steps,
-                    initial=len(training.losses),
-                    desc=f"epoch {epoch}/{num_epochs}",
-                    unit="step",
-                    disable=not (verbose and is_first),
-                ) as bar:
-                    with kept_memory():
-                        signals = _train_epoch(training, next_batch, num_steps, epoch, bar, noted)
-                    if not signals:
-                        training.end_epoch()
-                        if trials is not None and epoch % val_epoch == 0:
-                            ndcg, hr = rank_candidates(model, trials, eval_batch_size)
-                            training.note_validation(ndcg, hr)
-                            figures = f"valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}"
-                            bar.set_postfix_str(f"{bar.postfix}, {figures}")
-                if callbacks and training.epoch == epoch:
-                    progress = Progress(model, _figures(history, num_steps, val_epoch))
-                    wishes = [callback(progress) for callback in callbacks]
-                    training.ended = any(distributed.gather(any(wishes)))
-                if checkpoint is not None and is_first:
-                    save_training(training.state(settings), checkpoint)
-                signals = signals or _first_signals(distributed.gather(noted))
-        except KeyboardInterrupt:
-            if checkpoint is not None:
-                raise
-            if verbose and is_first:
-                print(f"interrupted in epoch {training.epoch + 1} of {num_epochs}", file=sys.stderr)
-        finally:
-            model.train(was_training)
-    if training.best:
-        model.load_state_dict(training.best)
-    if signals:
-        done = f"epoch {training.epoch} of {num_epochs}"
-        if len(training.losses):
-            step = f"step {len(training.losses)} of {num_steps}"
-            done = f"{step} of epoch {training.epoch + 1} of {num_epochs}"
-        message = f"{signals[0].name} after {done}: the training is saved in {checkpoint}"
-        if verbose and is_first:
-            print(f"{message}, and the same call goes on", file=sys.stderr)
-        raise TrainingInterrupted(message, signals[0])
-    return history
+    distributed.check_same(**vars(loop), num_steps=num_steps, options=options)
 
 
 def _validation_candidates(

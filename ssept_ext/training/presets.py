@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sasrec": _SASREC,
     "sse-pt-sampled-softmax": _SSE_PT | _SAMPLED_SOFTMAX,
     "sse-pt++-sampled-softmax": _SSE_PT | _PLUS_PLUS | _SAMPLED_SOFTMAX,
-    "sasrec-sampled-softmax": _SASREC | _SAMPLED_SOFTMAX,
+    "sasrec-sampled-softmax": _SASREC | _SAMPLED_SOFTMAX | {"num_epochs": 60},
 }
 """Keywords of `fit`, by name. The plain names train with the papers' loss, BCE against one negative."""
 

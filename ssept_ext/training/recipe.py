@@ -115,7 +115,7 @@ class Recipe(Generic[Model]):
     ) -> WarpSampler:
         """Make the sampler of a data set's training events."""
         return WarpSampler(
-            dataset.user_train,
+            dataset.histories("train"),
             dataset.usernum,
             dataset.itemnum,
             self.loop.batch_size,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ssept_ext.utils.checks import check_at_least
 
 T = TypeVar("T")
 
@@ -87,14 +88,7 @@ def checked_value(declared: dataclasses.Field[Any], kind: Any, value: Any) -> An
         if value not in get_args(kind):
             raise ValueError(f'{name} must be one of {get_args(kind)}, got "{value}"')
     elif kind is int:
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = None
-        low = int(within.low)
-        if number is None or isinstance(value, bool) or number < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
-        return number
+        return check_at_least(name, value, int(within.low))
     elif kind is bool:
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False, got {value!r}")

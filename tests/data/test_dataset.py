@@ -88,7 +88,7 @@ def test_the_layout_of_lines_is_free(read, content):
 
 
 @pytest.mark.parametrize("name", ["events.txt", "events.txt.gz"])
-@pytest.mark.parametrize("content", [b"1 2\n", gzip.compress(b"1 2\n")])
+@pytest.mark.parametrize("content", [b"1 2\n", gzip.compress(b"1 2\n", mtime=0)])
 def test_gzip_is_told_by_the_content_and_not_by_the_name(read, content, name):
     assert read(content, name).User == {1: [2]}
 

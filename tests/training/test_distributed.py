@@ -19,9 +19,10 @@ from support.processes import two_processes
 from ssept_ext import SSEPT, PackedBatch, WarpSampler, distributed
 from ssept_ext.checkpoint.training_state import load_training
 from ssept_ext.cli import main
+from ssept_ext.cli.options import choose_device
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.network.sse import SSE, replace_ids
-from ssept_ext.training import cuda_graph, data_parallel
+from ssept_ext.training import cuda_graph, data_parallel, recipe
 from ssept_ext.training.callbacks import csv_log, tensorboard_log
 from ssept_ext.training.loop import train_model
 
@@ -104,13 +105,11 @@ def many_steps():
         epochs=30,
         val_epoch=1,
         eval_batch_size=8,
-        options={
-            "schedule": "cosine",
-            "warmup_steps": 3,
-            "max_grad_norm": 0.1,
-            "patience": 2,
-            "restore_best": True,
-        },
+        schedule="cosine",
+        warmup_steps=3,
+        max_grad_norm=0.1,
+        patience=2,
+        restore_best=True,
     )
     return history, model.state_dict()
 
@@ -374,7 +373,7 @@ def test_every_process_drops_out_by_a_seed_of_its_own():
 def test_on_a_gpu_shared_steps_are_eager():
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
 
-    with pytest.warns(UserWarning, match="takes eager steps, as 2 processes share them"):
+    with pytest.warns(UserWarning, match="takes eager steps, because 2 processes share them"):
         step = cuda_graph.training_step(None, optimizer, torch.device("cuda"), 6, num_processes=2)
 
     assert not isinstance(step, cuda_graph.CudaGraphStep)
@@ -394,7 +393,7 @@ def _second_of_four(monkeypatch):
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
 
-    device = main._choose_device(argparse.Namespace(device=None, backend="auto"))
+    device = choose_device(argparse.Namespace(device=None, backend="auto"))
 
     assert device == torch.device("cuda", 1)
 
@@ -403,7 +402,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
 def test_more_processes_than_gpus_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "2")
 
-    assert main.main(["train"]) == 2
+    assert main(["train"]) == 2
 
     assert capsys.readouterr().err == (
         "ssept process 1 of 4: error: LOCAL_RANK must be below 2, the number of CUDA devices, got 2: "
@@ -442,8 +441,8 @@ class TerminatingSampler(WarpSampler):
 
 
 def train_with(sampler, data):
-    main.WarpSampler = sampler
-    sys.exit(main.main(command_line("train", *options_of_run(data))))
+    recipe.WarpSampler = sampler
+    sys.exit(main(command_line("train", *options_of_run(data))))
 
 
 def options_of_run(data, out="run"):
@@ -488,8 +487,8 @@ def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(
     assert load_training("run").epoch == 2
     shutil.copytree("run", "copy")
 
-    assert main.main(command_line("train", *options_of_run(data, "whole"))) == 0
-    assert main.main(command_line("resume", "run")) == 0
+    assert main(command_line("train", *options_of_run(data, "whole"))) == 0
+    assert main(command_line("resume", "run")) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     both = subprocess.run(
         [*torchrun, "-m", "ssept_ext", *command_line("resume", "copy")],
@@ -523,7 +522,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_run_goes_o
     state = load_training("run")
     assert (state.epoch, len(state.losses), state.next_batch) == (2, 2, 6)
 
-    assert main.main(command_line("resume", "run")) == 0
-    assert main.main(command_line("train", *options_of_run(data, "whole"))) == 0
+    assert main(command_line("resume", "run")) == 0
+    assert main(command_line("train", *options_of_run(data, "whole"))) == 0
 
     assert figures_of(Path("run")) == pytest.approx(np.array(figures_of(Path("whole"))), rel=1e-3)
