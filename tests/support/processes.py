@@ -1,4 +1,4 @@
-"""Starts pairs of processes that work together."""
+"""Starts processes that run functions of test files, alone or in pairs that work together."""
 
 import os
 import socket
@@ -10,17 +10,22 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 
 
+def program(code):
+    """Arguments that let Python run `code`, which may import `support` and any test file by its name."""
+    folders = sorted({str(path.parent) for path in TESTS.rglob("test_*.py")})
+    return [sys.executable, "-c", f"import sys; sys.path[:0] = {folders!r}\n{code}"]
+
+
 @contextmanager
 def two_processes(code, folder, **options):
-    """Two Python processes that run `code`, with modules of tests/training at hand, as torchrun would start them."""
+    """Two Python processes that run `code`, as torchrun would start them; see `program`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    here = f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS / 'training')]!r}\n"
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", here + code],
+            program(code),
             env=os.environ | group | {"RANK": str(rank)},
             cwd=folder,  # not the checkout, so as to import the installed package
             text=True,

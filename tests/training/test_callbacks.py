@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from support.factories import model_for
 
 from ssept_ext import SSEPT, WarpSampler
 from ssept_ext.data.synthetic import synthetic
@@ -19,15 +20,7 @@ def train(callbacks, **options):
     """Four epochs, validated after the second and the fourth; the history."""
     dataset = synthetic(num_users=40, min_events=8, max_events=20)
     torch.manual_seed(0)
-    model = SSEPT(
-        item_num=dataset.itemnum,
-        user_num=dataset.usernum,
-        seq_max_len=6,
-        num_blocks=1,
-        embedding_dim=4,
-        conv_dims=[8, 8],
-        num_neg_test=9,
-    )
+    model = model_for(dataset, dropout_rate=0.5)
     sizes = {"num_epochs": 4, "batch_size": 10, "val_epoch": 2, "verbose": False}
     with WarpSampler(
         dataset.user_train, dataset.usernum, dataset.itemnum, batch_size=10, maxlen=6, seed=3

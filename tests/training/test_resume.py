@@ -4,15 +4,15 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from support.factories import model_for
+from support.processes import program
 
-from ssept_ext import SSEPT, WarpSampler
+from ssept_ext import WarpSampler
 from ssept_ext.checkpoint.training_state import TRAINING_FILE, load_training, save_training
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.training import loop
@@ -42,15 +42,10 @@ def train(folder, last=-1, signals=(signal.SIGKILL,), epochs=EPOCHS, **changes):
     torch.set_num_threads(1)
     dataset = synthetic(num_users=40, min_events=8, max_events=20)
     torch.manual_seed(0)
-    model = SSEPT(
-        item_num=dataset.itemnum,
-        user_num=dataset.usernum,
-        seq_max_len=6,
-        num_blocks=1,
+    model = model_for(
+        dataset,
         embedding_dim=8,
-        conv_dims=[16, 16],
         dropout_rate=0.2,
-        num_neg_test=9,
         sse_user_prob=0.5,
         sse_item_prob=0.1,
         sse_joint=True,
@@ -85,12 +80,10 @@ def train(folder, last=-1, signals=(signal.SIGKILL,), epochs=EPOCHS, **changes):
 
 
 def train_in_a_process(folder, last, number):
-    program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    command = program(
         f"from test_resume import train; train({str(folder)!r}, {last}, [{int(number)}])"
     )
     # In another folder, so as to import the installed package and not a checkout.
-    command = [sys.executable, "-c", program]
     return subprocess.run(command, cwd=folder, check=False, timeout=120).returncode
 
 
@@ -265,7 +258,7 @@ def test_a_schedule_that_ends_cannot_be_extended(tmp_path):
 
 def test_a_sampler_that_cannot_seek_is_refused(tmp_path):
     dataset = synthetic(num_users=40, min_events=8, max_events=20)
-    model = SSEPT(item_num=dataset.itemnum, user_num=40, embedding_dim=4, conv_dims=[8, 8])
+    model = model_for(dataset)
 
     with pytest.raises(ValueError, match="checkpoint needs a sampler with seek and tell"):
         train_model(model, dataset, object(), checkpoint=tmp_path)

@@ -1,0 +1,158 @@
+"""`ssept resume`: an interrupted run ends like one that was not."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.command_line import TINY, before_batch, ctrl_c, rows_of, train, weights_of
+
+from ssept_ext.checkpoint.training_state import load_training, save_training
+from ssept_ext.cli import app as cli
+
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "float32")])
+def test_a_run_of_before_there_was_a_precision_is_resumed(
+    data, tmp_path, monkeypatch, bf16, precision
+):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data, *(["--bf16"] if bf16 else [])) == 130
+    run_file = tmp_path / "run" / "run.json"
+    record = json.loads(run_file.read_text())
+    del record["options"]["precision"]
+    record["options"]["bf16"] = bf16
+    run_file.write_text(json.dumps(record))
+    state = load_training(tmp_path / "run")
+    del state.settings["precision"]
+    save_training(replace(state, settings=state.settings | {"bf16": bf16}), tmp_path / "run")
+
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 0
+
+    options = json.loads(run_file.read_text())["options"]
+    assert options["precision"] == precision
+    assert "bf16" not in options
+
+
+def test_tensorboard_finds_its_logs_in_the_run_folder_of_a_resumed_run(
+    data, tmp_path, capsys, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data, "--tensorboard") == 130
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 0
+
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2
+
+
+def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
+    before_batch(monkeypatch, 4, ctrl_c)  # 2 in an epoch
+
+    code = train(data, epochs="9")
+
+    assert code == 130
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "SIGINT after step 1 of 2 of epoch 3 of 9: the training is saved in run, and the same call resumes it",
+        "ssept: ssept resume run goes on",
+    ]
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
+    assert cli.main(["evaluate", "run"]) == 0
+
+
+# Stops where it gives batch `index`, until the signal has been sent: a file then says so.
+STOPPING = """
+import os, signal, sys, time
+import torch
+from ssept_ext import WarpSampler
+from ssept_ext.cli import app as cli
+torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
+honest, index = WarpSampler.next_packed, int(sys.argv[1])
+def next_packed(self):
+    if self.tell() == index:
+        print("stopped", flush=True)
+        while not os.path.exists("sent"):
+            time.sleep(0.01)
+    return honest(self)
+WarpSampler.next_packed = next_packed
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def run_and_send(number, index, *argv):
+    """Run a command in a process of its own, and send it a signal before batch `index`; exit code and stderr."""
+    sent = Path("sent")
+    command = [sys.executable, "-c", STOPPING, str(index), *argv]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        while process.stdout.readline() not in ("stopped\n", ""):
+            pass
+        process.send_signal(number)
+        sent.touch()
+        _, error = process.communicate(timeout=120)
+    sent.unlink()
+    return process.returncode, error
+
+
+def test_a_run_interrupted_twice_ends_like_one_that_was_not(data, tmp_path, capsys):
+    options = (
+        *("--epochs", "4", "--val-epoch", "1", "--restore-best", "--sse-item-prob", "0.2"),
+        *("--data", str(data), *TINY),
+    )
+    assert cli.main(["train", "--out", "whole", *options]) == 0
+    table = rows_of(capsys.readouterr().out)
+    # 2 steps are in an epoch.
+    code, error = run_and_send(signal.SIGTERM, 2, "train", "--out", "run", *options)
+    assert (code, error.splitlines()[-1]) == (143, "ssept: ssept resume run goes on")
+    assert "SIGTERM after step 1 of 2 of epoch 2 of 4" in error
+    code, error = run_and_send(signal.SIGINT, 5, "resume", "run", "--device", "cpu")
+    assert (code, error.splitlines()[-1]) == (130, "ssept: ssept resume run goes on")
+    assert "SIGINT after step 2 of 2 of epoch 3 of 4" in error
+
+    code = cli.main(["resume", "run", "--device", "cpu"])
+
+    assert code == 0
+    assert rows_of(capsys.readouterr().out) == table
+    whole, resumed = (tmp_path / out for out in ("whole", "run"))
+    assert sorted(p.name for p in resumed.iterdir()) == sorted(p.name for p in whole.iterdir())
+    weights = [weights_of(folder).read_bytes() for folder in (whole, resumed)]
+    assert weights[0] == weights[1]
+    rows = [list(csv.DictReader((f / "metrics.csv").open())) for f in (whole, resumed)]
+    assert len(rows[1]) == 4
+    for name in ("epoch", "step", "loss", "val_ndcg", "val_hr"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+
+
+def test_a_run_that_runs_out_of_patience_is_finished(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ssept_ext.training.loop.rank_candidates", lambda *_: (0.5, 0.5))
+
+    assert train(data, "--val-epoch", "1", "--patience", "2", epochs="9") == 0
+
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
+    assert not (tmp_path / "run" / "training.safetensors").exists()
+
+
+def test_a_run_of_an_older_version_is_named(data, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data) == 130
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["options"]["tensorboard"]
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr("ssept_ext.checkpoint.training_state.TRAINING_FORMAT", 3)
+
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 2
+
+    assert "training.safetensors has format 2, this version reads 3" in capsys.readouterr().err
+
+
+def test_a_finished_run_cannot_be_resumed(run, capsys):
+    assert cli.main(["resume", run]) == 2
+    assert "run has no training.safetensors: its training is over" in capsys.readouterr().err

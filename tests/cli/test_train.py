@@ -1,0 +1,196 @@
+"""`ssept train`: what reaches the model, and what a run folder then holds."""
+
+import csv
+import json
+from dataclasses import asdict
+
+import pytest
+from support.command_line import TINY, numbers, rows_of, train, weights_of
+
+from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
+from ssept_ext.cli import app as cli
+from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity, evaluate_valid
+from ssept_ext.training import recipe
+from ssept_ext.training.options import TrainingOptions
+
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
+
+def test_train_writes_a_run_folder_and_prints_popularity_beside_the_model(data, tmp_path, capsys):
+    code = train(data)
+
+    assert code == 0
+    folder = tmp_path / "run"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "metrics.csv",
+        weights_of(folder).name,
+        "run.json",
+    ]
+    output = capsys.readouterr().out
+    assert "20 users, 30 items" in output
+    popularity, model = rows_of(output)
+    dataset, trained = SASRecDataSet(data), SASREC.from_pretrained(folder)
+    expected = {
+        "popularity": [
+            *evaluate_popularity(dataset, 0, 5, split="valid")[::-1],
+            *evaluate_popularity(dataset, 0, 5, split="test")[::-1],
+        ],
+        "SSEPT": [*evaluate_valid(trained, dataset, 0)[::-1], *evaluate(trained, dataset, 0)[::-1]],
+    }
+    for row in (popularity, model):
+        assert numbers(row) == pytest.approx(expected[row.split()[0]], abs=5e-5)
+
+
+def test_metrics_has_a_line_for_each_epoch(data, tmp_path):
+    train(data, "--val-epoch", "2", epochs="3")
+
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert all(float(row["loss"]) > 0 for row in rows)
+    assert [(row["val_ndcg"] != "", row["val_hr"] != "") for row in rows] == [
+        (False, False),
+        (True, True),
+        (False, False),
+    ]
+
+
+def test_every_model_option_reaches_the_model(data, tmp_path):
+    code = train(
+        data,
+        *("--architecture", "original", "--seq-max-len", "7", "--num-blocks", "3"),
+        *("--attention-num-heads", "2", "--item-embedding-dim", "6", "--user-embedding-dim", "4"),
+        *("--ffn-dim", "12", "--dropout-rate", "0.3", "--l2-reg", "0.01", "--num-neg-test", "9"),
+        *("--backend", "reference", "--embedding-init", "xavier"),
+        *("--sse-user-prob", "0.9", "--sse-item-prob", "0.1", "--sse-joint"),
+    )
+
+    assert code == 0
+    assert asdict(SASREC.from_pretrained(tmp_path / "run").config) == {
+        "item_num": 30,
+        "user_num": 21,
+        "architecture": "original",
+        "seq_max_len": 7,
+        "num_blocks": 3,
+        "attention_num_heads": 2,
+        "embedding_dim": 6,
+        "attention_dim": 100,
+        "item_embedding_dim": 6,
+        "user_embedding_dim": 4,
+        "conv_dims": (12, 10),
+        "dropout_rate": 0.3,
+        "l2_reg": 0.01,
+        "num_neg_test": 9,
+        "embedding_init": "xavier",
+        "sse_user_prob": 0.9,
+        "sse_item_prob": 0.1,
+        "sse_target_prob": 0.0,
+        "sse_joint": True,
+    }
+
+
+@pytest.mark.parametrize(("model", "kind"), [("ssept", SSEPT), ("sasrec", SASREC)])
+def test_both_models_train(data, tmp_path, model, kind):
+    assert train(data, "--model", model) == 0
+    assert type(SASREC.from_pretrained(tmp_path / "run")) is kind
+
+
+def test_every_training_option_reaches_the_training(data, monkeypatch):
+    calls = {}
+    sampler_options = {
+        "n_workers": 2,
+        "window_sampling_prob": 0.5,
+        "num_negatives": 3,
+        "popularity_exponent": 0.75,
+    }
+
+    def train_model(model, dataset, sampler, *, checkpoint, **options):
+        calls.update(options, maxlen=sampler.maxlen, samples=sampler.batch_size, seed=sampler.seed)
+        (checkpoint / "training.safetensors").touch()
+        return {"loss": [1.0] * 3, "val_ndcg": [], "val_hr": []}
+
+    class Sampler(WarpSampler):
+        def __init__(self, *args, **options):
+            calls.update({name: options[name] for name in sampler_options if name in options})
+            calls["n_workers"] = args[5]
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(recipe, "train_model", train_model)
+    monkeypatch.setattr(recipe, "WarpSampler", Sampler)
+    train(
+        data,
+        *("--batch-size", "7", "--learning-rate", "0.01", "--val-epoch", "3", "--workers", "2"),
+        *("--seed", "5", "--window-sampling-prob", "0.5", "--num-negatives", "3"),
+        *("--popularity-exponent", "0.75", "--loss", "gbce", "--gbce-t", "0.5"),
+        *("--adam-betas", "0.8", "0.98", "--schedule", "cosine", "--warmup-steps", "7"),
+        *("--max-grad-norm", "2", "--precision", "tf32", "--patience", "4", "--restore-best"),
+        epochs="3",
+    )
+
+    del calls["callbacks"]
+    assert calls == {
+        "num_epochs": 3,
+        "batch_size": 7,
+        "learning_rate": 0.01,
+        "val_epoch": 3,
+        "eval_batch_size": 256,
+        "verbose": True,
+        "maxlen": 6,
+        "samples": 7,
+        "seed": 5,
+        **sampler_options,
+        **asdict(
+            TrainingOptions(
+                loss="gbce",
+                gbce_t=0.5,
+                adam_betas=(0.8, 0.98),
+                schedule="cosine",
+                warmup_steps=7,
+                max_grad_norm=2.0,
+                precision="tf32",
+                patience=4,
+                restore_best=True,
+            )
+        ),
+    }
+
+
+def test_bf16_is_short_for_a_precision_and_contradicts_another(data, tmp_path, capsys):
+    assert train(data, "--bf16", out="short") == 0
+    assert train(data, "--precision", "tf32", "--bf16") == 2
+
+    record = json.loads((tmp_path / "short" / "run.json").read_text())["options"]
+    assert record["precision"] == "bf16"
+    assert "bf16" not in record
+    assert "--bf16: not allowed with argument --precision" in capsys.readouterr().err
+
+
+def test_the_seed_makes_a_run_reproducible(data, tmp_path):
+    for out, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert train(data, "--seed", seed, out=out) == 0
+
+    a, b, c = (weights_of(tmp_path / out).read_bytes() for out in "abc")
+    assert a == b != c
+
+
+def test_train_without_data_uses_the_synthetic_set(tmp_path, capsys):
+    code = cli.main(["train", "--epochs", "1", "--out", "run", *TINY])
+
+    assert code == 0
+    assert "synthetic" in capsys.readouterr().out
+    assert cli.main(["predict", "run", "--users", "1"]) == 0
+    assert (
+        "num_users" in json.loads((tmp_path / "run" / "run.json").read_text())["data"]["synthetic"]
+    )
+
+
+def test_the_run_folder_is_named_by_the_time_where_none_is_given(data, tmp_path):
+    cli.main(["train", "--data", str(data), "--epochs", "1", *TINY])
+
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert weights_of(folder).is_file()

@@ -1,0 +1,106 @@
+"""The parts of a batch that processes train on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.factories import model_for
+
+from ssept_ext import PackedBatch, WarpSampler, distributed
+from ssept_ext.data.synthetic import synthetic
+from ssept_ext.network.sse import SSE, replace_ids
+from ssept_ext.training import cuda_graph, data_parallel
+
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
+
+def packed(*lengths):
+    torch.manual_seed(0)
+    ids = torch.randint(1, 31, (sum(lengths), 3))
+    return PackedBatch(
+        users=torch.arange(1, len(lengths) + 1),
+        items=ids[:, 0].contiguous(),
+        positions=torch.cat([torch.arange(100 - n, 100) for n in lengths]),
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+        max_seqlen=max(lengths),
+        positives=ids[:, 1] * (torch.rand(sum(lengths)) < 0.8),
+        negatives=ids[:, 2:],
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ((3, 3, 3, 3), [[3], [3], [3], [3]]),
+        ((1, 2, 3, 4, 5, 5), [[1, 2, 3], [4], [5], [5]]),
+        ((97, 1, 1, 1, 1), [[97], [1], [1], [1, 1]]),
+        ((1, 1, 1, 1, 97), [[1, 1], [1], [1], [97]]),
+        ((0, 0, 0, 0), [[0], [0], [0], [0]]),
+    ],
+)
+def test_parts_have_a_sequence_each_and_about_as_many_tokens(lengths, expected):
+    parts = [data_parallel.shard(packed(*lengths), process, 4) for process in range(4)]
+
+    assert [part.cu_seqlens.diff().tolist() for part in parts] == expected
+    assert [part.max_seqlen for part in parts] == [max(group) for group in expected]
+    assert all(part.cu_seqlens[0] == 0 for part in parts)
+
+
+def test_the_shares_of_parts_are_those_of_their_targets():
+    batch = packed(5, 1, 9, 3)
+
+    parts = [data_parallel.shard(batch, process, 3) for process in range(3)]
+
+    targets = int(batch.positives.count_nonzero())
+    assert [part.target_share * targets for part in parts] == pytest.approx(
+        [int(part.positives.count_nonzero()) for part in parts]
+    )
+    assert sum(part.target_share for part in parts) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("sse", [SSE(0.9, 0.5, joint=True), SSE(0.9, 0.5, 0.5)])
+def test_ids_are_replaced_in_parts_as_in_the_whole_batch(sse):
+    batch, seed = packed(5, 1, 9, 3), torch.tensor([7])
+
+    parts = [
+        replace_ids(data_parallel.shard(batch, process, 3), sse, 9, 30, seed)
+        for process in range(3)
+    ]
+
+    whole = replace_ids(batch, sse, 9, 30, seed)
+    for name in ("users", "items", "positives"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(joined, getattr(whole, name)), name
+        assert not torch.equal(joined, getattr(batch, name)), name
+
+
+def test_every_process_drops_out_by_a_seed_of_its_own():
+    dataset = synthetic(num_users=20, min_events=4, max_events=20)
+    model = model_for(dataset, dropout_rate=0.5).double()
+    sizes = (dataset.usernum, dataset.itemnum, 20, 6)
+    with WarpSampler(dataset.user_train, *sizes, seed=3) as sampler:
+        part = data_parallel.shard(sampler.next_packed(), 0, 1)
+
+    losses = [
+        model.training_loss(replace(part, process=process), seed=torch.tensor([7])).item()
+        for process in (0, 0, 1)
+    ]
+
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_on_a_gpu_shared_steps_are_eager():
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+
+    with pytest.warns(UserWarning, match="takes eager steps, because 2 processes share them"):
+        step = cuda_graph.training_step(None, optimizer, torch.device("cuda"), 6, num_processes=2)
+
+    assert not isinstance(step, cuda_graph.CudaGraphStep)
+
+
+def test_other_errors_are_not_taken_for_lost_processes():
+    with (
+        pytest.raises(RuntimeError, match="shapes do not fit"),
+        distributed.raise_if_peer_lost(),
+    ):
+        raise RuntimeError("shapes do not fit")
