@@ -1,74 +1,17 @@
-"""Checkpoints: a model comes back as it was, or the file that is wrong is named."""
+"""Checkpoints: a model comes back as it was."""
 
-import json
-import os
-import random
-import subprocess
-import sys
-import time
 from dataclasses import asdict
-from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from support.checkpoints import as_format_1, knowing, make_sasrec, make_ssept, named, names
+from support.factories import tiny_model
 
-from ssept_ext import SASREC, SSEPT, IdMap
-from ssept_ext.checkpoint.model import CONFIG_FILE, FORMAT, save_checkpoint
-from ssept_ext.data.histories import Histories
-from ssept_ext.data.known_histories import KnownHistories
-from ssept_ext.utils.files import digest
-
-SIZES = {"item_num": 20, "seq_max_len": 5, "num_blocks": 1, "dropout_rate": 0.25, "l2_reg": 0.5}
-
-
-def make_ssept(**arguments):
-    sizes = SIZES | {"embedding_dim": 6, "user_embedding_dim": 2, "conv_dims": [4, 8]}
-    return SSEPT(**(sizes | {"user_num": 7} | arguments))
-
-
-def make_sasrec(**arguments):
-    return SASREC(**(SIZES | {"embedding_dim": 6, "conv_dims": [6, 6]} | arguments))
-
-
-def knowing(model, users="abcdefg"):
-    """The model, with raw ids and four events."""
-    offsets = np.array([0, 3, 3, *[4] * (len(users) - 2)])
-    events = Histories(np.arange(1, len(users) + 1), offsets, np.array([4, 1, 20, 4]))
-    model.known = KnownHistories(IdMap(list(users), "user"), IdMap(range(100, 120), "item"), events)
-    return model
-
-
-@pytest.fixture
-def folder(tmp_path):
-    save_checkpoint(make_ssept(), tmp_path)
-    return tmp_path
-
-
-def named(folder, stem="model"):
-    """The file that the checkpoint has now."""
-    return folder / json.loads((folder / CONFIG_FILE).read_text())["files"][stem]
-
-
-def write_tensors(folder, stem, tensors):
-    """Put other tensors in the place of a file, as if they had been saved."""
-    path = named(folder, stem)
-    save_file(tensors, path)
-    new = path.rename(path.with_name(f"{stem}-{digest(path)}.safetensors"))
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    edit_config(folder, files=config["files"] | {stem: new.name})
-
-
-def as_format_1(folder):
-    named(folder).rename(folder / "model.safetensors")
-    edit_config(folder, format=1)
-
-
-def edit_config(folder, **changes):
-    path = folder / CONFIG_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+from ssept_ext import SASREC, SSEPT
+from ssept_ext.checkpoint.model import CONFIG_FILE, save_checkpoint
 
 
 @pytest.mark.parametrize("make", [make_ssept, make_sasrec])
@@ -102,10 +45,6 @@ def test_a_loaded_model_trains(folder):
 
 def test_the_backend_is_chosen_when_loading(folder):
     assert SASREC.from_pretrained(folder, backend="reference").backend == "reference"
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_saving_makes_the_folder_and_leaves_two_files(tmp_path):
@@ -180,17 +119,6 @@ def test_without_histories_nobody_s_events_are_in_the_folder_any_more(tmp_path):
     np.testing.assert_array_equal(loaded.popularity, model.known.popularity)
 
 
-@pytest.mark.parametrize("counts", [torch.zeros(20), -torch.ones(21), torch.zeros(21, 1)])
-def test_counts_of_other_items_are_named(folder, counts):
-    save_checkpoint(knowing(make_ssept()), folder, histories=False)
-    write_tensors(folder, "counts", {"counts": counts.long()})
-
-    with pytest.raises(
-        ValueError, match=r"counts-.* does not belong to .*ids-.* counts of 20 items"
-    ):
-        SASREC.from_pretrained(folder)
-
-
 def test_raw_ids_that_do_not_fit_the_model_are_not_saved(tmp_path):
     model = knowing(make_ssept(), users="abcdef")
 
@@ -230,232 +158,14 @@ def test_format_1_is_still_read(folder):
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
-KILLS = 50
-
-
-def save_two_models(folder):
-    """Of two shapes and classes, one of them with raw ids."""
-    for model in (knowing(make_ssept()), make_sasrec(item_num=33)):
-        save_checkpoint(model, folder)
-
-
-def save_models_for_ever(folder):
-    torch.set_num_threads(1)
-    sys.stdout.write(
-        "ready\n"
-    )  # in one piece, even where output is not buffered, as another process writes too
-    sys.stdout.flush()
-    while True:
-        save_two_models(folder)
-
-
-def serve(folder):
-    """For each line of stdin fork a process that saves, say which one, and say so when it is dead."""
-    torch.set_num_threads(1)
-    for _ in sys.stdin:
-        child = os.fork()
-        if not child:
-            save_models_for_ever(folder)
-        sys.stdout.write(f"{child}\n")
-        sys.stdout.flush()
-        os.waitpid(child, 0)
-        print("dead", flush=True)
-
-
-def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path):
-    folder, rng = tmp_path / "model", random.Random(0)
-    start = time.monotonic()
-    save_two_models(folder)
-    seconds = time.monotonic() - start  # of disks as they are
-    # One process imports torch and forks those that are killed: 50 imports would take minutes.
-    program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"from test_checkpoint import serve; serve({str(folder)!r})"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    found, interrupted = [], 0
-    command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as server:
-        try:
-            for _ in range(KILLS):
-                server.stdin.write("\n")
-                server.stdin.flush()
-                child, ready = sorted(server.stdout.readline().strip() for _ in range(2))
-                time.sleep(rng.uniform(0, 3 * seconds))
-                os.kill(int(child), 9)
-                assert (ready, server.stdout.readline()) == ("ready", "dead\n")
-                interrupted += any(name.startswith(".") for name in names(folder))
-                found.append(SASREC.from_pretrained(folder))
-        finally:
-            os.killpg(server.pid, 9)
-    assert {type(model) for model in found} == {SASREC, SSEPT}
-    assert all((model.known is not None) == (type(model) is SSEPT) for model in found)
-    assert interrupted > 0  # or nobody was killed at a bad moment
-    save_checkpoint(make_sasrec(), folder)
-    assert names(folder) == [CONFIG_FILE, named(folder).name]
-
-
-def test_a_checkpoint_can_be_read_while_another_process_saves(folder, monkeypatch):
-    """The other process saves between the reading of the config and that of the files it names."""
-    honest, others = json.loads, [make_sasrec(item_num=33)]
-
-    def loads(text):
-        config = honest(text)
-        if others:
-            save_checkpoint(others.pop(), folder)
-        return config
-
-    monkeypatch.setattr("ssept_ext.checkpoint.model.json.loads", loads)
-
-    assert SASREC.from_pretrained(folder).item_num == 33
-
-
-def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
-    expected = SASREC.from_pretrained(folder).state_dict()
-
-    before = names(folder)
-
-    def fail(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr("ssept_ext.checkpoint.model.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(make_ssept(), folder)
-
-    got = SASREC.from_pretrained(folder).state_dict()
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
-    assert names(folder) == before
-
-
 def test_a_class_that_could_not_be_loaded_is_not_saved(tmp_path):
     class Mine(SASREC):
         pass
 
     with pytest.raises(TypeError, match="model must be one of SASREC, SSEPT, got Mine"):
-        save_checkpoint(Mine(**SIZES, embedding_dim=6, conv_dims=[6, 6]), tmp_path)
+        save_checkpoint(tiny_model(Mine), tmp_path)
 
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("stem", ["config", "model", "ids", "histories"])
-def test_a_missing_file_is_named(folder, stem):
-    save_checkpoint(knowing(make_ssept()), folder)
-    path = folder / CONFIG_FILE if stem == "config" else named(folder, stem)
-    path.unlink()
-
-    with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing: .* is no checkpoint"):
-        SASREC.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b'{"format": 1,', b"\xff\xfe", b"[1, 2]", b'{"a": 1}'])
-def test_a_config_that_is_none_is_named(folder, content):
-    (folder / CONFIG_FILE).write_bytes(content)
-
-    with pytest.raises(ValueError, match=rf"{CONFIG_FILE} (is damaged|was not written by)"):
-        SASREC.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this version reads 1 to {FORMAT}"),
-        ({"format": "new"}, "has format new"),
-        ({"files": {}}, "is damaged: its files are {}"),
-        ({"files": None}, "is damaged: its files are None"),
-        ({"files": {"model": "../model-0123456789abcdef.safetensors"}}, "is damaged: its files"),
-        ({"class": "GRU4Rec"}, "names the class GRU4Rec, this version knows SASREC, SSEPT"),
-        ({"class": ["SSEPT"]}, "names the class"),
-        ({"arguments": {"item_num": 20}}, "arguments that do not fit: SSEPT needs .* user_num"),
-        ({"arguments": {"colour": 1}}, 'do not fit: SSEPT has no argument "colour"'),
-        ({"arguments": [1]}, "arguments that do not fit"),
-    ],
-)
-def test_a_config_of_another_version_or_class_is_named(folder, changes, message):
-    edit_config(folder, **changes)
-
-    with pytest.raises(ValueError, match=rf"{CONFIG_FILE} .*{message}"):
-        SASREC.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-@pytest.mark.parametrize("stem", ["model", "ids", "histories"])
-def test_a_truncated_file_is_named(folder, stem, keep):
-    save_checkpoint(knowing(make_ssept()), folder)
-    path = named(folder, stem)
-    path.write_bytes(path.read_bytes()[:keep])
-
-    with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
-        SASREC.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_truncated_weights_of_format_1_are_named(folder, keep):
-    as_format_1(folder)
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
-        SASREC.from_pretrained(folder)
-
-
-def test_one_changed_bit_is_noticed(folder):
-    content = bytearray(named(folder).read_bytes())
-    content[-1] ^= 1
-    named(folder).write_bytes(content)
-
-    with pytest.raises(ValueError, match=rf"{named(folder).name} is damaged: it is not as it was"):
-        SASREC.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tensors: tensors.pop("item_embedding_layer.weight"),
-        lambda tensors: tensors.update(extra=torch.zeros(1)),
-        lambda tensors: tensors.update({"item_embedding_layer.weight": torch.zeros(3, 6)}),
-    ],
-    ids=["missing", "extra", "shape"],
-)
-def test_weights_of_another_model_are_named(folder, change):
-    tensors = load_file(named(folder))
-    change(tensors)
-    write_tensors(folder, "model", tensors)
-
-    with pytest.raises(ValueError, match=rf"{named(folder).name} does not belong to .*config.json"):
-        SASREC.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"items": torch.tensor([4, 1, 21, 4])},
-        {"items": torch.tensor([4, 1])},
-        {"offsets": torch.tensor([0, 4])},
-        {"offsets": torch.tensor([0, 3, 2, 4, 4, 4, 4, 4])},
-    ],
-    ids=["unknown item", "too few", "other users", "falling"],
-)
-def test_histories_of_other_ids_are_named(folder, change):
-    save_checkpoint(knowing(make_ssept()), folder)
-    tensors = load_file(named(folder, "histories"))
-    write_tensors(folder, "histories", tensors | change)
-
-    with pytest.raises(ValueError, match=r"histories-.* does not belong to .*ids-"):
-        SASREC.from_pretrained(folder)
-
-
-def test_raw_ids_of_another_model_are_named(tmp_path):
-    folder, other = tmp_path / "folder", tmp_path / "other"
-    save_checkpoint(knowing(make_ssept()), folder)
-    save_checkpoint(knowing(make_ssept(user_num=6), users="abcdef"), other)
-    files = json.loads((folder / CONFIG_FILE).read_text())["files"]
-    for stem in ("ids", "histories"):
-        files[stem] = named(other, stem).rename(folder / named(other, stem).name).name
-    edit_config(folder, files=files)
-
-    with pytest.raises(ValueError, match="ids-.* does not belong to .*: the model has 7 users"):
-        SASREC.from_pretrained(folder)
 
 
 def test_a_loaded_model_does_not_follow_later_changes_of_the_file(folder):
@@ -468,70 +178,3 @@ def test_a_loaded_model_does_not_follow_later_changes_of_the_file(folder):
         file.write(bytes(path.stat().st_size // 2))
 
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def recommenders_state(model):
-    """What recommenders would have: linear layers as convolutions, and norms that are never used."""
-    state = dict(model.state_dict())
-    for name in [name for name in state if "conv_layer" in name and name.endswith("weight")]:
-        state[name] = state[name].unsqueeze(2)
-    for norm in ("layernorm1", "layernorm2"):
-        state[f"encoder.enc_layers.0.{norm}.weight"] = torch.ones(8)
-    return state
-
-
-@pytest.mark.parametrize("make", [make_ssept, make_sasrec])
-def test_a_state_dict_of_recommenders_is_read(tmp_path, make):
-    model = make(num_blocks=2, attention_num_heads=2, dropout_rate=0.5, l2_reg=0.0)
-    torch.save(recommenders_state(model), tmp_path / "model.pt")
-
-    loaded = type(model).from_recommenders(tmp_path / "model.pt", attention_num_heads=2)
-
-    assert asdict(loaded.config) | {"embedding_dim": 6} == asdict(model.config)
-    expected = model.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
-
-
-def test_a_wrong_argument_beside_a_state_dict_is_named(tmp_path):
-    torch.save(make_ssept().state_dict(), tmp_path / "model.pt")
-
-    with pytest.raises(TypeError, match='SSEPT has no argument "colour"'):
-        SSEPT.from_recommenders(tmp_path / "model.pt", attention_num_heads=1, colour=1)
-    with pytest.raises(FileNotFoundError, match=r"other.pt is missing"):
-        SSEPT.from_recommenders(tmp_path / "other.pt", attention_num_heads=1)
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("run-by-pickle",)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (Evil(), "damaged or no state dict of tensors"),
-        ({"item_embedding_layer.weight": Evil()}, "damaged or no state dict of tensors"),
-        ({"weight": torch.zeros(1)}, "holds no SSEPT of recommenders"),
-        ([1, 2], "holds no SSEPT of recommenders"),
-        (make_sasrec().state_dict(), "holds no SSEPT of recommenders: .*user_embedding_layer"),
-    ],
-    ids=["code", "code inside", "other tensors", "a list", "SASREC"],
-)
-def test_a_foreign_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, content, message):
-    monkeypatch.chdir(tmp_path)
-    torch.save(content, "model.pt")
-
-    with pytest.raises(ValueError, match=rf"model.pt (is|) ?{message}"):
-        SSEPT.from_recommenders("model.pt", attention_num_heads=1)
-
-    assert names(tmp_path) == ["model.pt"]
-
-
-@pytest.mark.parametrize("keep", [0, 10, -20])
-def test_a_truncated_state_dict_is_named(tmp_path, keep):
-    path = tmp_path / "model.pt"
-    torch.save(make_ssept().state_dict(), path)
-    path.write_bytes(path.read_bytes()[:keep])
-
-    with pytest.raises(ValueError, match=r"model.pt is damaged"):
-        SSEPT.from_recommenders(path, attention_num_heads=1)

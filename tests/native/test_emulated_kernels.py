@@ -13,9 +13,10 @@ from functools import cache
 import pytest
 from cuda_emulation.build import Mode, run_python
 
+ATTENTION_TESTS = ("ops/test_causal_attention.py", "ops/test_attention_exactness.py")
 TESTS = [
+    *ATTENTION_TESTS,
     "ops/test_bias_dropout.py",
-    "ops/test_causal_attention.py",
     "ops/test_position_layer_norm.py",
     "ops/test_sampled_logits.py",
     "ops/test_user_item_embedding.py",
@@ -54,7 +55,7 @@ class Run:
         )
 
 
-ATTENTION = Run(tests=("ops/test_causal_attention.py",), selection=ATTENTION_TYPES, at_least=40)
+ATTENTION = Run(tests=ATTENTION_TESTS, selection=ATTENTION_TYPES, at_least=40)
 RUNS = [
     Run("plain", 1),
     Run("plain", 2),
@@ -84,7 +85,8 @@ def test_kernels_pass_their_tests(case):
 def test_a_device_with_too_little_shared_memory_is_named_with_what_it_has_and_what_is_needed():
     code = """
 from support.implementations import implementation
-from test_causal_attention import Ragged, arguments, attention, gradients
+from support.attention import arguments, attention, gradients
+from support.samples import Ragged
 import torch
 
 emulated = implementation("emulated")

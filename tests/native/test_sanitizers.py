@@ -8,15 +8,18 @@ from support.building import ROOT
 from support.implementations import NARROWER_SIMD
 from support.sanitizers import build, run_python, run_tests
 
+ATTENTION = ["ops/test_causal_attention.py", "ops/test_attention_exactness.py"]
 OPS = [
-    f"test_{op}.py"
-    for op in (
-        "user_item_embedding",
-        "position_layer_norm",
-        "causal_attention",
-        "bias_dropout",
-        "sampled_logits",
-    )
+    *ATTENTION,
+    *(
+        f"ops/test_{op}.py"
+        for op in (
+            "user_item_embedding",
+            "position_layer_norm",
+            "bias_dropout",
+            "sampled_logits",
+        )
+    ),
 ]
 # Without what tests torch rather than the kernels, and what starts a process of its own.
 NATIVE = "native and not opcheck and not compil and not gradcheck and not never_closes"
@@ -31,9 +34,7 @@ def passed(done):
 
 @pytest.mark.parametrize("simd", NARROWER_SIMD)
 def test_attention_stays_within_its_memory_on_narrower_registers(simd):
-    done = run_tests(
-        "address", "-k", FEWER, "ops/test_causal_attention.py", variables={"SSEPT_SIMD": simd}
-    )
+    done = run_tests("address", "-k", FEWER, *ATTENTION, variables={"SSEPT_SIMD": simd})
     assert passed(done) >= 120, "the selection has lost its tests"
 
 

@@ -9,6 +9,7 @@ from support.implementations import NARROWER_SIMD, SIMD
 TESTS = [
     "ops/test_philox.py",
     "ops/test_causal_attention.py",
+    "ops/test_attention_exactness.py",
     "ops/test_bias_dropout.py",
     "ops/test_user_item_embedding.py",
 ]

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support.factories import tiny_model
 
 from ssept_ext import SASREC, SSEPT, PackedBatch
 from ssept_ext.network.sse import SSE, replace_ids
@@ -166,10 +167,8 @@ def test_spare_capacity_changes_nothing_about_the_tokens():
 
 
 def make_model(kind=SSEPT, **arguments):
-    sizes = {"item_num": NUM_ITEMS, "seq_max_len": 10, "num_blocks": 1, "dropout_rate": 0.0}
-    users = {"user_num": NUM_USERS, "user_embedding_dim": 4} if kind is SSEPT else {}
-    width = 10 if kind is SSEPT else 6
-    model = kind(**sizes, **users, embedding_dim=6, conv_dims=[width, width], **arguments)
+    sizes = {"item_num": NUM_ITEMS, "user_num": NUM_USERS, "seq_max_len": 10}
+    model = tiny_model(kind, **sizes, embedding_dim=6, user_embedding_dim=4, **arguments)
     torch.nn.init.normal_(model.item_embedding_layer.weight)  # or all logits are nearly equal
     return model
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from support.factories import random_batch, tiny_model
 from support.tolerances import relative_error
 
-from ssept_ext import SSEPT, PackedBatch, ops
+from ssept_ext import ops
 from ssept_ext.network.losses import bce
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -12,14 +13,14 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 def model(architecture="recommenders", backend="auto", seed=0):
     torch.manual_seed(seed)
-    return SSEPT(
+    return tiny_model(
         item_num=40,
         user_num=9,
         seq_max_len=20,
+        num_blocks=2,
         item_embedding_dim=24,
         user_embedding_dim=8,
         attention_num_heads=2,
-        conv_dims=[32, 32],
         dropout_rate=0.2,
         architecture=architecture,
         backend=backend,
@@ -27,17 +28,9 @@ def model(architecture="recommenders", backend="auto", seed=0):
 
 
 def batch(device):
-    lengths = (5, 0, 20, 11)
-    ids = torch.randint(1, 41, (sum(lengths), 5), generator=torch.Generator().manual_seed(1))
-    return PackedBatch(
-        users=torch.tensor([1, 2, 3, 9]),
-        items=ids[:, 0],
-        positions=torch.cat([torch.arange(20 - n, 20) for n in lengths]),
-        cu_seqlens=torch.tensor([0, 5, 5, 25, 36], dtype=torch.int32),
-        max_seqlen=20,
-        positives=ids[:, 1],
-        negatives=ids[:, 2:],
-    ).to(device)
+    sizes = {"item_num": 40, "user_num": 9, "seq_max_len": 20, "num_negatives": 3}
+    generator = torch.Generator().manual_seed(1)
+    return random_batch(5, 0, 20, 11, **sizes, generator=generator).to(device)
 
 
 def logits_and_gradient(m, b, dtype=None):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.factories import perturbed, tiny_model
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet
 from ssept_ext.ranking import catalogue
@@ -24,13 +25,8 @@ def model(request):
 
 
 def make(kind=SSEPT, **arguments):
-    users = {"user_num": 9, "user_embedding_dim": 3} if kind is SSEPT else {}
-    width = 5 + users.get("user_embedding_dim", 0)
-    sizes = {"item_num": NUM_ITEMS, "seq_max_len": 6, "num_blocks": 1, "embedding_dim": 5}
-    model = kind(**sizes, conv_dims=[4, width], **users, **arguments).double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    return model
+    sizes = {"item_num": NUM_ITEMS, "user_num": 9, "embedding_dim": 5, "user_embedding_dim": 3}
+    return perturbed(tiny_model(kind, ffn_dim=4, **sizes, **arguments).double())
 
 
 @pytest.fixture(params=[192 * 4, 1 << 22], ids=["blocks of 192 items", "one block"])

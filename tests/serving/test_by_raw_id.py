@@ -1,4 +1,4 @@
-"""`fit`, `recommend` and `similar_items` under raw ids: nobody and nothing raises an index error."""
+"""`recommend` under raw ids: nobody and nothing raises an index error."""
 
 import math
 from uuid import UUID
@@ -7,43 +7,10 @@ import narwhals as nw
 import numpy as np
 import pytest
 import torch
+from support.raw_ids import HISTORIES, NUM_ITEMS, SIZES, frame_columns, interactions, rows
 
-from ssept_ext import SASREC, SSEPT, IdMap, Interactions
-from ssept_ext.data.sources.columns import Codes, RawEvents
+from ssept_ext import SASREC, SSEPT
 from ssept_ext.ranking import catalogue
-from ssept_ext.training import fitting
-
-NUM_ITEMS = 12
-HISTORIES = {
-    "anna": ["i3", "i1", "i4"],
-    "bert": ["i1", "i1", "i2"],
-    "cleo": ["i5"],
-    "dora": [f"i{i}" for i in range(NUM_ITEMS)],
-}
-SIZES = {"seq_max_len": 4, "embedding_dim": 4, "num_blocks": 1, "verbose": False}
-
-
-def interactions(histories=HISTORIES):
-    pairs = [(user, item) for user, items in histories.items() for item in items]
-    columns = []
-    for ids in zip(*pairs, strict=True):
-        distinct = list(dict.fromkeys(ids))
-        codes = np.array([distinct.index(value) for value in ids])
-        columns.append(Codes(codes, IdMap(distinct).raw))
-    return Interactions.from_events(RawEvents(*columns, None))
-
-
-@pytest.fixture(params=[SSEPT, SASREC], scope="module")
-def model(request):
-    """Trained for one step, then given parameters that tell items apart."""
-    model = request.param.fit(interactions(), **SIZES, num_epochs=1)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    return model.double()
-
-
-def rows(frame):
-    return nw.from_native(frame).rows()
 
 
 def score(model, history, user_vector, item):
@@ -212,10 +179,6 @@ def test_any_ids_in_a_frame_of_the_first_library_there_is(monkeypatch, library, 
         assert {str(value) for value in column} <= {str(value) for value in ids}
 
 
-def frame_columns(frame):
-    return nw.from_native(frame).columns
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -247,61 +210,6 @@ def test_a_data_set_has_numbers_also_for_a_model_of_raw_ids(model):
 
     wanted = rows(model.recommend(users=["anna", "cleo"], k=2))
     assert model.known.item_ids.decode(found.items).ravel().tolist() == [row[1] for row in wanted]
-
-
-@pytest.mark.parametrize("size", [64 * 4, 1 << 22], ids=["blocks of 64 items", "one block"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_similar_items_are_the_closest_by_cosine(monkeypatch, size, dtype):
-    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", size)
-    monkeypatch.setattr("ssept_ext.serving.by_index.ITEM_BLOCK", 3)
-    model = SASREC(item_num=300, embedding_dim=4, conv_dims=[4, 4]).to(dtype)
-    torch.nn.init.normal_(model.item_embedding_layer.weight)
-    with torch.no_grad():
-        model.item_embedding_layer.weight[7] = 0
-        model.item_embedding_layer.weight[150] = 2 * model.item_embedding_layer.weight[5]
-    asked = [5, 300, 1, 150, 7, 5]
-
-    items, scores = model.similar_items(asked, k=299)
-
-    vectors = model.item_embedding_layer.weight.detach()[1:]
-    wide = vectors.to(torch.promote_types(dtype, torch.float32))
-    cosines = torch.nn.functional.cosine_similarity(wide[:, None], wide, dim=2)
-    for row, item in enumerate(asked):
-        assert sorted([item, *items[row]]) == list(range(1, 301))
-        np.testing.assert_allclose(scores[row], cosines[item - 1, items[row] - 1], atol=1e-5)
-        assert (np.diff(scores[row]) <= 0).all()
-    assert (items[0, 0], items[3, 0]) == (150, 5)
-    assert not scores[4].any()
-    assert (np.diff(items[4]) > 0).all()  # equal ones by rising id
-
-
-def test_similar_items_under_raw_ids(model):
-    frame = model.similar_items(["i3", "i9"], k=20)
-
-    assert frame_columns(frame) == ["item", "similar_item", "score", "rank"]
-    ids = model.known.item_ids
-    found = model.known.item_ids.encode([row[1] for row in rows(frame)]).reshape(2, NUM_ITEMS - 1)
-    for item, row in zip(["i3", "i9"], found, strict=True):
-        assert sorted([*ids.encode([item]), *row]) == list(range(1, NUM_ITEMS + 1))
-    assert [row[3] for row in rows(frame)] == 2 * [*range(1, NUM_ITEMS)]
-
-
-@pytest.mark.parametrize(
-    ("items", "k", "error", "message"),
-    [
-        (["new"], 1, KeyError, "item 'new' at position 0 is unknown"),
-        ([3], 1, TypeError, "item ids must be str"),
-        (["i3"], 0, ValueError, "k must be an integer of at least 1, got 0"),
-    ],
-)
-def test_bad_input_for_similar_items_is_named(model, items, k, error, message):
-    with pytest.raises(error, match=message):
-        model.similar_items(items, k)
-
-
-def test_a_number_outside_the_table_is_named():
-    with pytest.raises(IndexError, match="item has id 4, outside the model's table of 4 rows"):
-        SASREC(item_num=3, embedding_dim=4, conv_dims=[4, 4]).similar_items([4])
 
 
 def test_a_model_that_was_saved_serves_the_same(model, tmp_path):
@@ -341,139 +249,3 @@ def test_a_model_saved_without_histories_knows_what_is_popular(model, without_hi
     np.testing.assert_equal(
         rows(without_histories.recommend(**asked)), rows(model.recommend(**asked))
     )
-
-
-def fit(**options):
-    return SSEPT.fit(interactions(), **(SIZES | {"num_epochs": 2} | options))
-
-
-def test_fit_is_reproducible_and_leaves_torch_s_generator_alone():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-
-    first, second, other = fit(seed=1), fit(seed=1), fit(seed=2)
-
-    assert torch.equal(torch.get_rng_state(), before)
-    weights = [m.item_embedding_layer.weight for m in (first, second, other)]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
-def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
-    calls = {}
-
-    class Sampler(fitting.WarpSampler):
-        def __init__(self, histories, *args, **options):
-            calls["histories"] = histories
-            super().__init__(histories, *args, **options)
-
-    def train_model(model, dataset, sampler, *sizes, **others):
-        calls.update(sizes=sizes, settings=sampler.settings, others=others)
-        calls["dataset"] = dataset
-
-    monkeypatch.setattr(fitting, "WarpSampler", Sampler)
-    monkeypatch.setattr(fitting, "train_model", train_model)
-
-    events = interactions(HISTORIES | {"dora": ["i11", "i7", "i8", "i9", "i10", "i0", "i6"]})
-    model = SSEPT.fit(
-        events,
-        seq_max_len=4,
-        embedding_dim=4,
-        verbose=False,
-        num_epochs=3,
-        batch_size=5,
-        learning_rate=0.01,
-        val_epoch=2,
-        eval_batch_size=7,
-        seed=4,
-        n_workers=2,
-        backend="reference",
-        checkpoint="folder",
-        callbacks=[print],
-        item_embedding_dim=6,
-        dropout_rate=0.25,
-        sse_user_prob=0.5,
-        num_negatives=2,
-        popularity_exponent=0.25,
-        window_sampling_prob=0.5,
-        loss="bpr",
-        max_grad_norm=1.0,
-    )
-
-    config = model.config
-    assert (config.user_num, config.item_num, config.seq_max_len) == (4, NUM_ITEMS, 4)
-    assert (config.item_dim, config.user_dim, config.conv_dims) == (6, 4, (10, 10))
-    assert (config.dropout_rate, config.sse_user_prob, model.backend) == (0.25, 0.5, "reference")
-    assert calls["sizes"] == (3, 5, 0.01, 2, 7, False)
-    assert calls["others"] == {
-        "checkpoint": "folder",
-        "callbacks": [print],
-        "loss": "bpr",
-        "max_grad_norm": 1.0,
-    }
-    assert calls["settings"] == {
-        "batch_size": 5,
-        "maxlen": 4,
-        "seed": 4,
-        "num_negatives": 2,
-        "popularity_exponent": 0.25,
-        "window_sampling_prob": 0.5,
-    }
-    assert calls["histories"].to_dict() == events.to_dataset().user_train
-
-
-@pytest.mark.parametrize(("hold_out", "left"), [(True, 2), (False, 0)])
-def test_the_last_two_events_are_trained_on_only_without_hold_out(monkeypatch, hold_out, left):
-    seen = {}
-
-    def train_model(model, dataset, *args, **options):
-        seen.update(dataset.user_train)
-
-    monkeypatch.setattr(fitting, "train_model", train_model)
-
-    events = interactions(HISTORIES | {"dora": [f"i{i}" for i in range(5)]})
-    SSEPT.fit(events, hold_out=hold_out, **SIZES)
-
-    all_events = events.to_dataset().User
-    assert seen == {u: row[: len(row) - left * (len(row) > 2)] for u, row in all_events.items()}
-
-
-def test_fit_learns_what_comes_next():
-    """Everybody walks along the same ring of items."""
-    ring = {f"u{u}": [f"i{(u + step) % 10}" for step in range(9)] for u in range(10)}
-    training = {"num_epochs": 150, "learning_rate": 0.01, "batch_size": 10, "hold_out": False}
-    sizes = SIZES | {"embedding_dim": 16, "dropout_rate": 0.0}
-    model = SASREC.fit(interactions(ring), **training, **sizes)
-
-    frame = model.recommend({"zoe": ["i4", "i5", "i6"]}, k=1)
-
-    assert rows(frame)[0][1] == "i7"
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"colour": 1}, TypeError, 'SSEPT.fit has no argument "colour"; it takes seq_max_len'),
-        ({"item_num": 1}, TypeError, "item_num is that of the interactions"),
-        ({"hold_out": False, "val_epoch": 1}, ValueError, "val_epoch must be 0 without hold_out"),
-        ({"dropout_rate": 1}, ValueError, "dropout_rate must be in"),
-        ({"gbce_t": 2}, ValueError, "gbce_t must be in"),
-        ({"bf16": True, "precision": "tf32"}, ValueError, "bf16=True contradicts precision"),
-    ],
-)
-def test_a_wrong_argument_of_fit_is_named(options, error, message):
-    with pytest.raises(error, match=message):
-        fit(**options)
-
-
-@pytest.mark.parametrize("make", [str, lambda x: 10**6 + int(x)], ids=["str", "int64"])
-def test_a_user_who_has_seen_everything_is_named_by_raw_id(make):
-    histories = {make(7): [make(1), make(2)], make(8): [make(i) for i in range(1, 6)]}
-
-    with pytest.raises(ValueError, match=f"user {make(8)!r} has seen all 5 items"):
-        SSEPT.fit(interactions(histories), **SIZES, hold_out=False)
-
-
-def test_fit_wants_interactions():
-    with pytest.raises(TypeError, match=r"must be Interactions, such as .* makes, got dict"):
-        SSEPT.fit({"anna": ["i1"]})

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.factories import perturbed, tiny_model
 
 from ssept_ext import SASREC, SSEPT
 from ssept_ext.serving.export import INPUTS, export_onnx, export_program
@@ -14,13 +15,8 @@ NUM_ITEMS, T = 200, 6
 
 
 def make(kind=SSEPT, **arguments):
-    users = {"user_num": 9, "user_embedding_dim": 3} if kind is SSEPT else {}
-    width = 5 + users.get("user_embedding_dim", 0)
-    sizes = {"item_num": NUM_ITEMS, "seq_max_len": T, "num_blocks": 2, "embedding_dim": 5}
-    model = kind(**sizes, conv_dims=[4, width], **users, **arguments)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    return model
+    sizes = {"item_num": NUM_ITEMS, "user_num": 9, "embedding_dim": 5, "user_embedding_dim": 3}
+    return perturbed(tiny_model(kind, seq_max_len=T, num_blocks=2, ffn_dim=4, **sizes, **arguments))
 
 
 def batch(size, candidates):

@@ -22,13 +22,17 @@ def tiny_model(kind=SSEPT, *, ffn_dim=None, **changes):
         "dropout_rate": 0.0,
         "num_neg_test": 9,
     } | changes
-    width = arguments["embedding_dim"]
-    if issubclass(kind.config_class, SSEPTConfig):
-        width = sum(arguments.get(f"{noun}_embedding_dim") or width for noun in ("item", "user"))
-    else:
+    has_users = issubclass(kind.config_class, SSEPTConfig)
+    if not has_users:
         for name in ("user_num", "user_embedding_dim"):
             arguments.pop(name, None)
-    return kind(**{"conv_dims": [ffn_dim or width, width]} | arguments)
+    if "conv_dims" not in arguments:
+        width = arguments["embedding_dim"]
+        if has_users:
+            given = (arguments.get(f"{noun}_embedding_dim") for noun in ("item", "user"))
+            width = sum(width if value is None else value for value in given)
+        arguments["conv_dims"] = [ffn_dim or width, width]
+    return kind(**arguments)
 
 
 def model_for(dataset, kind=SSEPT, **changes):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.factories import model_for
+from support.factories import model_for, random_batch
 
-from ssept_ext import PackedBatch, WarpSampler, distributed
+from ssept_ext import WarpSampler, distributed
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.network.sse import SSE, replace_ids
 from ssept_ext.training import cuda_graph, data_parallel
@@ -16,16 +16,8 @@ pytestmark = pytest.mark.usefixtures("_one_thread")
 
 def packed(*lengths):
     torch.manual_seed(0)
-    ids = torch.randint(1, 31, (sum(lengths), 3))
-    return PackedBatch(
-        users=torch.arange(1, len(lengths) + 1),
-        items=ids[:, 0].contiguous(),
-        positions=torch.cat([torch.arange(100 - n, 100) for n in lengths]),
-        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
-        max_seqlen=max(lengths),
-        positives=ids[:, 1] * (torch.rand(sum(lengths)) < 0.8),
-        negatives=ids[:, 2:],
-    )
+    batch = random_batch(*lengths, item_num=30, user_num=9, seq_max_len=100)
+    return replace(batch, positives=batch.positives * (torch.rand(sum(lengths)) < 0.8))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from support.factories import model_for
 from support.processes import two_processes
 
-from ssept_ext import SSEPT, WarpSampler, distributed
+from ssept_ext import WarpSampler, distributed
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.training import data_parallel
 from ssept_ext.training.step import eager_step
@@ -16,23 +17,21 @@ from ssept_ext.training.step import eager_step
 pytest.importorskip("torchrec")
 
 LEARNING_RATE = 0.5
-ARGUMENTS = {
-    "seq_max_len": 6,
-    "num_blocks": 1,
-    "item_embedding_dim": 6,  # no multiple of 4
-    "user_embedding_dim": 4,
-    "conv_dims": [8, 10],
-    "dropout_rate": 0.0,
-    "sse_user_prob": 0.5,
-    "sse_item_prob": 0.3,
-    "sse_joint": True,
-}
 
 
 def make_model():
     dataset = synthetic(num_users=21, min_events=4, max_events=20)
     torch.manual_seed(0)
-    return SSEPT(item_num=dataset.itemnum, user_num=dataset.usernum, **ARGUMENTS), dataset
+    model = model_for(
+        dataset,
+        item_embedding_dim=6,  # no multiple of 4
+        user_embedding_dim=4,
+        ffn_dim=8,
+        sse_user_prob=0.5,
+        sse_item_prob=0.3,
+        sse_joint=True,
+    )
+    return model, dataset
 
 
 def first_batch(dataset):

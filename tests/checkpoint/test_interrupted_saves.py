@@ -1,0 +1,115 @@
+"""A save that is killed, fails, or meets a reader leaves a whole checkpoint."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from support.checkpoints import (
+    knowing,
+    make_sasrec,
+    make_ssept,
+    named,
+    names,
+)
+from support.processes import program
+
+from ssept_ext import SASREC, SSEPT
+from ssept_ext.checkpoint.model import CONFIG_FILE, save_checkpoint
+
+KILLS = 50
+
+
+def save_two_models(folder):
+    """Of two shapes and classes, one of them with raw ids."""
+    for model in (knowing(make_ssept()), make_sasrec(item_num=33)):
+        save_checkpoint(model, folder)
+
+
+def save_models_for_ever(folder):
+    torch.set_num_threads(1)
+    sys.stdout.write(
+        "ready\n"
+    )  # in one piece, even where output is not buffered, as another process writes too
+    sys.stdout.flush()
+    while True:
+        save_two_models(folder)
+
+
+def serve(folder):
+    """For each line of stdin fork a process that saves, say which one, and say so when it is dead."""
+    torch.set_num_threads(1)
+    for _ in sys.stdin:
+        child = os.fork()
+        if not child:
+            save_models_for_ever(folder)
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+
+
+def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path):
+    folder, rng = tmp_path / "model", random.Random(0)
+    start = time.monotonic()
+    save_two_models(folder)
+    seconds = time.monotonic() - start  # of disks as they are
+    # One process imports torch and forks those that are killed: 50 imports would take minutes.
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    found, interrupted = [], 0
+    command = program(f"from test_interrupted_saves import serve; serve({str(folder)!r})")
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as server:
+        try:
+            for _ in range(KILLS):
+                server.stdin.write("\n")
+                server.stdin.flush()
+                child, ready = sorted(server.stdout.readline().strip() for _ in range(2))
+                time.sleep(rng.uniform(0, 3 * seconds))
+                os.kill(int(child), 9)
+                assert (ready, server.stdout.readline()) == ("ready", "dead\n")
+                interrupted += any(name.startswith(".") for name in names(folder))
+                found.append(SASREC.from_pretrained(folder))
+        finally:
+            os.killpg(server.pid, 9)
+    assert {type(model) for model in found} == {SASREC, SSEPT}
+    assert all((model.known is not None) == (type(model) is SSEPT) for model in found)
+    assert interrupted > 0  # or nobody was killed at a bad moment
+    save_checkpoint(make_sasrec(), folder)
+    assert names(folder) == [CONFIG_FILE, named(folder).name]
+
+
+def test_a_checkpoint_can_be_read_while_another_process_saves(folder, monkeypatch):
+    """The other process saves between the reading of the config and that of the files it names."""
+    honest, others = json.loads, [make_sasrec(item_num=33)]
+
+    def loads(text):
+        config = honest(text)
+        if others:
+            save_checkpoint(others.pop(), folder)
+        return config
+
+    monkeypatch.setattr("ssept_ext.checkpoint.model.json.loads", loads)
+
+    assert SASREC.from_pretrained(folder).item_num == 33
+
+
+def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
+    expected = SASREC.from_pretrained(folder).state_dict()
+
+    before = names(folder)
+
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ssept_ext.checkpoint.model.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(make_ssept(), folder)
+
+    got = SASREC.from_pretrained(folder).state_dict()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert names(folder) == before
