@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -61,7 +63,7 @@ def option(default: T, help: str, within: Range | None = None, *, flag: str | No
 
 
 def check_options(options: Any) -> None:
-    """Check the fields that `option` declared, and turn integers of other types into int.
+    """Check the fields that `option` declared, and turn numbers of other types into Python's.
 
     Raises
     ------
@@ -94,11 +96,15 @@ def checked_value(declared: dataclasses.Field[Any], kind: Any, value: Any) -> An
             raise ValueError(f"{name} must be True or False, got {value!r}")
     elif within is not None and get_origin(kind) is tuple:
         length = len(get_args(kind))
-        if len(value) != length or not all(x in within for x in value):
+        numbers = tuple(map(_number, value)) if isinstance(value, Iterable) else ()
+        if len(numbers) != length or not all(x is not None and x in within for x in numbers):
             raise ValueError(f"{name} must be {length} numbers {within}, got {value!r}")
-        return tuple(value)
-    elif within is not None and not (_is_number(value) and value in within):
-        raise ValueError(f"{name} must be {within}, got {value!r}")
+        return numbers
+    elif within is not None:
+        real = _number(value)
+        if real is None or real not in within:
+            raise ValueError(f"{name} must be {within}, got {value!r}")
+        return real
     return value
 
 
@@ -109,9 +115,12 @@ def without_none(kind: Any) -> Any:
     return given[0] if is_optional else kind
 
 
-def _is_number(value: Any) -> bool:
+def _number(value: Any) -> float | None:
+    """A number as an int or float of Python, such as files of options can hold; None for anything else."""
+    if isinstance(value, (bool, str)):
+        return None
     try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, (bool, str))
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if isinstance(value, int) else number
