@@ -1,5 +1,9 @@
 """Constructor arguments: their defaults, and how wrong ones are named."""
 
+import inspect
+from dataclasses import MISSING, fields
+from inspect import Parameter
+
 import pytest
 from support.padded import tiny
 
@@ -55,3 +59,17 @@ def test_a_missing_constructor_argument_is_named(cls, missing):
     del arguments[missing]
     with pytest.raises(TypeError, match=f"{cls.__name__} needs the argument {missing}"):
         cls(**arguments)
+
+
+@pytest.mark.parametrize("kind", [SASREC, SSEPT])
+def test_the_signature_lists_every_argument_with_its_default(kind):
+    parameters = inspect.signature(kind).parameters
+
+    declared = {field.name: field.default for field in fields(kind.config_class)}
+    assert {"item_num", "seq_max_len", "sse_item_prob"} <= declared.keys()
+    expected = {name: Parameter.empty if x is MISSING else x for name, x in declared.items()}
+    assert {name: p.default for name, p in parameters.items()} == expected | {"backend": "auto"}
+    assert {p.kind for p in parameters.values()} == {Parameter.KEYWORD_ONLY}
+    required = {"item_num": 3} | ({"user_num": 2} if kind is SSEPT else {})
+    defaults = {name: p.default for name, p in parameters.items() if name not in required}
+    assert kind(**required, **defaults).config == kind(**required).config
