@@ -156,3 +156,86 @@ def test_a_run_of_an_older_version_is_named(data, tmp_path, capsys, monkeypatch)
 def test_a_finished_run_cannot_be_resumed(run, capsys):
     assert cli.main(["resume", run]) == 2
     assert "run has no training.safetensors: its training is over" in capsys.readouterr().err
+
+
+OLD_OPTIONS = {
+    "data": "events.txt",
+    "col_sep": None,
+    "model": "ssept",
+    "architecture": "recommenders",
+    "seq_max_len": 6,
+    "num_blocks": 1,
+    "attention_num_heads": 1,
+    "item_embedding_dim": 4,
+    "user_embedding_dim": None,
+    "ffn_dim": None,
+    "dropout_rate": 0.2,
+    "l2_reg": 0.0,
+    "num_neg_test": 5,
+    "embedding_init": "uniform",
+    "sse_user_prob": 0.0,
+    "sse_item_prob": 0.0,
+    "sse_target_prob": 0.0,
+    "sse_joint": False,
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 0.001,
+    "val_epoch": 5,
+    "window_sampling_prob": 0.0,
+    "num_negatives": 1,
+    "popularity_exponent": 0.0,
+    "loss": "bce",
+    "gbce_t": 0.75,
+    "adam_betas": [0.9, 0.999],
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "max_grad_norm": None,
+    "bf16": False,
+    "patience": 0,
+    "restore_best": False,
+    "workers": 1,
+    "seed": 0,
+    "tensorboard": False,
+    "out": "run",
+    "timeout": 600,
+    "device": "cpu",
+    "backend": "auto",
+}
+"""Of a run.json by the version before: its parsed command line, here all defaults but for sizes."""
+
+SAME_AS_OLD = [
+    *("--architecture", "recommenders", "--embedding-init", "uniform", "--dropout-rate", "0.2"),
+    *("--sse-user-prob", "0", "--sse-item-prob", "0", "--no-sse-joint"),
+    *("--learning-rate", "0.001", "--num-negatives", "1", "--loss", "bce"),
+    *("--adam-betas", "0.9", "0.999", "--schedule", "constant", "--warmup-steps", "0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({}, ["--user-embedding-dim", "16"]),
+        (
+            {"user_embedding_dim": 3, "ffn_dim": 5, "workers": 2, "bf16": True},
+            ["--user-embedding-dim", "3", "--ffn-dim", "5", "--workers", "2", "--bf16"],
+        ),
+        ({"model": "sasrec", "ffn_dim": 5}, ["--model", "sasrec", "--ffn-dim", "5"]),
+    ],
+    ids=["defaults", "widths, threads and bf16", "sasrec"],
+)
+def test_a_run_of_the_version_before_goes_on_by_the_options_it_recorded(
+    data, tmp_path, monkeypatch, changes, flags
+):
+    assert train(data, *SAME_AS_OLD, *flags, out="whole") == 0
+    with monkeypatch.context() as patch:
+        before_batch(patch, 2, ctrl_c)
+        assert train(data, *SAME_AS_OLD, *flags) == 130
+    run_file = tmp_path / "run" / "run.json"
+    record = json.loads(run_file.read_text())
+    run_file.write_text(json.dumps(record | {"options": OLD_OPTIONS | changes}))
+
+    assert cli.main(["resume", "run", "--device", "cpu"]) == 0
+
+    weights = [weights_of(tmp_path / out).read_bytes() for out in ("whole", "run")]
+    assert weights[0] == weights[1]
+    assert json.loads(run_file.read_text()) == record  # under today's names from now on

@@ -2,10 +2,12 @@
 
 import csv
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from support.command_line import TINY, numbers, rows_of, train, weights_of
+from support.factories import write_events
+from support.raw_ids import interactions
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
 from ssept_ext.cli import app as cli
@@ -194,3 +196,27 @@ def test_the_run_folder_is_named_by_the_time_where_none_is_given(data, tmp_path)
 
     (folder,) = (tmp_path / "runs").iterdir()
     assert weights_of(folder).is_file()
+
+
+class Decided(Exception):
+    """Raised where the recipe of a training is decided, which then need not run."""
+
+
+@pytest.mark.parametrize(("model", "kind"), [("ssept", SSEPT), ("sasrec", SASREC)])
+def test_train_and_fit_without_options_have_the_same_recipe(tmp_path, monkeypatch, model, kind):
+    def decide(self, *arguments):
+        raise Decided(self)
+
+    monkeypatch.setattr(recipe.Recipe, "make_model", decide)
+    data = write_events(tmp_path / "events.txt", range(1, 21))
+    histories = {str(u): list(map(str, items)) for u, items in SASRecDataSet(data).User.items()}
+
+    with pytest.raises(Decided) as by_train:
+        cli.main(["train", "--data", str(data), "--model", model])
+    with pytest.raises(Decided) as by_fit:
+        kind.fit(interactions(histories))
+
+    (train_recipe,), (fit_recipe,) = by_train.value.args, by_fit.value.args
+    assert train_recipe.loop.val_epoch == 5  # for its log; fit has none
+    assert fit_recipe == replace(train_recipe, loop=replace(train_recipe.loop, val_epoch=0))
+    assert fit_recipe.training.loss == "sampled_softmax"
