@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 NOT_RUN = {
     "make": "sets up a virtual environment, and runs for minutes",
     "pip install": "builds the extension",
-    "torchrun": "starts processes; tests/training/test_distributed.py does",
+    "torchrun": "starts processes; tests/cli/test_torchrun.py does",
     "# Under torchrun": "the same; tests/training/test_large_tables.py has these calls",
     "python bench/gpu_check.py": "builds for a GPU; tests/bench/test_gpu_check.py has its dry run",
     "python build/gpu-check/bench/gpu_check.py": "the same",
