@@ -1,13 +1,11 @@
 // The Python module `_C`: importing it registers the ops; it offers the batch sampler and says how
 // it was built.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <climits>
 #include <cstdlib>
 #include <map>
-#include <optional>
 #include <string>
 
 #ifdef __GLIBC__
@@ -15,7 +13,6 @@
 #endif
 
 #include "cpu/simd.h"
-#include "sampler/prefetcher.h"
 
 namespace py = pybind11;
 
@@ -36,100 +33,8 @@ void keep_freed_memory([[maybe_unused]] bool keep) {
 }  // namespace ssept
 
 namespace ssept::sampler {
-namespace {
-
-using IntArray = py::array_t<int64_t, py::array::c_style>;
-using Int32Array = py::array_t<int32_t, py::array::c_style>;
-
-// Keeps the arrays of `UnseenItems` alive.
-struct UnseenArrays {
-  IntArray seen_starts;
-  Int32Array unseen_below;
-  std::optional<Int32Array> seen_through;
-  IntArray unseen_weight;
-  std::optional<Int32Array> weight_through;
-  int64_t item_num;
-
-  UnseenItems view() const {
-    return {seen_starts.data(),
-            unseen_below.data(),
-            seen_through ? seen_through->data() : nullptr,
-            unseen_weight.data(),
-            weight_through ? weight_through->data() : nullptr,
-            item_num};
-  }
-};
-
-// (R, count) items that each row has not seen.
-IntArray draw_unseen_rows(const IntArray& seen_starts, const Int32Array& unseen_below,
-                          const std::optional<Int32Array>& seen_through,
-                          const IntArray& unseen_weight,
-                          const std::optional<Int32Array>& weight_through, int64_t item_num,
-                          PhiloxKey key, int64_t count) {
-  const UnseenArrays arrays{seen_starts,   unseen_below,   seen_through,
-                            unseen_weight, weight_through, item_num};
-  IntArray items({unseen_weight.size(), static_cast<py::ssize_t>(count)});
-  const UnseenItems unseen = arrays.view();
-  const int64_t num_rows = unseen_weight.size();
-  int64_t* item = items.mutable_data();
-  auto* words = reinterpret_cast<uint64_t*>(item);  // each gives way to the item made of it
-  const py::gil_scoped_release release;
-  PhiloxStream(key, 0).fill(words, num_rows * count);
-  for (int64_t row = 0; row < num_rows; ++row)
-    draw_unseen(unseen, row, words + row * count, count, item + row * count);
-  return items;
+void add_bindings(py::module_& m);
 }
-
-// Keeps the table's arrays alive for the threads that read them.
-class PrefetchingSampler {
- public:
-  PrefetchingSampler(const IntArray& users, const IntArray& offsets, const IntArray& items,
-                     const IntArray& seen_starts, const Int32Array& unseen_below,
-                     const std::optional<Int32Array>& seen_through, const IntArray& unseen_weight,
-                     const std::optional<Int32Array>& weight_through, int64_t item_num,
-                     PhiloxKey key, int64_t batch_size, int64_t max_len, int64_t num_negatives,
-                     double window_prob, uint64_t first_batch, int64_t num_threads)
-      : arrays_{users, offsets, items},
-        unseen_{seen_starts, unseen_below, seen_through, unseen_weight, weight_through, item_num},
-        prefetcher_({users.size(), users.data(), offsets.data(), items.data(), unseen_.view()},
-                    {key, batch_size, max_len, num_negatives, window_prob}, first_batch,
-                    num_threads),
-        num_negatives_(num_negatives) {}
-
-  // (users, offsets, columns, items, positives, negatives, longest); the arrays share the batch's
-  // memory.
-  py::tuple next() {
-    std::shared_ptr<const Batch> batch;
-    {
-      const py::gil_scoped_release release;
-      batch = prefetcher_.next();
-    }
-    const py::capsule owner(new std::shared_ptr<const Batch>(batch),
-                            [](void* x) { delete static_cast<std::shared_ptr<const Batch>*>(x); });
-    const auto array = [&](const auto& values) {
-      using T = typename std::decay_t<decltype(values)>::value_type;
-      return py::array_t<T>(values.size(), values.data(), owner);
-    };
-    const auto count = static_cast<py::ssize_t>(batch->items.size());
-    return py::make_tuple(array(batch->users), array(batch->offsets), array(batch->columns),
-                          array(batch->items), array(batch->positives),
-                          array(batch->negatives).reshape({count, num_negatives_}), batch->longest);
-  }
-
-  void close() {
-    const py::gil_scoped_release release;
-    prefetcher_.close();
-  }
-
- private:
-  std::array<IntArray, 3> arrays_;
-  UnseenArrays unseen_;
-  Prefetcher prefetcher_;
-  py::ssize_t num_negatives_;
-};
-
-}  // namespace
-}  // namespace ssept::sampler
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels and batch sampler of ssept_ext.";
@@ -139,26 +44,7 @@ PYBIND11_MODULE(_C, m) {
                                               {"cuda", SSEPT_CUDA_STATUS},
                                               {"simd", ssept::cpu::simd_name()}};
   });
-  // Called by ssept_ext.training only.
+  // Called by ssept_ext.training.environment only.
   m.def("keep_freed_memory", &ssept::keep_freed_memory, py::arg("keep"));
-  using ssept::sampler::Int32Array;
-  using ssept::sampler::IntArray;
-  using ssept::sampler::PhiloxKey;
-  using ssept::sampler::PrefetchingSampler;
-  // Called by ssept_ext.unseen only, which builds and documents the arrays.
-  m.def("draw_unseen", &ssept::sampler::draw_unseen_rows, py::kw_only(), py::arg("seen_starts"),
-        py::arg("unseen_below"), py::arg("seen_through"), py::arg("unseen_weight"),
-        py::arg("weight_through"), py::arg("item_num"), py::arg("key"), py::arg("count"));
-  // Called by ssept_ext.sampler only, which checks and documents the arguments.
-  py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
-      .def(py::init<IntArray, IntArray, IntArray, IntArray, Int32Array, std::optional<Int32Array>,
-                    IntArray, std::optional<Int32Array>, int64_t, PhiloxKey, int64_t, int64_t,
-                    int64_t, double, uint64_t, int64_t>(),
-           py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"),
-           py::arg("seen_starts"), py::arg("unseen_below"), py::arg("seen_through"),
-           py::arg("unseen_weight"), py::arg("weight_through"), py::arg("item_num"), py::arg("key"),
-           py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
-           py::arg("window_prob"), py::arg("first_batch"), py::arg("num_threads"))
-      .def("next", &PrefetchingSampler::next)
-      .def("close", &PrefetchingSampler::close);
+  ssept::sampler::add_bindings(m);
 }

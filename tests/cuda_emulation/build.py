@@ -33,9 +33,9 @@ def build_ops(mode: Mode) -> Path:
 
     Load the library with `torch.ops.load_library`, in a process with the `environment` of its mode.
     """
-    glue = (CSRC / "cuda").glob("*.cpp")
-    kernels = (CSRC / "cuda").glob("*.cu")
-    return build_library("ops", [CSRC / "schema.cpp", *sorted(glue), *sorted(kernels)], mode)
+    patterns = ("schema.cpp", "cuda/*.cpp", "ops/*/cuda.cpp", "ops/*/*.cu")
+    sources = [source for pattern in patterns for source in sorted(CSRC.glob(pattern))]
+    return build_library("ops", sources, mode)
 
 
 def build_library(

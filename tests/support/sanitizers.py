@@ -48,8 +48,8 @@ sys.exit(pytest.main(sys.argv[2:]))
 @cache
 def build_extension(sanitizer: Sanitizer) -> str:
     """Build the module `_C`, without CUDA."""
-    sources = [CSRC / "module.cpp", CSRC / "schema.cpp"]
-    sources += [source for folder in ("cpu", "sampler") for source in (CSRC / folder).glob("*.cpp")]
+    patterns = ("*.cpp", "cpu/*.cpp", "ops/*/cpu.cpp", "sampler/*.cpp")
+    sources = [source for pattern in patterns for source in sorted(CSRC.glob(pattern))]
     return build(f"_C-{sanitizer}", sources, sanitizer)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from cuda_emulation.build import CSRC, ROOT
 
-SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+SOURCES = sorted(CSRC.glob("ops/*/*.cu"))
 # What may use local memory, and why.
 EXEMPT = {
     r"<double\b": "float64 is for checking the other types: nobody waits for it",
@@ -29,6 +29,10 @@ class Kernel:
     spilled_bytes: int
 
 
+def name_of(source):
+    return f"{source.parent.name}-{source.stem}"
+
+
 def compile_report(source, architecture):
     """What `ptxas -v` says, with names of C++."""
     headers = sorted(h for pattern in ("*.h", "*.cuh") for h in CSRC.rglob(pattern))
@@ -37,7 +41,8 @@ def compile_report(source, architecture):
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
     inputs = "\0".join([*command, version.stdout, *texts])
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:16]
-    report = ROOT / "build" / "resource_usage" / f"{source.stem}-{architecture}-{digest}.txt"
+    name = f"{name_of(source)}-{architecture}-{digest}.txt"
+    report = ROOT / "build" / "resource_usage" / name
     if not report.exists():
         report.parent.mkdir(parents=True, exist_ok=True)
         cubin = report.with_suffix(".cubin")
@@ -63,7 +68,7 @@ def kernels_of(report):
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
 def test_no_kernel_uses_local_memory(source, architecture):
     kernels = kernels_of(compile_report(source, architecture))
     judged = [k for k in kernels if not any(re.search(e, k.name) for e in EXEMPT)]

@@ -1,0 +1,81 @@
+// `causal_attention` on CUDA: from tensors to launches.
+#include <tuple>
+
+#include "common/library.h"
+#include "cuda/runtime.h"
+#include "ops/causal_attention/args.h"
+#include "ops/causal_attention/launch.h"
+
+namespace ssept::cuda {
+namespace {
+
+// Calls f.template operator()<T, kTf32>() for the kernels of this type.
+template <class F>
+void dispatch_arithmetic(const CausalAttentionArgs& args, bool allow_tf32, F&& f) {
+  dispatch_floating("q", args.type, [&]<class T>() {
+    check(args.size.head_size <= kMaxHeadSize<T>, "the head size of q must be in 1..",
+          kMaxHeadSize<T>, " for ", torch::headeronly::toString(args.type), " on CUDA, got ",
+          args.size.head_size);
+    if constexpr (std::is_same_v<T, float>)
+      if (allow_tf32) return f.template operator()<T, true>();
+    f.template operator()<T, false>();
+  });
+}
+
+std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                            const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                                            int64_t max_seqlen_q, int64_t max_seqlen_k,
+                                            double scale, double dropout_p,
+                                            const std::optional<Tensor>& seed, int64_t site,
+                                            bool allow_tf32) {
+  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                                 scale, dropout_p, seed, site);
+  const CausalAttentionSizes& s = args.size;
+  const DeviceOf device(q);
+  const Tensor out = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
+  const Tensor lse =
+      torch::stable::new_empty(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
+  dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
+    check_cuda("causal_attention",
+               launch_causal_attention<T, kTf32>(args.kernel_args<T>(), mutable_data<T>(out),
+                                                 mutable_data<Accumulator<T>>(lse),
+                                                 current_stream(q.get_device_index())));
+  });
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
+    const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+    const Tensor& lse, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
+    int64_t max_seqlen_k, double scale, double dropout_p, const std::optional<Tensor>& seed,
+    int64_t site, bool allow_tf32) {
+  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                                 scale, dropout_p, seed, site);
+  const CausalAttentionSizes& s = args.size;
+  const ScalarType wide = accumulator_type(args.type);
+  const Tensor grad = args.contiguous_like_q("grad_out", grad_out);
+  const Tensor result = args.contiguous_like_q("out", out);
+  const Tensor log_sum = args.contiguous_lse(lse, wide);
+  const DeviceOf device(q);
+  const Tensor grad_q = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
+  const Tensor grad_k = torch::stable::new_empty(k, {s.num_keys, s.num_heads, s.head_size});
+  const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
+  const Tensor delta = torch::stable::new_empty(q, {s.num_queries, s.num_heads}, wide);
+  dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
+    using A = Accumulator<T>;
+    check_cuda("causal_attention_backward",
+               launch_causal_attention_backward<T, kTf32>(
+                   args.kernel_args<T>(), data<T>(grad), data<T>(result), data<A>(log_sum),
+                   mutable_data<A>(delta), mutable_data<T>(grad_q), mutable_data<T>(grad_k),
+                   mutable_data<T>(grad_v), current_stream(q.get_device_index())));
+  });
+  return {grad_q, grad_k, grad_v};
+}
+
+}  // namespace
+}  // namespace ssept::cuda
+
+SSEPT_LIBRARY_IMPL(SSEPT_CUDA_KEY, m) {
+  m.impl("causal_attention", TORCH_BOX(&ssept::cuda::causal_attention));
+  m.impl("causal_attention_backward", TORCH_BOX(&ssept::cuda::causal_attention_backward));
+}

@@ -1,0 +1,311 @@
+// What the forward and the backward kernels of `causal_attention` share. A block takes a tile of
+// one sequence's and head's rows, 16 for each warp, through tiles of the rows they meet: queries
+// through keys, or keys through queries. Scores and sums stay in registers.
+#pragma once
+#include <limits>
+
+#include "cuda/async_copy.cuh"
+#include "cuda/dropout.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/sequences.cuh"
+#include "cuda/shared_memory.h"
+#include "ops/causal_attention/launch.h"
+
+namespace ssept::cuda::attention {
+
+constexpr int kWarpRows = 16;
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+template <class A>
+constexpr A kInfinity = std::numeric_limits<A>::infinity();
+
+constexpr int min_of(int x, int y) { return x < y ? x : y; }
+
+// What every GPU since sm_80 lets a block have: sm_86, sm_89 and sm_120 no more than that. Two such
+// blocks share a multiprocessor of sm_90.
+constexpr size_t kMaxSharedBytes = 99 << 10;
+
+// The sizes of tiles for heads of up to WIDTH features: what fits into shared memory and registers.
+template <class M, int WIDTH>
+struct Tiles {
+  using T = typename M::Element;
+  using A = Accumulator<T>;
+  static constexpr int kRowBytes = WIDTH * sizeof(T);
+  static constexpr int kWarps = kRowBytes <= 512 ? 4 : kRowBytes <= 1024 ? 2 : 1;
+  static constexpr int kThreads = kWarps * kWarpSize;
+  // On a multiprocessor: leaves a thread all registers it can have.
+  static constexpr int kMinBlocks = 65536 / 256 / kThreads;
+  static constexpr int kRows = kWarps * kWarpRows;
+  // Rows of the tiles that a tile of queries, or of keys, meets.
+  static constexpr bool kIsDouble = sizeof(T) == 8;
+  static constexpr int kKeys = kRowBytes > 512 || kIsDouble     ? 16
+                               : kRowBytes > 256 || M::kIsExact ? 32
+                                                                : 64;
+  static constexpr int kQueries = kRowBytes > 256 || kIsDouble ? 16 : 32;
+  // Of the output's gradient: the next is copied while the last is read, or after it.
+  static constexpr int kGradTiles = kRowBytes > 512 ? 1 : 2;
+  // Rows in shared memory start 16 bytes further in the banks than the row above.
+  static constexpr int kLd = WIDTH + 16 / sizeof(T);
+  // How many features' sums fit into registers; other blocks compute the rest.
+  static constexpr int kForwardSlice = min_of(WIDTH, 1024 / sizeof(A));
+  static constexpr int kQueriesSlice = min_of(WIDTH, (M::kIsExact ? 512 : 1024) / sizeof(A));
+  static constexpr int kKeysSlice = min_of(WIDTH, kIsDouble ? 32 : 128);
+  // Shared memory of the forward kernel and of the two backward kernels.
+  static constexpr size_t kLdBytes = kLd * sizeof(T);
+  static constexpr size_t kForwardBytes = (kRows + 2 * kKeys) * kLdBytes;
+  static constexpr size_t kBackwardQueriesBytes = 2 * (kRows + kKeys) * kLdBytes;
+  static constexpr size_t kBackwardKeysBytes =
+      (2 * kRows + (1 + kGradTiles) * kQueries) * kLdBytes + 2 * kQueries * sizeof(A);
+  static_assert(kForwardBytes <= kMaxSharedBytes && kBackwardQueriesBytes <= kMaxSharedBytes &&
+                kBackwardKeysBytes <= kMaxSharedBytes);
+};
+
+// Blocks for each head that write zeros behind the last sequence. They come first, as they have
+// the most to do where there is much spare capacity.
+constexpr int kSpareBlocks = 16;
+
+// The rows of a block: of one sequence, or behind the last.
+struct Segment {
+  int64_t q_begin, k_begin;
+  int num_queries, num_keys;
+  int first_tile, tile_step;  // the block's tiles; one, unless max_seqlen promised too little
+  int head, slice;
+  bool is_spare;
+
+  // The block's part of `launch_tiles`.
+  __device__ Segment(const CausalAttentionSizes& s, const int32_t* cu_seqlens_q,
+                     const int32_t* cu_seqlens_k, int tiles_per_sequence)
+      : head(blockIdx.y % s.num_heads),
+        slice(blockIdx.y / s.num_heads),
+        is_spare(blockIdx.x < kSpareBlocks) {
+    const int64_t x = static_cast<int64_t>(blockIdx.x) - kSpareBlocks;
+    const int64_t b = x / tiles_per_sequence;
+    first_tile = static_cast<int>(is_spare ? blockIdx.x : x % tiles_per_sequence);
+    tile_step = is_spare ? kSpareBlocks : tiles_per_sequence;
+    const Sequences queries(cu_seqlens_q, s.num_sequences, s.num_queries);
+    const Sequences keys(cu_seqlens_k, s.num_sequences, s.num_keys);
+    q_begin = is_spare ? queries.num_real() : queries.begin(b);
+    k_begin = is_spare ? keys.num_real() : keys.begin(b);
+    num_queries = static_cast<int>((is_spare ? s.num_queries : queries.end(b)) - q_begin);
+    num_keys = static_cast<int>((is_spare ? s.num_keys : keys.end(b)) - k_begin);
+  }
+
+  // A query sees the keys below shift() + its own index + 1.
+  __device__ int shift() const { return num_keys - num_queries; }
+};
+
+// Launches `kernel` for all tiles of `rows` rows in sequences of up to max_seqlen, and for all
+// slices of `slice` features; its last argument is the number of tiles in a sequence.
+template <class Kernel, class... Args>
+cudaError_t launch_tiles(const char* op, Kernel kernel, const CausalAttentionSizes& s,
+                         int64_t max_seqlen, int rows, int slice, int threads, size_t smem,
+                         cudaStream_t stream, Args... args) {
+  const int64_t slices = (s.head_size - 1) / slice + 1;
+  const int64_t tiles = max_seqlen > 0 ? (max_seqlen - 1) / rows + 1 : 1;
+  const int64_t x = kSpareBlocks + s.num_sequences * tiles, y = s.num_heads * slices;
+  if (y == 0) return cudaSuccess;
+  if (tiles > INT32_MAX || x > INT32_MAX || y > 65535) return cudaErrorInvalidConfiguration;
+  const cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), op, smem);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)), threads, smem,
+                stream, args..., static_cast<int>(tiles));
+}
+
+// The most bytes one copy can move, of heads that begin at these addresses and at all multiples of
+// their size.
+template <class T, class... Heads>
+int bytes_per_copy(int64_t head_size, const Heads*... heads) {
+  const uintptr_t bits = (static_cast<uintptr_t>(16 | head_size * sizeof(T)) | ... |
+                          reinterpret_cast<uintptr_t>(heads));
+  return static_cast<int>(bits & -bits);
+}
+
+// Calls f.template operator()<VEC>() for copies of VEC elements.
+template <class T, class F>
+__device__ __forceinline__ void for_copies_of(int bytes, F&& f) {
+  if (bytes == 16) return f.template operator()<16 / sizeof(T)>();
+  if (bytes == 8) return f.template operator()<8 / sizeof(T)>();
+  if constexpr (sizeof(T) <= 4)
+    if (bytes == 4) return f.template operator()<4 / sizeof(T)>();
+  if constexpr (sizeof(T) == 2) return f.template operator()<1>();
+}
+
+// Lanes next to each other that copy a row of WIDTH elements, VEC at a time.
+template <int WIDTH, int VEC>
+__host__ __device__ constexpr int lanes_per_row() {
+  int lanes = 1;
+  while (lanes < kWarpSize && lanes * VEC < WIDTH) lanes *= 2;
+  return lanes;
+}
+
+// Starts to copy heads, `row` elements apart, to a tile's ROWS rows. Those from `num_rows` on
+// become zeros.
+template <int ROWS, int WIDTH, int LD, int THREADS, class T>
+__device__ __forceinline__ void load_tile(T* tile, const T* from, int64_t row, int num_rows,
+                                          int head_size, int copy_bytes) {
+  for_copies_of<T>(copy_bytes, [&]<int VEC>() {
+    constexpr int kLanes = lanes_per_row<WIDTH, VEC>();
+    for (int r = threadIdx.x / kLanes; r < ROWS; r += THREADS / kLanes)
+      for (int i = threadIdx.x % kLanes * VEC; i < head_size; i += kLanes * VEC) {
+        T* to = tile + r * LD + i;
+        if (r < num_rows)
+          copy_async<VEC>(to, from + r * row + i);
+        else
+          *reinterpret_cast<Pack<T, VEC>*>(to) = Pack<T, VEC>{};
+      }
+  });
+}
+
+// Zeros for the features that a tile has and heads do not.
+template <int WIDTH, int LD, int THREADS, class T>
+__device__ __forceinline__ void clear_padding(T* tile, int num_rows, int head_size) {
+  const int padding = WIDTH - head_size;
+  for (int i = threadIdx.x; i < num_rows * padding; i += THREADS)
+    tile[i / padding * LD + head_size + i % padding] = narrow<T>(0);
+}
+
+// Writes factor[0] and factor[1] times a warp's sums to heads, through the 16 rows of shared memory
+// `stage` that only this warp uses.
+template <int SLICE, int LD, class T, class A>
+__device__ __forceinline__ void store_sums(const Sums<A> (&sums)[SLICE / 8], const A (&factor)[2],
+                                           T* stage, T* to, int64_t row, int num_rows,
+                                           int num_features, int copy_bytes) {
+  __syncwarp();  // all lanes have read what lies there
+#pragma unroll
+  for (int j = 0; j < SLICE / 8; ++j)
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      *reinterpret_cast<Pack<T, 2>*>(stage + (lane_row() + 8 * r) * LD + j * 8 + lane_column()) = {
+          {narrow<T>(factor[r] * sums[j].x[2 * r]), narrow<T>(factor[r] * sums[j].x[2 * r + 1])}};
+  __syncwarp();
+  for_copies_of<T>(copy_bytes, [&]<int VEC>() {
+    constexpr int kLanes = lanes_per_row<SLICE, VEC>();
+    for (int r = lane_index() / kLanes; r < num_rows; r += kWarpSize / kLanes)
+      for (int i = lane_index() % kLanes * VEC; i < num_features; i += kLanes * VEC)
+        *reinterpret_cast<Pack<T, VEC>*>(to + r * row + i) =
+            *reinterpret_cast<const Pack<T, VEC>*>(stage + r * LD + i);
+  });
+}
+
+// A warp's 16 rows as left operands: kept in registers where they take up to KEPT_BYTES, else read
+// again.
+template <class M, int WIDTH, int LD, int KEPT_BYTES>
+class OwnRows {
+ public:
+  using T = typename M::Element;
+  static constexpr int kSteps = WIDTH / M::kDepth;
+  static constexpr bool kKept = kSteps * sizeof(typename M::Left) <= KEPT_BYTES;
+
+  __device__ __forceinline__ explicit OwnRows(const T* rows) : rows_(rows) {}
+
+  // To be called when the rows are there.
+  __device__ __forceinline__ void fetch() {
+    if constexpr (kKept)
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) kept_[k] = M::template left<LD>(rows_ + k * M::kDepth);
+  }
+
+  __device__ __forceinline__ typename M::Left operator[](int k) const {
+    if constexpr (kKept)
+      return kept_[k];
+    else
+      return M::template left<LD>(rows_ + k * M::kDepth);
+  }
+
+ private:
+  const T* rows_;
+  typename M::Left kept_[kKept ? kSteps : 1];
+};
+
+// The products of a warp's rows and COLUMNS rows of a tile.
+template <class M, int WIDTH, int LD, int COLUMNS, class Own, class A>
+__device__ __forceinline__ void multiply_rows(Sums<A> (&products)[COLUMNS / 8], const Own& own,
+                                              const typename M::Element* tile) {
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; ++j) products[j] = {};
+#pragma unroll(M::kUnroll)
+  for (int k = 0; k < WIDTH / M::kDepth; ++k) {
+    const auto left = own[k];
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; j += 2) {
+      typename M::Right right[2];
+      M::template right<LD>(right, tile + j * 8 * LD + k * M::kDepth);
+      M::multiply(products[j], left, right[0]);
+      M::multiply(products[j + 1], left, right[1]);
+    }
+  }
+}
+
+// sums += weights · rows of a tile, SLICE features of them.
+template <class M, int SLICE, int LD, int COLUMNS, class A>
+__device__ __forceinline__ void add_weighted_rows(Sums<A> (&sums)[SLICE / 8],
+                                                  const Sums<A> (&weights)[COLUMNS / 8],
+                                                  const typename M::Element* tile) {
+#pragma unroll
+  for (int k = 0; k < COLUMNS / M::kDepth; ++k) {
+    const auto left = M::left(weights + k * M::kDepth / 8);
+#pragma unroll
+    for (int j = 0; j < SLICE / 8; j += 2) {
+      typename M::Right right[2];
+      M::template right_of_rows<LD>(right, tile + k * M::kDepth * LD + j * 8);
+      M::multiply(sums[j], left, right[0]);
+      M::multiply(sums[j + 1], left, right[1]);
+    }
+  }
+}
+
+// The sum, or the maximum, over the lanes that hold parts of the same row.
+template <class A>
+__device__ __forceinline__ A row_sum(A x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+template <class A>
+__device__ __forceinline__ A row_max(A x) {
+  x = max(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return max(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+
+__device__ __forceinline__ unsigned kept_bits(const DropoutMask& mask, int64_t row, int column) {
+  const KeepFour four = mask.quad(row, static_cast<uint32_t>(column) / 4);
+  return four.keep[0] | four.keep[1] << 1 | four.keep[2] << 2 | four.keep[3] << 3;
+}
+
+// Bit e says whether dropout keeps element e of a lane's sums, whose rows are the mask's rows
+// row[0] and row[1] and whose 8 columns begin with `column`. Lanes that need the same four bits
+// share the work.
+__device__ __forceinline__ unsigned kept_by_rows(const DropoutMask& mask, const int64_t (&row)[2],
+                                                 int column) {
+  const int odd = lane_index() % 2;
+  unsigned bits = kept_bits(mask, odd ? row[1] : row[0], column + lane_column() / 4 * 4) << 4 * odd;
+  bits = (bits | __shfl_xor_sync(kAllLanes, bits, 1)) >> 2 * odd;
+  return (bits & 3) | (bits >> 2 & 12);
+}
+
+// The same of sums whose 16 rows are the mask's columns from `column` on; first_row is the mask's
+// row of their first column, row_step leads to the next.
+__device__ __forceinline__ unsigned kept_by_columns(const DropoutMask& mask, int64_t first_row,
+                                                    int64_t row_step, int column) {
+  const int part = lane_row() % 4;
+  const int64_t row = first_row + (lane_column() + part % 2) * row_step;
+  unsigned bits = kept_bits(mask, row, column + part / 2 * 8 + lane_row() / 4 * 4) << 4 * part;
+  bits |= __shfl_xor_sync(kAllLanes, bits, 4);
+  bits = (bits | __shfl_xor_sync(kAllLanes, bits, 8)) >> part;
+  return (bits & 1) | (bits >> 3 & 2) | (bits >> 6 & 4) | (bits >> 9 & 8);
+}
+
+// What computes products of T. kTf32: by tensor cores, from floats rounded to 10 bits.
+template <class T, bool kTf32>
+using Arithmetic = std::conditional_t<kTf32 || sizeof(T) == 2, TensorCores<T>, Exact<T>>;
+
+// Calls f.template operator()<WIDTH>() for the narrowest tiles that hold a head.
+template <class T, class F>
+cudaError_t for_width_of(int64_t head_size, F&& f) {
+  if (head_size <= 32) return f.template operator()<32>();
+  if (head_size <= 64) return f.template operator()<64>();
+  if (head_size <= 128) return f.template operator()<128>();
+  if constexpr (kMaxHeadSize<T> > 128) return f.template operator()<256>();
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace ssept::cuda::attention

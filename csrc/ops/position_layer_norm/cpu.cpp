@@ -1,0 +1,158 @@
+// CPU kernels of `position_layer_norm`: statistics and the position's gamma and beta in one pass
+// over a token.
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "common/library.h"
+#include "cpu/occurrences.h"
+#include "cpu/vector_ops.h"
+#include "ops/position_layer_norm/args.h"
+
+namespace ssept::cpu {
+namespace {
+
+// Mean of a row, and 1 / sqrt(variance + eps).
+template <class A>
+struct Statistics {
+  A mean, rstd;
+};
+
+template <class T, class A = Accumulator<T>>
+SSEPT_INLINE Statistics<A> statistics(const T* x, int64_t n, A eps) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<A>(x[i]);
+  const A mean = sum / static_cast<A>(n);
+  A squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < n; ++i) {
+    const A centred = static_cast<A>(x[i]) - mean;
+    squares += centred * centred;
+  }
+  return {mean, 1 / std::sqrt(squares / static_cast<A>(n) + eps)};
+}
+
+template <class T, class A = Accumulator<T>>
+SSEPT_SIMD_CLONES void forward(const PositionLayerNorm<T>& in, T* out, int64_t begin, int64_t end,
+                               BadId& bad_position) {
+  for (int64_t n = begin; n < end; ++n) {
+    const int64_t position = in.positions[n];
+    if (!bad_position.usable(position, in.position_rows, /*first=*/0)) continue;
+    const T* x = in.x + n * in.width;
+    const T* gamma = in.gamma + position * in.width;
+    const T* beta = in.beta + position * in.width;
+    const auto [mean, rstd] = statistics<T>(x, in.width, static_cast<A>(in.eps));
+    for (int64_t i = 0; i < in.width; ++i)
+      out[n * in.width + i] =
+          static_cast<T>((static_cast<A>(x[i]) - mean) * rstd * static_cast<A>(gamma[i]) +
+                         static_cast<A>(beta[i]));
+  }
+}
+
+template <class T, class A = Accumulator<T>>
+SSEPT_SIMD_CLONES void backward_x(const PositionLayerNorm<T>& in, const T* grad, T* grad_x,
+                                  Statistics<A>* saved, int64_t begin, int64_t end,
+                                  BadId& bad_position) {
+  for (int64_t n = begin; n < end; ++n) {
+    const int64_t position = in.positions[n];
+    if (!bad_position.usable(position, in.position_rows, /*first=*/0)) continue;
+    const T* x = in.x + n * in.width;
+    const T* g = grad + n * in.width;
+    const T* gamma = in.gamma + position * in.width;
+    const auto [mean, rstd] = saved[n] = statistics<T>(x, in.width, static_cast<A>(in.eps));
+    A sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+    for (int64_t i = 0; i < in.width; ++i) {
+      const A scaled = static_cast<A>(g[i]) * static_cast<A>(gamma[i]);
+      sum += scaled;
+      dot += scaled * (static_cast<A>(x[i]) - mean);
+    }
+    const A mean_grad = sum / static_cast<A>(in.width);
+    const A slope = dot / static_cast<A>(in.width) * rstd * rstd;
+    for (int64_t i = 0; i < in.width; ++i) {
+      const A scaled = static_cast<A>(g[i]) * static_cast<A>(gamma[i]);
+      grad_x[n * in.width + i] =
+          static_cast<T>(rstd * (scaled - mean_grad - slope * (static_cast<A>(x[i]) - mean)));
+    }
+  }
+}
+
+template <class T, class A = Accumulator<T>>
+SSEPT_SIMD_CLONES void backward_affine(const PositionLayerNorm<T>& in, const T* grad,
+                                       const Statistics<A>* saved, const Occurrences& occurrences,
+                                       A* grad_gamma, A* grad_beta, int64_t begin, int64_t end) {
+  for (int64_t position = begin; position < end; ++position) {
+    A* to_gamma = grad_gamma + position * in.width;
+    A* to_beta = grad_beta + position * in.width;
+    for (int64_t o = occurrences.start[position]; o < occurrences.start[position + 1]; ++o) {
+      const int64_t n = occurrences.entries[o];
+      const auto [mean, rstd] = saved[n];
+      for (int64_t i = 0; i < in.width; ++i) {
+        const A g = static_cast<A>(grad[n * in.width + i]);
+        to_gamma[i] += g * (static_cast<A>(in.x[n * in.width + i]) - mean) * rstd;
+        to_beta[i] += g;
+      }
+    }
+  }
+}
+
+Tensor position_layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta,
+                           const Tensor& positions, const Tensor& cu_seqlens, double eps) {
+  const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
+  const Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+  BadId bad_position;
+  dispatch_floating("x", args.type, [&]<class T>() {
+    const auto in = args.kernel_args<T>();
+    check_offsets("cu_seqlens", in.cu_seqlens, in.num_sequences, in.num_tokens);
+    const int64_t num_real = in.cu_seqlens[in.num_sequences];
+    zero_rows_from(out, num_real);
+    torch::stable::parallel_for(0, num_real, grain(in.width), [&](int64_t begin, int64_t end) {
+      forward<T>(in, mutable_data<T>(out), begin, end, bad_position);
+    });
+  });
+  bad_position.raise("positions", gamma.size(0));
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& gamma, const Tensor& beta,
+    const Tensor& positions, const Tensor& cu_seqlens, double eps) {
+  const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
+  const Tensor g = args.contiguous_grad(grad);
+  const ScalarType wide = accumulator_type(args.type);
+  const Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+  const Tensor grad_gamma = torch::stable::new_zeros(x, {gamma.size(0), gamma.size(1)}, wide);
+  const Tensor grad_beta = torch::stable::new_zeros(x, {gamma.size(0), gamma.size(1)}, wide);
+  BadId bad_position;
+  dispatch_floating("x", args.type, [&]<class T>() {
+    using A = Accumulator<T>;
+    const auto in = args.kernel_args<T>();
+    check_offsets("cu_seqlens", in.cu_seqlens, in.num_sequences, in.num_tokens);
+    const int64_t num_real = in.cu_seqlens[in.num_sequences];
+    zero_rows_from(grad_x, num_real);
+    std::vector<Statistics<A>> saved(num_real);
+    torch::stable::parallel_for(0, num_real, grain(in.width), [&](int64_t begin, int64_t end) {
+      backward_x<T>(in, data<T>(g), mutable_data<T>(grad_x), saved.data(), begin, end,
+                    bad_position);
+    });
+    bad_position.raise("positions", in.position_rows);
+    const Occurrences occurrences(in.positions, num_real, in.position_rows, /*first=*/0);
+    const int64_t mean_occurrences = num_real / (in.position_rows + 1);
+    torch::stable::parallel_for(0, in.position_rows, grain((1 + mean_occurrences) * in.width),
+                                [&](int64_t begin, int64_t end) {
+                                  backward_affine<T>(in, data<T>(g), saved.data(), occurrences,
+                                                     mutable_data<A>(grad_gamma),
+                                                     mutable_data<A>(grad_beta), begin, end);
+                                });
+  });
+  return {grad_x, grad_gamma, grad_beta};
+}
+
+}  // namespace
+}  // namespace ssept::cpu
+
+SSEPT_LIBRARY_IMPL(CPU, m) {
+  m.impl("position_layer_norm", TORCH_BOX(&ssept::cpu::position_layer_norm));
+  m.impl("position_layer_norm_backward", TORCH_BOX(&ssept::cpu::position_layer_norm_backward));
+}

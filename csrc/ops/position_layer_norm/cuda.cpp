@@ -1,0 +1,55 @@
+// `position_layer_norm` on CUDA: from tensors to launches.
+#include <tuple>
+
+#include "common/library.h"
+#include "cuda/runtime.h"
+#include "ops/position_layer_norm/args.h"
+#include "ops/position_layer_norm/launch.h"
+
+namespace ssept::cuda {
+namespace {
+
+Tensor position_layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta,
+                           const Tensor& positions, const Tensor& cu_seqlens, double eps) {
+  const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
+  const DeviceOf device(x);
+  const int index = x.get_device_index();
+  const Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+  dispatch_floating("x", args.type, [&]<class T>() {
+    check_cuda("position_layer_norm",
+               launch_position_layer_norm(args.kernel_args<T>(), mutable_data<T>(out),
+                                          bad_id_note(index), current_stream(index)));
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& gamma, const Tensor& beta,
+    const Tensor& positions, const Tensor& cu_seqlens, double eps) {
+  const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
+  const Tensor g = args.contiguous_grad(grad);
+  const DeviceOf device(x);
+  const int index = x.get_device_index();
+  const ScalarType wide = accumulator_type(args.type);
+  const Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+  const Tensor statistics = torch::stable::new_empty(x, {x.size(0), 2}, wide);
+  const Tensor grad_gamma = torch::stable::new_empty(x, {gamma.size(0), gamma.size(1)}, wide);
+  const Tensor grad_beta = torch::stable::new_empty(x, {gamma.size(0), gamma.size(1)}, wide);
+  dispatch_floating("x", args.type, [&]<class T>() {
+    using A = Accumulator<T>;
+    check_cuda("position_layer_norm_backward",
+               launch_position_layer_norm_backward(
+                   args.kernel_args<T>(), data<T>(g), mutable_data<T>(grad_x),
+                   mutable_data<A>(statistics), mutable_data<A>(grad_gamma),
+                   mutable_data<A>(grad_beta), bad_id_note(index), current_stream(index)));
+  });
+  return {grad_x, grad_gamma, grad_beta};
+}
+
+}  // namespace
+}  // namespace ssept::cuda
+
+SSEPT_LIBRARY_IMPL(SSEPT_CUDA_KEY, m) {
+  m.impl("position_layer_norm", TORCH_BOX(&ssept::cuda::position_layer_norm));
+  m.impl("position_layer_norm_backward", TORCH_BOX(&ssept::cuda::position_layer_norm_backward));
+}

@@ -1,0 +1,65 @@
+// `user_item_embedding` on CUDA: from tensors to launches.
+#include <tuple>
+
+#include "common/library.h"
+#include "cuda/runtime.h"
+#include "ops/user_item_embedding/args.h"
+#include "ops/user_item_embedding/launch.h"
+
+namespace ssept::cuda {
+namespace {
+
+Tensor user_item_embedding(const Tensor& item_weight, const std::optional<Tensor>& user_weight,
+                           const Tensor& position_weight, const Tensor& items,
+                           const std::optional<Tensor>& users, const Tensor& positions,
+                           const Tensor& cu_seqlens, double dropout_p,
+                           const std::optional<Tensor>& seed, int64_t site) {
+  const UserItemEmbeddingArgs args(item_weight, user_weight, position_weight, items, users,
+                                   positions, cu_seqlens, dropout_p, seed, site);
+  const DeviceOf device(item_weight);
+  const int index = item_weight.get_device_index();
+  const Tensor out = torch::stable::new_empty(item_weight, {args.size.num_tokens, args.size.width});
+  dispatch_floating("item_weight", args.type, [&]<class T>() {
+    check_cuda("user_item_embedding",
+               launch_user_item_embedding(args.kernel_args<T>(), mutable_data<T>(out),
+                                          bad_id_note(index), current_stream(index)));
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
+    const Tensor& grad_out, const Tensor& item_weight, const std::optional<Tensor>& user_weight,
+    const Tensor& position_weight, const Tensor& items, const std::optional<Tensor>& users,
+    const Tensor& positions, const Tensor& cu_seqlens, double dropout_p,
+    const std::optional<Tensor>& seed, int64_t site, const std::optional<Tensor>& item_order) {
+  const UserItemEmbeddingArgs args(item_weight, user_weight, position_weight, items, users,
+                                   positions, cu_seqlens, dropout_p, seed, site);
+  const UserItemEmbeddingSizes& s = args.size;
+  const Tensor grad = args.contiguous_grad(grad_out);
+  check_item_order(item_order, items);
+  const DeviceOf device(item_weight);
+  const int index = item_weight.get_device_index();
+  const ScalarType wide = accumulator_type(args.type);
+  const Tensor grad_item = torch::stable::new_zeros(grad, {s.item_rows, s.item_width}, wide);
+  const Tensor grad_user =
+      torch::stable::new_empty(grad, {users ? s.num_sequences : 0, s.user_width}, wide);
+  const Tensor grad_position = torch::stable::new_empty(grad, {s.position_rows, s.width}, wide);
+  dispatch_floating("item_weight", args.type, [&]<class T>() {
+    using A = Accumulator<T>;
+    check_cuda(
+        "user_item_embedding_backward",
+        launch_user_item_embedding_backward(
+            args.kernel_args<T>(), data<T>(grad), item_order ? data<int64_t>(*item_order) : nullptr,
+            mutable_data<A>(grad_item), users ? mutable_data<A>(grad_user) : nullptr,
+            mutable_data<A>(grad_position), bad_id_note(index), current_stream(index)));
+  });
+  return {grad_item, grad_user, grad_position};
+}
+
+}  // namespace
+}  // namespace ssept::cuda
+
+SSEPT_LIBRARY_IMPL(SSEPT_CUDA_KEY, m) {
+  m.impl("user_item_embedding", TORCH_BOX(&ssept::cuda::user_item_embedding));
+  m.impl("user_item_embedding_backward", TORCH_BOX(&ssept::cuda::user_item_embedding_backward));
+}
