@@ -1,0 +1,126 @@
+// How the CPU kernels of `causal_attention` divide their work: a unit is some queries and some keys
+// of one sequence and head, which are met in tiles of kTile by kTile. A unit writes outputs of its
+// own, so results do not depend on the number of threads.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cpu/philox.h"
+#include "cpu/tiles.h"
+#include "ops/causal_attention/args.h"
+
+namespace ssept::cpu::attention {
+
+constexpr int64_t kTile = 32;
+// Queries that one unit of the forward takes through all keys: enough to pay for packing the keys,
+// few enough that their state stays in the L2 cache.
+constexpr int64_t kQueryChunk = 8 * kTile;
+
+// Part of the work of one sequence and head.
+struct Unit {
+  int64_t sequence, head;
+  int64_t first_query, last_query;  // within the sequence; last is one past the end
+  int64_t first_key, last_key;
+  bool wants_query_gradient, wants_key_gradient;
+
+  int64_t cost() const { return (last_query - first_query) * (last_key - first_key); }
+};
+
+// Calls f(unit, tiles) for all units, the costly first, on torch's threads. Each thread has tiles
+// of its own.
+template <class Tiles, class F>
+void for_each_unit(std::vector<Unit> units, int64_t head_size, F&& f) {
+  std::stable_sort(units.begin(), units.end(),
+                   [](const Unit& x, const Unit& y) { return x.cost() > y.cost(); });
+  std::atomic<size_t> next{0};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), units.size());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    Tiles tiles(head_size);
+    for (size_t i = next++; i < units.size(); i = next++) f(units[i], tiles);
+  });
+}
+
+// One sequence and head of the inputs.
+template <class T>
+struct HeadOf {
+  int64_t query_start, key_start;  // of the sequence, among all tokens
+  int64_t num_queries, num_keys;   // of the sequence
+  int64_t row;                     // elements between tokens
+  const T *q, *k, *v;              // of the sequence's first token
+
+  SSEPT_INLINE HeadOf(const CausalAttention<T>& in, int64_t b, int64_t h)
+      : query_start(in.cu_seqlens_q[b]),
+        key_start(in.cu_seqlens_k[b]),
+        num_queries(in.cu_seqlens_q[b + 1] - query_start),
+        num_keys(in.cu_seqlens_k[b + 1] - key_start),
+        row(in.size.num_heads * in.size.head_size),
+        q(in.q + query_start * row + h * in.size.head_size),
+        k(in.k + key_start * row + h * in.size.head_size),
+        v(in.v + key_start * row + h * in.size.head_size) {}
+
+  // How many of the keys from `first_key` on a query sees.
+  SSEPT_INLINE int64_t visible(int64_t query, int64_t first_key) const {
+    return num_keys - num_queries + query + 1 - first_key;
+  }
+  // The first query that sees key `key`.
+  SSEPT_INLINE int64_t first_query_seeing(int64_t key) const {
+    return std::max<int64_t>(0, key - (num_keys - num_queries));
+  }
+};
+
+SSEPT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
+
+// The words that decide which weights of a tile are dropped, (rows, stride).
+struct TileDropout {
+  const uint32_t* words;  // null where nothing is dropped
+  int64_t stride;
+  DropoutSite site;
+
+  // For the first `keys` keys from `first_key` on, of rows of queries from `first_token` on.
+  template <class T>
+  SSEPT_INLINE TileDropout(const CausalAttention<T>& in, int64_t first_token, int64_t rows,
+                           int64_t head, int64_t first_key, int64_t keys, uint32_t* buffer)
+      : words(in.seed ? buffer : nullptr), stride((keys + 3) / 4 * 4), site(in.dropout) {
+    const int64_t heads = in.size.num_heads;
+    if (words)
+      philox_words(buffer, {first_token * heads + head, heads, rows, first_key / 4, (keys + 3) / 4},
+                   site.site, *in.seed);
+  }
+};
+
+template <class A>
+int64_t tile_width(int64_t head_size) {
+  return (head_size + kMaxLanes<A> - 1) / kMaxLanes<A> * kMaxLanes<A>;
+}
+
+// Keys that the last of a group of rows sees in a tile, where the tile's first row sees `visible`
+// (maybe below 0): what is computed for all rows of the group.
+template <class S>
+SSEPT_INLINE int64_t seen_by_group(int64_t visible, int64_t first_row, int64_t keys) {
+  return clamp(visible + first_row + S::kRows - 1, 0, keys);
+}
+
+// Columns of a tile of scores that have to be filled for a group of rows that sees `seen` keys: all
+// that products of whole vectors or of groups of keys look at.
+template <class S, class A>
+SSEPT_INLINE int64_t columns_for(int64_t seen) {
+  return S::whole_rows(S::template whole_vectors<A>(seen));
+}
+
+// Units for all sequences and heads. add(units, x, unit) appends those of the head x, of which
+// `unit` is the whole.
+template <class T, class F>
+std::vector<Unit> make_units(const CausalAttention<T>& in, F&& add) {
+  std::vector<Unit> units;
+  for (int64_t b = 0; b < in.size.num_sequences; ++b)
+    for (int64_t h = 0; h < in.size.num_heads; ++h) {
+      const HeadOf<T> x(in, b, h);
+      add(units, x, Unit{b, h, 0, x.num_queries, 0, x.num_keys, true, true});
+    }
+  return units;
+}
+
+}  // namespace ssept::cpu::attention
