@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 template <class T>
-cudaError_t launch_bias_dropout(const BiasDropout<T>& in, T* out, cudaStream_t stream) {
+cudaError_t BiasDropoutKernels<T>::forward(const BiasDropout<T>& in, T* out, cudaStream_t stream) {
   if (in.num_rows == 0 || in.width == 0) return cudaSuccess;
   const int64_t rows = std::max<int64_t>(1, kThreads * kQuadsPerThread / num_quads(in.width));
   const dim3 grid(static_cast<unsigned>((in.num_rows + rows - 1) / rows));
@@ -120,9 +120,9 @@ cudaError_t launch_bias_dropout(const BiasDropout<T>& in, T* out, cudaStream_t s
   });
 }
 
-template <class T, class A>
-cudaError_t launch_bias_dropout_backward(const BiasDropoutBackward<T>& in, T* grad_x, A* part_sums,
-                                         A* grad_bias, cudaStream_t stream) {
+template <class T>
+cudaError_t BiasDropoutKernels<T>::backward(const BiasDropoutBackward<T>& in, T* grad_x,
+                                            A* part_sums, A* grad_bias, cudaStream_t stream) {
   if (in.width == 0) return cudaSuccess;
   const int64_t parts = bias_dropout_parts(in.num_rows);
   if (parts > 0) {
@@ -138,18 +138,9 @@ cudaError_t launch_bias_dropout_backward(const BiasDropoutBackward<T>& in, T* gr
                 part_sums, parts, in.width, grad_bias);
 }
 
-template cudaError_t launch_bias_dropout(const BiasDropout<float>&, float*, cudaStream_t);
-template cudaError_t launch_bias_dropout(const BiasDropout<double>&, double*, cudaStream_t);
-template cudaError_t launch_bias_dropout(const BiasDropout<__half>&, __half*, cudaStream_t);
-template cudaError_t launch_bias_dropout(const BiasDropout<__nv_bfloat16>&, __nv_bfloat16*,
-                                         cudaStream_t);
-template cudaError_t launch_bias_dropout_backward(const BiasDropoutBackward<float>&, float*, float*,
-                                                  float*, cudaStream_t);
-template cudaError_t launch_bias_dropout_backward(const BiasDropoutBackward<double>&, double*,
-                                                  double*, double*, cudaStream_t);
-template cudaError_t launch_bias_dropout_backward(const BiasDropoutBackward<__half>&, __half*,
-                                                  float*, float*, cudaStream_t);
-template cudaError_t launch_bias_dropout_backward(const BiasDropoutBackward<__nv_bfloat16>&,
-                                                  __nv_bfloat16*, float*, float*, cudaStream_t);
+template struct BiasDropoutKernels<float>;
+template struct BiasDropoutKernels<double>;
+template struct BiasDropoutKernels<__half>;
+template struct BiasDropoutKernels<__nv_bfloat16>;
 
 }  // namespace ssept::cuda

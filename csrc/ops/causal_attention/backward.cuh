@@ -256,10 +256,11 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
 
 }  // namespace attention
 
-template <class T, bool kTf32, class A>
-cudaError_t launch_causal_attention_backward(const CausalAttention<T>& in, const T* grad_out,
-                                             const T* out, const A* lse, A* delta, T* grad_q,
-                                             T* grad_k, T* grad_v, cudaStream_t stream) {
+template <class T, bool kTf32>
+cudaError_t CausalAttentionKernels<T, kTf32>::backward(const CausalAttention<T>& in,
+                                                       const T* grad_out, const T* out,
+                                                       const A* lse, A* delta, T* grad_q, T* grad_k,
+                                                       T* grad_v, cudaStream_t stream) {
   using M = attention::Arithmetic<T, kTf32>;
   const CausalAttentionSizes& size = in.size;
   const int copy_bytes = attention::bytes_per_copy<T>(size.head_size, in.q, in.k, in.v, grad_out,

@@ -37,9 +37,9 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
       torch::stable::new_empty(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
   dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
     check_cuda("causal_attention",
-               launch_causal_attention<T, kTf32>(args.kernel_args<T>(), mutable_data<T>(out),
-                                                 mutable_data<Accumulator<T>>(lse),
-                                                 current_stream(q.get_device_index())));
+               CausalAttentionKernels<T, kTf32>::forward(
+                   args.kernel_args<T>(), mutable_data<T>(out), mutable_data<Accumulator<T>>(lse),
+                   current_stream(q.get_device_index())));
   });
   return {out, lse};
 }
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
   dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
     using A = Accumulator<T>;
     check_cuda("causal_attention_backward",
-               launch_causal_attention_backward<T, kTf32>(
+               CausalAttentionKernels<T, kTf32>::backward(
                    args.kernel_args<T>(), data<T>(grad), data<T>(result), data<A>(log_sum),
                    mutable_data<A>(delta), mutable_data<T>(grad_q), mutable_data<T>(grad_k),
                    mutable_data<T>(grad_v), current_stream(q.get_device_index())));

@@ -155,9 +155,9 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
 
 }  // namespace attention
 
-template <class T, bool kTf32, class A>
-cudaError_t launch_causal_attention(const CausalAttention<T>& in, T* out, A* lse,
-                                    cudaStream_t stream) {
+template <class T, bool kTf32>
+cudaError_t CausalAttentionKernels<T, kTf32>::forward(const CausalAttention<T>& in, T* out, A* lse,
+                                                      cudaStream_t stream) {
   using M = attention::Arithmetic<T, kTf32>;
   const int copy_bytes = attention::bytes_per_copy<T>(in.size.head_size, in.q, in.k, in.v, out);
   return attention::for_width_of<T>(in.size.head_size, [&]<int WIDTH>() {

@@ -2,13 +2,4 @@
 #include "ops/causal_attention/backward.cuh"
 #include "ops/causal_attention/forward.cuh"
 
-namespace ssept::cuda {
-
-template cudaError_t launch_causal_attention<float, true>(const CausalAttention<float>&, float*,
-                                                          float*, cudaStream_t);
-template cudaError_t launch_causal_attention_backward<float, true>(const CausalAttention<float>&,
-                                                                   const float*, const float*,
-                                                                   const float*, float*, float*,
-                                                                   float*, float*, cudaStream_t);
-
-}  // namespace ssept::cuda
+template struct ssept::cuda::CausalAttentionKernels<float, true>;

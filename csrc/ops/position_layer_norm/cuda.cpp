@@ -17,8 +17,8 @@ Tensor position_layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& b
   const Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   dispatch_floating("x", args.type, [&]<class T>() {
     check_cuda("position_layer_norm",
-               launch_position_layer_norm(args.kernel_args<T>(), mutable_data<T>(out),
-                                          bad_id_note(index), current_stream(index)));
+               PositionLayerNormKernels<T>::forward(args.kernel_args<T>(), mutable_data<T>(out),
+                                                    bad_id_note(index), current_stream(index)));
   });
   return out;
 }
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
   dispatch_floating("x", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     check_cuda("position_layer_norm_backward",
-               launch_position_layer_norm_backward(
+               PositionLayerNormKernels<T>::backward(
                    args.kernel_args<T>(), data<T>(g), mutable_data<T>(grad_x),
                    mutable_data<A>(statistics), mutable_data<A>(grad_gamma),
                    mutable_data<A>(grad_beta), bad_id_note(index), current_stream(index)));

@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 template <class T>
-cudaError_t launch_position_layer_norm(const PositionLayerNorm<T>& in, T* out, BadIdNote* note,
-                                       cudaStream_t stream) {
+cudaError_t PositionLayerNormKernels<T>::forward(const PositionLayerNorm<T>& in, T* out,
+                                                 BadIdNote* note, cudaStream_t stream) {
   if (in.num_tokens == 0 || in.width == 0) return cudaSuccess;
   return with_pack_size<T>({in.width}, {in.x, in.gamma, in.beta, out}, [&]<int VEC>() {
     return launch(forward_kernel<T, VEC>, blocks_of_warps(in.num_tokens), kThreadsPerBlock, 0,
@@ -164,11 +164,11 @@ cudaError_t launch_position_layer_norm(const PositionLayerNorm<T>& in, T* out, B
   });
 }
 
-template <class T, class A>
-cudaError_t launch_position_layer_norm_backward(const PositionLayerNorm<T>& in, const T* grad,
-                                                T* grad_x, A* statistics, A* grad_gamma,
-                                                A* grad_beta, BadIdNote* note,
-                                                cudaStream_t stream) {
+template <class T>
+cudaError_t PositionLayerNormKernels<T>::backward(const PositionLayerNorm<T>& in, const T* grad,
+                                                  T* grad_x, A* statistics, A* grad_gamma,
+                                                  A* grad_beta, BadIdNote* note,
+                                                  cudaStream_t stream) {
   if (in.width == 0) return cudaSuccess;
   return with_pack_size<T>({in.width}, {in.x, in.gamma, grad, grad_x}, [&]<int VEC>() {
     if (in.num_tokens > 0) {
@@ -184,26 +184,9 @@ cudaError_t launch_position_layer_norm_backward(const PositionLayerNorm<T>& in, 
   });
 }
 
-template cudaError_t launch_position_layer_norm(const PositionLayerNorm<float>&, float*, BadIdNote*,
-                                                cudaStream_t);
-template cudaError_t launch_position_layer_norm(const PositionLayerNorm<double>&, double*,
-                                                BadIdNote*, cudaStream_t);
-template cudaError_t launch_position_layer_norm(const PositionLayerNorm<__half>&, __half*,
-                                                BadIdNote*, cudaStream_t);
-template cudaError_t launch_position_layer_norm(const PositionLayerNorm<__nv_bfloat16>&,
-                                                __nv_bfloat16*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_position_layer_norm_backward(const PositionLayerNorm<float>&,
-                                                         const float*, float*, float*, float*,
-                                                         float*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_position_layer_norm_backward(const PositionLayerNorm<double>&,
-                                                         const double*, double*, double*, double*,
-                                                         double*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_position_layer_norm_backward(const PositionLayerNorm<__half>&,
-                                                         const __half*, __half*, float*, float*,
-                                                         float*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_position_layer_norm_backward(const PositionLayerNorm<__nv_bfloat16>&,
-                                                         const __nv_bfloat16*, __nv_bfloat16*,
-                                                         float*, float*, float*, BadIdNote*,
-                                                         cudaStream_t);
+template struct PositionLayerNormKernels<float>;
+template struct PositionLayerNormKernels<double>;
+template struct PositionLayerNormKernels<__half>;
+template struct PositionLayerNormKernels<__nv_bfloat16>;
 
 }  // namespace ssept::cuda

@@ -19,8 +19,8 @@ Tensor sampled_logits(const Tensor& hidden, const Tensor& item_weight,
       torch::stable::new_empty(hidden, {args.size.num_tokens, args.size.num_items});
   dispatch_floating("hidden", args.type, [&]<class T>() {
     check_cuda("sampled_logits",
-               launch_sampled_logits(args.kernel_args<T>(), mutable_data<T>(logits),
-                                     bad_id_note(index), current_stream(index)));
+               SampledLogitsKernels<T>::forward(args.kernel_args<T>(), mutable_data<T>(logits),
+                                                bad_id_note(index), current_stream(index)));
   });
   return logits;
 }
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   dispatch_floating("hidden", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     check_cuda("sampled_logits_backward",
-               launch_sampled_logits_backward(
+               SampledLogitsKernels<T>::backward(
                    args.kernel_args<T>(), data<T>(grad),
                    item_order ? data<int64_t>(*item_order) : nullptr, mutable_data<T>(grad_hidden),
                    mutable_data<A>(grad_item), users ? mutable_data<A>(grad_user) : nullptr,

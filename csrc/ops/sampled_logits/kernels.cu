@@ -246,8 +246,8 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 template <class T>
-cudaError_t launch_sampled_logits(const SampledLogits<T>& in, T* logits, BadIdNote* note,
-                                  cudaStream_t stream) {
+cudaError_t SampledLogitsKernels<T>::forward(const SampledLogits<T>& in, T* logits, BadIdNote* note,
+                                             cudaStream_t stream) {
   const SampledLogitsSizes& s = in.size;
   if (s.num_tokens == 0 || s.num_items == 0) return cudaSuccess;
   const dim3 grid =
@@ -262,11 +262,11 @@ cudaError_t launch_sampled_logits(const SampledLogits<T>& in, T* logits, BadIdNo
   });
 }
 
-template <class T, class A>
-cudaError_t launch_sampled_logits_backward(const SampledLogits<T>& in, const T* grad_logits,
-                                           const int64_t* item_order, T* grad_hidden, A* grad_item,
-                                           A* grad_user, A* grad_sum, BadIdNote* note,
-                                           cudaStream_t stream) {
+template <class T>
+cudaError_t SampledLogitsKernels<T>::backward(const SampledLogits<T>& in, const T* grad_logits,
+                                              const int64_t* item_order, T* grad_hidden,
+                                              A* grad_item, A* grad_user, A* grad_sum,
+                                              BadIdNote* note, cudaStream_t stream) {
   const SampledLogitsSizes& s = in.size;
   return with_pack_size<T>(
       {s.item_width, s.user_width}, {in.hidden, in.item_weight, in.user_weight, grad_hidden},
@@ -288,26 +288,9 @@ cudaError_t launch_sampled_logits_backward(const SampledLogits<T>& in, const T* 
       });
 }
 
-template cudaError_t launch_sampled_logits(const SampledLogits<float>&, float*, BadIdNote*,
-                                           cudaStream_t);
-template cudaError_t launch_sampled_logits(const SampledLogits<double>&, double*, BadIdNote*,
-                                           cudaStream_t);
-template cudaError_t launch_sampled_logits(const SampledLogits<__half>&, __half*, BadIdNote*,
-                                           cudaStream_t);
-template cudaError_t launch_sampled_logits(const SampledLogits<__nv_bfloat16>&, __nv_bfloat16*,
-                                           BadIdNote*, cudaStream_t);
-template cudaError_t launch_sampled_logits_backward(const SampledLogits<float>&, const float*,
-                                                    const int64_t*, float*, float*, float*, float*,
-                                                    BadIdNote*, cudaStream_t);
-template cudaError_t launch_sampled_logits_backward(const SampledLogits<double>&, const double*,
-                                                    const int64_t*, double*, double*, double*,
-                                                    double*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_sampled_logits_backward(const SampledLogits<__half>&, const __half*,
-                                                    const int64_t*, __half*, float*, float*, float*,
-                                                    BadIdNote*, cudaStream_t);
-template cudaError_t launch_sampled_logits_backward(const SampledLogits<__nv_bfloat16>&,
-                                                    const __nv_bfloat16*, const int64_t*,
-                                                    __nv_bfloat16*, float*, float*, float*,
-                                                    BadIdNote*, cudaStream_t);
+template struct SampledLogitsKernels<float>;
+template struct SampledLogitsKernels<double>;
+template struct SampledLogitsKernels<__half>;
+template struct SampledLogitsKernels<__nv_bfloat16>;
 
 }  // namespace ssept::cuda

@@ -21,8 +21,8 @@ Tensor user_item_embedding(const Tensor& item_weight, const std::optional<Tensor
   const Tensor out = torch::stable::new_empty(item_weight, {args.size.num_tokens, args.size.width});
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     check_cuda("user_item_embedding",
-               launch_user_item_embedding(args.kernel_args<T>(), mutable_data<T>(out),
-                                          bad_id_note(index), current_stream(index)));
+               UserItemEmbeddingKernels<T>::forward(args.kernel_args<T>(), mutable_data<T>(out),
+                                                    bad_id_note(index), current_stream(index)));
   });
   return out;
 }
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
     using A = Accumulator<T>;
     check_cuda(
         "user_item_embedding_backward",
-        launch_user_item_embedding_backward(
+        UserItemEmbeddingKernels<T>::backward(
             args.kernel_args<T>(), data<T>(grad), item_order ? data<int64_t>(*item_order) : nullptr,
             mutable_data<A>(grad_item), users ? mutable_data<A>(grad_user) : nullptr,
             mutable_data<A>(grad_position), bad_id_note(index), current_stream(index)));

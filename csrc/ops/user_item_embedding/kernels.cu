@@ -190,8 +190,8 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 template <class T>
-cudaError_t launch_user_item_embedding(const UserItemEmbedding<T>& in, T* out, BadIdNote* note,
-                                       cudaStream_t stream) {
+cudaError_t UserItemEmbeddingKernels<T>::forward(const UserItemEmbedding<T>& in, T* out,
+                                                 BadIdNote* note, cudaStream_t stream) {
   const UserItemEmbeddingSizes& s = in.size;
   if (s.num_tokens == 0 || s.width == 0) return cudaSuccess;
   return with_pack_size<T>({s.item_width, s.user_width},
@@ -202,11 +202,11 @@ cudaError_t launch_user_item_embedding(const UserItemEmbedding<T>& in, T* out, B
                            });
 }
 
-template <class T, class A>
-cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<T>& in, const T* grad,
-                                                const int64_t* item_order, A* grad_item,
-                                                A* grad_user, A* grad_position, BadIdNote* note,
-                                                cudaStream_t stream) {
+template <class T>
+cudaError_t UserItemEmbeddingKernels<T>::backward(const UserItemEmbedding<T>& in, const T* grad,
+                                                  const int64_t* item_order, A* grad_item,
+                                                  A* grad_user, A* grad_position, BadIdNote* note,
+                                                  cudaStream_t stream) {
   const UserItemEmbeddingSizes& s = in.size;
   if (s.width == 0) return cudaSuccess;
   return with_pack_size<T>({s.item_width, s.user_width}, {grad}, [&]<int VEC>() {
@@ -233,27 +233,9 @@ cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<T>& in, 
   });
 }
 
-template cudaError_t launch_user_item_embedding(const UserItemEmbedding<float>&, float*, BadIdNote*,
-                                                cudaStream_t);
-template cudaError_t launch_user_item_embedding(const UserItemEmbedding<double>&, double*,
-                                                BadIdNote*, cudaStream_t);
-template cudaError_t launch_user_item_embedding(const UserItemEmbedding<__half>&, __half*,
-                                                BadIdNote*, cudaStream_t);
-template cudaError_t launch_user_item_embedding(const UserItemEmbedding<__nv_bfloat16>&,
-                                                __nv_bfloat16*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<float>&,
-                                                         const float*, const int64_t*, float*,
-                                                         float*, float*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<double>&,
-                                                         const double*, const int64_t*, double*,
-                                                         double*, double*, BadIdNote*,
-                                                         cudaStream_t);
-template cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<__half>&,
-                                                         const __half*, const int64_t*, float*,
-                                                         float*, float*, BadIdNote*, cudaStream_t);
-template cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<__nv_bfloat16>&,
-                                                         const __nv_bfloat16*, const int64_t*,
-                                                         float*, float*, float*, BadIdNote*,
-                                                         cudaStream_t);
+template struct UserItemEmbeddingKernels<float>;
+template struct UserItemEmbeddingKernels<double>;
+template struct UserItemEmbeddingKernels<__half>;
+template struct UserItemEmbeddingKernels<__nv_bfloat16>;
 
 }  // namespace ssept::cuda

@@ -1,25 +1,27 @@
-// Launchers of the `user_item_embedding` kernels, for T in float, double, __half, __nv_bfloat16. A
-// is float, or double for double. They queue work on `stream`, never wait, and return the first
-// error.
+// Launchers of the `user_item_embedding` kernels, for T in float, double, __half, __nv_bfloat16.
+// They queue work on `stream`, never wait, and return the first error.
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include "common/accumulator.h"
 #include "cuda/bad_id.h"
 #include "ops/user_item_embedding/params.h"
 
 namespace ssept::cuda {
 
 template <class T>
-cudaError_t launch_user_item_embedding(const UserItemEmbedding<T>& in, T* out, BadIdNote* note,
-                                       cudaStream_t stream);
+struct UserItemEmbeddingKernels {
+  using A = Accumulator<T>;
 
-// item_order: stable argsort of the items, for sums in a fixed order, or null. grad_item must be
-// zero on entry; grad_user, (B, Du), is null without users; it and grad_position, (T, D), are
-// always summed in a fixed order.
-template <class T, class A>
-cudaError_t launch_user_item_embedding_backward(const UserItemEmbedding<T>& in, const T* grad,
-                                                const int64_t* item_order, A* grad_item,
-                                                A* grad_user, A* grad_position, BadIdNote* note,
-                                                cudaStream_t stream);
+  static cudaError_t forward(const UserItemEmbedding<T>& in, T* out, BadIdNote* note,
+                             cudaStream_t stream);
+
+  // item_order: stable argsort of the items, for sums in a fixed order, or null. grad_item must be
+  // zero on entry; grad_user, (B, Du), is null without users; it and grad_position, (T, D), are
+  // always summed in a fixed order.
+  static cudaError_t backward(const UserItemEmbedding<T>& in, const T* grad,
+                              const int64_t* item_order, A* grad_item, A* grad_user,
+                              A* grad_position, BadIdNote* note, cudaStream_t stream);
+};
 
 }  // namespace ssept::cuda
