@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
+#include <iterator>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -46,6 +47,19 @@ inline void check_type(const char* name, const Tensor& x, ScalarType type) {
         torch::headeronly::toString(x.scalar_type()));
 }
 
+// The size of a dimension that may have any.
+constexpr int64_t kAnySize = -1;
+
+// The tensor, contiguous, where it has these sizes and this type.
+inline Tensor contiguous(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes,
+                         ScalarType type) {
+  check_dims(name, x, std::ssize(sizes));
+  for (int64_t d = 0; d < std::ssize(sizes); ++d)
+    if (sizes.begin()[d] != kAnySize) check_size(name, x, d, sizes.begin()[d]);
+  check_type(name, x, type);
+  return torch::stable::contiguous(x);
+}
+
 // Every tensor on the device of the first, which names that device's op.
 inline void check_devices(std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
   const auto& [first_name, first] = *tensors.begin();
@@ -56,25 +70,29 @@ inline void check_devices(std::initializer_list<std::pair<const char*, const Ten
   }
 }
 
-inline void check_cu_seqlens(const char* name, const Tensor& cu_seqlens) {
-  check_dims(name, cu_seqlens, 1);
-  check(cu_seqlens.size(0) >= 1, name, " must have at least one element, got none");
-  check_type(name, cu_seqlens, ScalarType::Int);
+inline Tensor contiguous_cu_seqlens(const char* name, const Tensor& x) {
+  check_dims(name, x, 1);
+  check(x.size(0) >= 1, name, " must have at least one element, got none");
+  return contiguous(name, x, {kAnySize}, ScalarType::Int);
 }
 
 // The users of an op, who come with their table, one for each sequence, or not at all.
-inline void check_users(const std::optional<Tensor>& user_weight,
-                        const std::optional<Tensor>& users, int64_t num_sequences,
-                        ScalarType type) {
-  check(user_weight.has_value() == users.has_value(),
-        "user_weight and users must be given together");
-  if (!users) return;
-  check_dims("user_weight", *user_weight, 2);
-  check_dims("users", *users, 1);
-  check_size("users", *users, 0, num_sequences);
-  check_type("users", *users, ScalarType::Long);
-  check_type("user_weight", *user_weight, type);
-}
+struct Users {
+  std::optional<Tensor> weight, ids;
+  int64_t rows = 0, width = 0;  // of the table
+
+  Users() = default;
+  Users(const std::optional<Tensor>& user_weight, const std::optional<Tensor>& users,
+        int64_t num_sequences, ScalarType type) {
+    check(user_weight.has_value() == users.has_value(),
+          "user_weight and users must be given together");
+    if (!users) return;
+    weight = contiguous("user_weight", *user_weight, {kAnySize, kAnySize}, type);
+    ids = contiguous("users", *users, {num_sequences}, ScalarType::Long);
+    rows = weight->size(0);
+    width = weight->size(1);
+  }
+};
 
 // item_order: a stable argsort of items.flatten(), or nothing.
 inline void check_item_order(const std::optional<Tensor>& item_order, const Tensor& items) {

@@ -17,22 +17,12 @@ class BiasDropoutArgs {
                    {"bias", &bias},
                    {"residual", pointer(residual)},
                    {"seed", dropout_p > 0 ? pointer(seed) : nullptr}});
-    check_dims("x", x, 2);
-    check_dims("bias", bias, 1);
+    x_ = contiguous("x", x, {kAnySize, kAnySize}, type);
     num_rows = x.size(0);
     width = x.size(1);
-    check_size("bias", bias, 0, width);
-    check_type("bias", bias, type);
+    bias_ = contiguous("bias", bias, {width}, type);
     check(!(relu && residual), "relu and residual cannot be combined");
-    x_ = torch::stable::contiguous(x);
-    bias_ = torch::stable::contiguous(bias);
-    if (residual) {
-      check_dims("residual", *residual, 2);
-      check_size("residual", *residual, 0, num_rows);
-      check_size("residual", *residual, 1, width);
-      check_type("residual", *residual, type);
-      residual_ = torch::stable::contiguous(*residual);
-    }
+    if (residual) residual_ = contiguous("residual", *residual, {num_rows, width}, type);
     if (dropout_p > 0) seed_ = *seed;
   }
 
@@ -66,15 +56,10 @@ class BiasDropoutBackwardArgs {
       : type(out.scalar_type()), relu_(relu), dropout_(check_dropout(dropout_p, seed, site)) {
     check_devices(
         {{"out", &out}, {"grad", &grad}, {"seed", dropout_p > 0 ? pointer(seed) : nullptr}});
-    check_dims("out", out, 2);
-    check_dims("grad", grad, 2);
+    out_ = contiguous("out", out, {kAnySize, kAnySize}, type);
     num_rows = out.size(0);
     width = out.size(1);
-    check_size("grad", grad, 0, num_rows);
-    check_size("grad", grad, 1, width);
-    check_type("grad", grad, type);
-    grad_ = torch::stable::contiguous(grad);
-    out_ = torch::stable::contiguous(out);
+    grad_ = contiguous("grad", grad, {num_rows, width}, type);
     if (dropout_p > 0) seed_ = *seed;
   }
 

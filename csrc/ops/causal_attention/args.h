@@ -21,27 +21,16 @@ class CausalAttentionArgs {
                    {"cu_seqlens_q", &cu_seqlens_q},
                    {"cu_seqlens_k", &cu_seqlens_k},
                    {"seed", dropout_p > 0 ? pointer(seed) : nullptr}});
-    check_dims("q", q, 3);
-    check_dims("k", k, 3);
-    check_dims("v", v, 3);
-    check_cu_seqlens("cu_seqlens_q", cu_seqlens_q);
-    check_cu_seqlens("cu_seqlens_k", cu_seqlens_k);
+    q_ = contiguous("q", q, {kAnySize, kAnySize, kAnySize}, type);
+    k_ = contiguous("k", k, {kAnySize, q.size(1), q.size(2)}, type);
+    v_ = contiguous("v", v, {k.size(0), q.size(1), q.size(2)}, type);
+    cu_seqlens_q_ = contiguous_cu_seqlens("cu_seqlens_q", cu_seqlens_q);
+    cu_seqlens_k_ = contiguous_cu_seqlens("cu_seqlens_k", cu_seqlens_k);
     size = {q.size(0),    k.size(0), cu_seqlens_q.size(0) - 1, q.size(1), q.size(2), max_seqlen_q,
             max_seqlen_k, scale};
     check(size.head_size >= 1 && size.head_size <= 256,
           "the head size of q must be in 1..256, got ", size.head_size);
     check_size("cu_seqlens_k", cu_seqlens_k, 0, size.num_sequences + 1);
-    check_size("v", v, 0, size.num_keys);
-    for (const auto& [name, x] : {std::pair{"k", &k}, std::pair{"v", &v}}) {
-      check_size(name, *x, 1, size.num_heads);
-      check_size(name, *x, 2, size.head_size);
-      check_type(name, *x, type);
-    }
-    q_ = torch::stable::contiguous(q);
-    k_ = torch::stable::contiguous(k);
-    v_ = torch::stable::contiguous(v);
-    cu_seqlens_q_ = torch::stable::contiguous(cu_seqlens_q);
-    cu_seqlens_k_ = torch::stable::contiguous(cu_seqlens_k);
     if (dropout_p > 0) seed_ = *seed;
   }
 
@@ -62,21 +51,12 @@ class CausalAttentionArgs {
   // contiguous.
   Tensor contiguous_like_q(const char* name, const Tensor& x) const {
     check_devices({{"q", &q_}, {name, &x}});
-    check_dims(name, x, 3);
-    check_size(name, x, 0, size.num_queries);
-    check_size(name, x, 1, size.num_heads);
-    check_size(name, x, 2, size.head_size);
-    check_type(name, x, type);
-    return torch::stable::contiguous(x);
+    return contiguous(name, x, {size.num_queries, size.num_heads, size.head_size}, type);
   }
 
   Tensor contiguous_lse(const Tensor& lse, ScalarType lse_type) const {
     check_devices({{"q", &q_}, {"lse", &lse}});
-    check_dims("lse", lse, 2);
-    check_size("lse", lse, 0, size.num_queries);
-    check_size("lse", lse, 1, size.num_heads);
-    check_type("lse", lse, lse_type);
-    return torch::stable::contiguous(lse);
+    return contiguous("lse", lse, {size.num_queries, size.num_heads}, lse_type);
   }
 
  private:

@@ -18,23 +18,11 @@ class PositionLayerNormArgs {
                    {"beta", &beta},
                    {"positions", &positions},
                    {"cu_seqlens", &cu_seqlens}});
-    check_dims("x", x, 2);
-    check_dims("gamma", gamma, 2);
-    check_dims("beta", beta, 2);
-    check_dims("positions", positions, 1);
-    check_cu_seqlens("cu_seqlens", cu_seqlens);
-    check_size("gamma", gamma, 1, x.size(1));
-    check_size("beta", beta, 0, gamma.size(0));
-    check_size("beta", beta, 1, x.size(1));
-    check_size("positions", positions, 0, x.size(0));
-    check_type("gamma", gamma, type);
-    check_type("beta", beta, type);
-    check_type("positions", positions, ScalarType::Long);
-    x_ = torch::stable::contiguous(x);
-    gamma_ = torch::stable::contiguous(gamma);
-    beta_ = torch::stable::contiguous(beta);
-    positions_ = torch::stable::contiguous(positions);
-    cu_seqlens_ = torch::stable::contiguous(cu_seqlens);
+    x_ = contiguous("x", x, {kAnySize, kAnySize}, type);
+    gamma_ = contiguous("gamma", gamma, {kAnySize, x.size(1)}, type);
+    beta_ = contiguous("beta", beta, {gamma.size(0), x.size(1)}, type);
+    positions_ = contiguous("positions", positions, {x.size(0)}, ScalarType::Long);
+    cu_seqlens_ = contiguous_cu_seqlens("cu_seqlens", cu_seqlens);
   }
 
   // Valid while this object lives. T must have the size and layout of `type`.
@@ -55,11 +43,7 @@ class PositionLayerNormArgs {
   // The gradient of the output, checked and contiguous.
   Tensor contiguous_grad(const Tensor& grad) const {
     check_devices({{"x", &x_}, {"grad", &grad}});
-    check_dims("grad", grad, 2);
-    check_size("grad", grad, 0, x_.size(0));
-    check_size("grad", grad, 1, x_.size(1));
-    check_type("grad", grad, type);
-    return torch::stable::contiguous(grad);
+    return contiguous("grad", grad, {x_.size(0), x_.size(1)}, type);
   }
 
  private:

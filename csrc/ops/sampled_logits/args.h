@@ -22,35 +22,20 @@ class SampledLogitsArgs {
                    {"items", &items},
                    {"users", pointer(users)},
                    {"cu_seqlens", &cu_seqlens}});
-    check_dims("hidden", hidden, 2);
-    check_dims("item_weight", item_weight, 2);
-    check_dims("items", items, 2);
-    check_cu_seqlens("cu_seqlens", cu_seqlens);
+    item_weight_ = contiguous("item_weight", item_weight, {kAnySize, kAnySize}, type);
+    items_ = contiguous("items", items, {kAnySize, kAnySize}, ScalarType::Long);
+    cu_seqlens_ = contiguous_cu_seqlens("cu_seqlens", cu_seqlens);
     size.num_tokens = items.size(0);
     size.num_items = items.size(1);
     size.num_sequences = cu_seqlens.size(0) - 1;
     size.item_rows = item_weight.size(0);
     size.item_width = item_weight.size(1);
-    check_users(user_weight, users, size.num_sequences, type);
-    if (user_weight) {
-      size.user_rows = user_weight->size(0);
-      size.user_width = user_weight->size(1);
-      size.user_scale = std::sqrt(static_cast<double>(size.user_width));
-    }
+    users_ = Users(user_weight, users, size.num_sequences, type);
+    size.user_rows = users_.rows;
+    size.user_width = users_.width;
+    size.user_scale = std::sqrt(static_cast<double>(size.user_width));
     size.width = size.item_width + size.user_width;
-    check_size("hidden", hidden, 0, size.num_tokens);
-    check_size("hidden", hidden, 1, size.width);
-    check_type("item_weight", item_weight, type);
-    check_type("items", items, ScalarType::Long);
-
-    hidden_ = torch::stable::contiguous(hidden);
-    item_weight_ = torch::stable::contiguous(item_weight);
-    items_ = torch::stable::contiguous(items);
-    cu_seqlens_ = torch::stable::contiguous(cu_seqlens);
-    if (user_weight) {
-      user_weight_ = torch::stable::contiguous(*user_weight);
-      users_ = torch::stable::contiguous(*users);
-    }
+    hidden_ = contiguous("hidden", hidden, {size.num_tokens, size.width}, type);
   }
 
   // Valid while this object lives. T must have the size and layout of `type`.
@@ -58,9 +43,9 @@ class SampledLogitsArgs {
   SampledLogits<T> kernel_args() const {
     return {data<T>(hidden_),
             data<T>(item_weight_),
-            user_weight_ ? data<T>(*user_weight_) : nullptr,
+            users_.weight ? data<T>(*users_.weight) : nullptr,
             data<int64_t>(items_),
-            users_ ? data<int64_t>(*users_) : nullptr,
+            users_.ids ? data<int64_t>(*users_.ids) : nullptr,
             data<int32_t>(cu_seqlens_),
             size};
   }
@@ -68,16 +53,12 @@ class SampledLogitsArgs {
   // The gradient of the logits, checked and contiguous.
   Tensor contiguous_grad(const Tensor& grad_logits) const {
     check_devices({{"hidden", &hidden_}, {"grad_logits", &grad_logits}});
-    check_dims("grad_logits", grad_logits, 2);
-    check_size("grad_logits", grad_logits, 0, size.num_tokens);
-    check_size("grad_logits", grad_logits, 1, size.num_items);
-    check_type("grad_logits", grad_logits, type);
-    return torch::stable::contiguous(grad_logits);
+    return contiguous("grad_logits", grad_logits, {size.num_tokens, size.num_items}, type);
   }
 
  private:
   Tensor hidden_, item_weight_, items_, cu_seqlens_;
-  std::optional<Tensor> user_weight_, users_;
+  Users users_;
 };
 
 }  // namespace ssept

@@ -27,39 +27,22 @@ class UserItemEmbeddingArgs {
                    {"positions", &positions},
                    {"cu_seqlens", &cu_seqlens},
                    {"seed", dropout_p > 0 ? pointer(seed) : nullptr}});
-    check_dims("item_weight", item_weight, 2);
-    check_dims("position_weight", position_weight, 2);
-    check_dims("items", items, 1);
-    check_dims("positions", positions, 1);
-    check_cu_seqlens("cu_seqlens", cu_seqlens);
+    item_weight_ = contiguous("item_weight", item_weight, {kAnySize, kAnySize}, type);
+    items_ = contiguous("items", items, {kAnySize}, ScalarType::Long);
+    cu_seqlens_ = contiguous_cu_seqlens("cu_seqlens", cu_seqlens);
     size.num_tokens = items.size(0);
     size.num_sequences = cu_seqlens.size(0) - 1;
     size.item_rows = item_weight.size(0);
     size.item_width = item_weight.size(1);
     size.item_scale = std::sqrt(static_cast<double>(size.item_width));
-    check_users(user_weight, users, size.num_sequences, type);
-    if (user_weight) {
-      size.user_rows = user_weight->size(0);
-      size.user_width = user_weight->size(1);
-      size.user_scale = std::sqrt(static_cast<double>(size.user_width));
-    }
+    users_ = Users(user_weight, users, size.num_sequences, type);
+    size.user_rows = users_.rows;
+    size.user_width = users_.width;
+    size.user_scale = std::sqrt(static_cast<double>(size.user_width));
     size.width = size.item_width + size.user_width;
+    position_weight_ = contiguous("position_weight", position_weight, {kAnySize, size.width}, type);
     size.position_rows = position_weight.size(0);
-    check_size("position_weight", position_weight, 1, size.width);
-    check_type("position_weight", position_weight, type);
-    check_size("positions", positions, 0, size.num_tokens);
-    check_type("items", items, ScalarType::Long);
-    check_type("positions", positions, ScalarType::Long);
-
-    item_weight_ = torch::stable::contiguous(item_weight);
-    position_weight_ = torch::stable::contiguous(position_weight);
-    items_ = torch::stable::contiguous(items);
-    positions_ = torch::stable::contiguous(positions);
-    cu_seqlens_ = torch::stable::contiguous(cu_seqlens);
-    if (user_weight) {
-      user_weight_ = torch::stable::contiguous(*user_weight);
-      users_ = torch::stable::contiguous(*users);
-    }
+    positions_ = contiguous("positions", positions, {size.num_tokens}, ScalarType::Long);
     if (dropout_p > 0) seed_ = *seed;
   }
 
@@ -67,10 +50,10 @@ class UserItemEmbeddingArgs {
   template <class T>
   UserItemEmbedding<T> kernel_args() const {
     return {data<T>(item_weight_),
-            user_weight_ ? data<T>(*user_weight_) : nullptr,
+            users_.weight ? data<T>(*users_.weight) : nullptr,
             data<T>(position_weight_),
             data<int64_t>(items_),
-            users_ ? data<int64_t>(*users_) : nullptr,
+            users_.ids ? data<int64_t>(*users_.ids) : nullptr,
             data<int64_t>(positions_),
             data<int32_t>(cu_seqlens_),
             seed_ ? data<int64_t>(*seed_) : nullptr,
@@ -81,16 +64,13 @@ class UserItemEmbeddingArgs {
   // The gradient of the output, checked and contiguous.
   Tensor contiguous_grad(const Tensor& grad) const {
     check_devices({{"item_weight", &item_weight_}, {"grad", &grad}});
-    check_dims("grad", grad, 2);
-    check_size("grad", grad, 0, size.num_tokens);
-    check_size("grad", grad, 1, size.width);
-    check_type("grad", grad, type);
-    return torch::stable::contiguous(grad);
+    return contiguous("grad", grad, {size.num_tokens, size.width}, type);
   }
 
  private:
   Tensor item_weight_, position_weight_, items_, positions_, cu_seqlens_;
-  std::optional<Tensor> user_weight_, users_, seed_;
+  std::optional<Tensor> seed_;
+  Users users_;
   DropoutSite dropout_;
 };
 
