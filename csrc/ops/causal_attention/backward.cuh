@@ -7,6 +7,54 @@
 namespace ssept::cuda {
 namespace attention {
 
+// delta of a lane's two queries: the sums of grad_out · out. And the logarithm of what their
+// weights are divided by.
+template <int LD, class T, class A>
+__device__ __forceinline__ void load_row_numbers(const QueryTile& tile, const T* grad_tile,
+                                                 const T* out, const A* lse, const Heads& heads,
+                                                 A (&delta)[2], A (&log2_sum)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int tile_row = lane_row() + 8 * r;
+    const bool exists = tile_row < tile.warp_rows;
+    A sum = 0;
+    if (exists)
+      for (int i = lane_index() % 4; i < heads.size; i += 4)
+        sum += widen(grad_tile[tile_row * LD + i]) * widen(out[tile_row * heads.row + i]);
+    delta[r] = row_sum(sum);
+    const A row_lse = exists ? lse[tile.entry[r]] : kInfinity<A>;
+    // Weights of a row that sees no key, or does not exist, are 2^-infinity.
+    log2_sum[r] = row_lse == -kInfinity<A> ? kInfinity<A> : row_lse * static_cast<A>(kLog2E);
+  }
+}
+
+// From products of queries and keys, and of the output's gradient and values, to the gradient of
+// the scores. The warp's first query sees keys up to last_key.
+template <class M, int COLUMNS, class A>
+__device__ __forceinline__ void query_score_gradients(Sums<A> (&scores)[COLUMNS / 8],
+                                                      const Sums<A> (&grad_weights)[COLUMNS / 8],
+                                                      const Weighting<A>& weighting,
+                                                      const A (&log2_sum)[2], const A (&delta)[2],
+                                                      const int64_t (&entry)[2], int first_key,
+                                                      int last_key) {
+  const bool on_diagonal = first_key + COLUMNS > last_key + 1;
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; ++j) {
+    const unsigned kept =
+        weighting.drops ? kept_by_rows(weighting.dropout, entry, first_key + j * 8) : 15;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      A& score = scores[j].x[e];
+      A weight = M::exp2(score * weighting.factor - log2_sum[e / 2]);
+      if (on_diagonal &&
+          first_key + j * 8 + lane_column() + e % 2 > last_key + lane_row() + e / 2 * 8)
+        weight = 0;
+      const A grad_kept = kept >> e & 1 ? grad_weights[j].x[e] * weighting.kept_scale : A(0);
+      score = weight * (grad_kept - delta[e / 2]);
+    }
+  }
+}
+
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
 __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
     backward_queries_kernel(CausalAttention<T> in, const T* grad_out, const T* out, const A* lse,
@@ -18,110 +66,144 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   T* const k_tile = grad_tile + kRows * kLd;
   T* const v_tile = k_tile + kKeys * kLd;
   const CausalAttentionSizes& size = in.size;
-  const int head_size = static_cast<int>(size.head_size);
-  const int64_t row = size.num_heads * size.head_size;
+  const Heads heads{size.num_heads * size.head_size, static_cast<int>(size.head_size), copy_bytes};
   Segment segment(size, in.cu_seqlens_q, in.cu_seqlens_k, tiles_per_sequence);
-  if (segment.is_spare)
-    segment.num_keys = 0;
-  else  // the last queries see the most keys: begin with them
-    segment.first_tile = tiles_per_sequence - 1 - segment.first_tile;
+  segment.order_queries();
   if (segment.first_tile * int64_t{kRows} >= segment.num_queries) return;
 
   const int shift = segment.shift();
   const int first_feature = segment.slice * S::kQueriesSlice;
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
-  const T* const k = in.k + segment.k_begin * row + segment.head * head_size;
-  const T* const v = in.v + segment.k_begin * row + segment.head * head_size;
-  const A factor = static_cast<A>(size.scale * kLog2E);
-  const A kept_scale = in.seed == nullptr ? A(1) : static_cast<A>(in.dropout.scale);
-  const DropoutMask dropout(in.seed, in.dropout);
+  const T* const k = in.k + segment.k_begin * heads.row + segment.head * heads.size;
+  const T* const v = in.v + segment.k_begin * heads.row + segment.head * heads.size;
+  const Weighting<A> weighting(in);
   const auto load_keys = [&](T* tile, const T* from, int first, int end) {
-    load_tile<kKeys, WIDTH, kLd, kThreads>(tile, from + first * row, row, end - first, head_size,
-                                           copy_bytes);
+    load_tile<kKeys, WIDTH, kLd, kThreads>(tile, from + first * heads.row, end - first, heads);
   };
 
   for (int64_t q0 = segment.first_tile * int64_t{kRows}; q0 < segment.num_queries;
        q0 += segment.tile_step * int64_t{kRows}) {
-    const int num_rows = static_cast<int>(min(int64_t{kRows}, segment.num_queries - q0));
-    const int first_query = static_cast<int>(q0) + warp_row;
-    const int warp_rows = max(0, min(kWarpRows, num_rows - warp_row));
-    // Keys that the tile's last query sees, and those the warp's last query does.
-    const int num_keys = max(0, shift + static_cast<int>(q0) + num_rows);
-    const int warp_keys = warp_rows == 0 ? 0 : max(0, shift + first_query + warp_rows);
-    const int64_t first_entry =
-        (segment.q_begin + first_query + lane_row()) * size.num_heads + segment.head;
-    const int64_t entry[2] = {first_entry, first_entry + 8 * size.num_heads};
-    const int64_t warp_offset =
-        (segment.q_begin + first_query) * row + segment.head * head_size;  // of its first query
+    const QueryTile tile(segment, size.num_heads, q0, kRows, warp_row);
+    const int64_t warp_offset = (segment.q_begin + tile.first_query) * heads.row +
+                                segment.head * heads.size;  // of its first query
 
     OwnRows<M, WIDTH, kLd, 64> q(q_tile + warp_row * kLd), grad(grad_tile + warp_row * kLd);
     Sums<A> sums[S::kQueriesSlice / 8];
     A log2_sum[2], row_delta[2];
-    if (num_keys > 0) {
-      clear_padding<WIDTH, kLd, kThreads>(q_tile, 2 * kRows + 2 * kKeys, head_size);
-      const int64_t offset = (segment.q_begin + q0) * row + segment.head * head_size;
-      load_tile<kRows, WIDTH, kLd, kThreads>(q_tile, in.q + offset, row, num_rows, head_size,
-                                             copy_bytes);
-      load_tile<kRows, WIDTH, kLd, kThreads>(grad_tile, grad_out + offset, row, num_rows, head_size,
-                                             copy_bytes);
-      load_keys(v_tile, v, 0, num_keys);
+    if (tile.num_keys > 0) {
+      clear_padding<WIDTH, kLd, kThreads>(q_tile, 2 * kRows + 2 * kKeys, heads.size);
+      const int64_t offset = (segment.q_begin + q0) * heads.row + segment.head * heads.size;
+      load_tile<kRows, WIDTH, kLd, kThreads>(q_tile, in.q + offset, tile.num_rows, heads);
+      load_tile<kRows, WIDTH, kLd, kThreads>(grad_tile, grad_out + offset, tile.num_rows, heads);
+      load_keys(v_tile, v, 0, tile.num_keys);
     }
-    for (int k0 = 0; k0 < num_keys; k0 += kKeys) {
-      Sums<A> weights[kKeys / 8], grad_weights[kKeys / 8];
+    for (int k0 = 0; k0 < tile.num_keys; k0 += kKeys) {
+      Sums<A> scores[kKeys / 8], grad_weights[kKeys / 8];
       wait_for_copies();
       __syncthreads();  // the values are there, and no warp reads the last keys any more
-      load_keys(k_tile, k, k0, num_keys);
+      load_keys(k_tile, k, k0, tile.num_keys);
       if (k0 == 0) {
         q.fetch();
         grad.fetch();
+        load_row_numbers<kLd>(tile, grad_tile + warp_row * kLd, out + warp_offset, lse, heads,
+                              row_delta, log2_sum);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const bool exists = lane_row() + 8 * r < warp_rows;
-          const int64_t first = warp_offset + (lane_row() + 8 * r) * row;
-          A sum = 0;
-          if (exists)
-            for (int i = lane_index() % 4; i < head_size; i += 4)
-              sum += widen(grad_tile[(warp_row + lane_row() + 8 * r) * kLd + i]) *
-                     widen(out[first + i]);
-          row_delta[r] = row_sum(sum);
-          const A row_lse = exists ? lse[entry[r]] : kInfinity<A>;
-          // Weights of a row that sees no key, or does not exist, are 2^-infinity.
-          log2_sum[r] = row_lse == -kInfinity<A> ? kInfinity<A> : row_lse * static_cast<A>(kLog2E);
-          if (exists && segment.slice == 0 && lane_column() == 0) delta[entry[r]] = row_delta[r];
-        }
+        for (int r = 0; r < 2; ++r)
+          if (segment.slice == 0 && lane_column() == 0 && lane_row() + 8 * r < tile.warp_rows)
+            delta[tile.entry[r]] = row_delta[r];
       }
-      if (k0 < warp_keys) multiply_rows<M, WIDTH, kLd, kKeys>(grad_weights, grad, v_tile);
+      if (k0 < tile.warp_keys) multiply_rows<M, WIDTH, kLd, kKeys>(grad_weights, grad, v_tile);
       wait_for_copies();
       __syncthreads();  // the keys are there, and no warp reads the values any more
-      if (k0 + kKeys < num_keys) load_keys(v_tile, v, k0 + kKeys, num_keys);
-      if (k0 < warp_keys) {
-        multiply_rows<M, WIDTH, kLd, kKeys>(weights, q, k_tile);
-        const bool on_diagonal = k0 + kKeys > shift + first_query + 1;
-#pragma unroll
-        for (int j = 0; j < kKeys / 8; ++j) {
-          const unsigned kept = in.seed == nullptr ? 15 : kept_by_rows(dropout, entry, k0 + j * 8);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            A& weight = weights[j].x[e];
-            weight = M::exp2(weight * factor - log2_sum[e / 2]);
-            if (on_diagonal &&
-                k0 + j * 8 + lane_column() + e % 2 > shift + first_query + lane_row() + e / 2 * 8)
-              weight = 0;
-            const A grad_kept = kept >> e & 1 ? grad_weights[j].x[e] * kept_scale : A(0);
-            weight *= grad_kept - row_delta[e / 2];
-          }
-        }
-        add_weighted_rows<M, S::kQueriesSlice, kLd, kKeys>(sums, weights, k_tile + first_feature);
+      if (k0 + kKeys < tile.num_keys) load_keys(v_tile, v, k0 + kKeys, tile.num_keys);
+      if (k0 < tile.warp_keys) {
+        multiply_rows<M, WIDTH, kLd, kKeys>(scores, q, k_tile);
+        query_score_gradients<M, kKeys>(scores, grad_weights, weighting, log2_sum, row_delta,
+                                        tile.entry, k0, shift + tile.first_query);
+        add_weighted_rows<M, S::kQueriesSlice, kLd, kKeys>(sums, scores, k_tile + first_feature);
       }
     }
     const A scale[2] = {static_cast<A>(size.scale), static_cast<A>(size.scale)};
-    if (warp_rows > 0)
-      store_sums<S::kQueriesSlice, kLd>(
-          sums, scale, q_tile + warp_row * kLd, grad_q + warp_offset + first_feature, row,
-          warp_rows, min(S::kQueriesSlice, head_size - first_feature), copy_bytes);
+    if (tile.warp_rows > 0)
+      store_sums<S::kQueriesSlice, kLd>(sums, scale, q_tile + warp_row * kLd,
+                                        grad_q + warp_offset + first_feature, tile.warp_rows,
+                                        min(S::kQueriesSlice, heads.size - first_feature), heads);
     __syncthreads();  // the next tile's queries go where this one's gradient was
   }
 }
+
+// A tile of keys, from key k0 of its segment on, and one warp's part of it.
+struct KeyTile {
+  int num_rows, first_query;  // first_query: the first that sees the tile's first key
+  int first_key, warp_rows;   // of the warp
+
+  __device__ __forceinline__ KeyTile(const Segment& segment, int64_t k0, int max_rows, int warp_row)
+      : num_rows(static_cast<int>(min(int64_t{max_rows}, segment.num_keys - k0))),
+        first_query(max(0, static_cast<int>(k0) - segment.shift())),
+        first_key(static_cast<int>(k0) + warp_row),
+        warp_rows(max(0, min(kWarpRows, num_rows - warp_row))) {}
+};
+
+// Copies lse and delta of a tile of queries from `first` on. Weights of queries behind the last are
+// 2^-infinity.
+template <class Shared, class A>
+__device__ __forceinline__ void load_query_numbers(const Shared& shared, const A* lse,
+                                                   const A* delta, const Segment& segment,
+                                                   int64_t num_heads, int first) {
+  const int i = threadIdx.x, query = first + i;
+  if (i >= Shared::kQueries) return;
+  if (query < segment.num_queries) {
+    const int64_t entry = (segment.q_begin + query) * num_heads + segment.head;
+    copy_async<1>(shared.lse + i, lse + entry);
+    copy_async<1>(shared.delta + i, delta + entry);
+  } else {
+    shared.lse[i] = kInfinity<A>;
+    shared.delta[i] = 0;
+  }
+}
+
+// As query_score_gradients, where rows are keys and columns are queries, with the weights after
+// dropout in place of the scores. first_entry is the first query's, which sees the keys up to
+// last_seen, counted from first_key, the warp's first.
+template <class M, int COLUMNS, class A>
+__device__ __forceinline__ void key_score_gradients(Sums<A> (&scores)[COLUMNS / 8],
+                                                    Sums<A> (&grad_weights)[COLUMNS / 8],
+                                                    const Weighting<A>& weighting, const A* lse,
+                                                    const A* delta, int64_t first_entry,
+                                                    int64_t num_heads, int first_key,
+                                                    int last_seen) {
+  const bool on_diagonal = kWarpRows > last_seen + 1;
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; ++j) {
+    const unsigned kept = weighting.drops
+                              ? kept_by_columns(weighting.dropout, first_entry + j * 8 * num_heads,
+                                                num_heads, first_key)
+                              : 15;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int column = j * 8 + lane_column() + e % 2;
+      A weight = M::exp2(scores[j].x[e] * weighting.factor - lse[column] * static_cast<A>(kLog2E));
+      if (on_diagonal && lane_row() + e / 2 * 8 > last_seen + column) weight = 0;
+      const bool keeps = kept >> e & 1;
+      const A grad_kept = keeps ? grad_weights[j].x[e] * weighting.kept_scale : A(0);
+      scores[j].x[e] = keeps ? weight : A(0);
+      grad_weights[j].x[e] = weight * (grad_kept - delta[column]);
+    }
+  }
+}
+
+// The shared memory of backward_keys_kernel.
+template <class S, class T = typename S::T, class A = typename S::A>
+struct KeysShared {
+  static constexpr int kQueries = S::kQueries;
+  T* const k = reinterpret_cast<T*>(smem_raw);
+  T* const v = k + S::kRows * S::kLd;
+  T* const q = v + S::kRows * S::kLd;
+  T* const grads = q + S::kQueries * S::kLd;
+  T* const next_grads = grads + (S::kGradTiles - 1) * S::kQueries * S::kLd;
+  A* const lse = reinterpret_cast<A*>(grads + S::kGradTiles * S::kQueries * S::kLd);
+  A* const delta = lse + S::kQueries;
+};
 
 // As FlashAttention-2's backward, but for the gradient of the queries. Of the scores, rows are keys
 // and columns are queries.
@@ -132,102 +214,56 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   using S = Tiles<M, WIDTH>;
   constexpr int kRows = S::kRows, kQueries = S::kQueries, kLd = S::kLd, kThreads = S::kThreads;
   constexpr int kSlice = S::kKeysSlice;
-  T* const k_tile = reinterpret_cast<T*>(smem_raw);
-  T* const v_tile = k_tile + kRows * kLd;
-  T* const q_tile = v_tile + kRows * kLd;
-  T* const grad_tiles = q_tile + kQueries * kLd;
-  A* const lse_tile = reinterpret_cast<A*>(grad_tiles + S::kGradTiles * kQueries * kLd);
-  A* const delta_tile = lse_tile + kQueries;
+  const KeysShared<S> shared;
   const CausalAttentionSizes& size = in.size;
-  const int head_size = static_cast<int>(size.head_size);
-  const int64_t row = size.num_heads * size.head_size;
+  const Heads heads{size.num_heads * size.head_size, static_cast<int>(size.head_size), copy_bytes};
   Segment segment(size, in.cu_seqlens_q, in.cu_seqlens_k, tiles_per_sequence);
   if (segment.is_spare) segment.num_queries = 0;
   if (segment.first_tile * int64_t{kRows} >= segment.num_keys) return;
 
-  const int shift = segment.shift();
   const int first_feature = segment.slice * kSlice;
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
-  const int64_t head_offset = segment.q_begin * row + segment.head * head_size;
-  const A factor = static_cast<A>(size.scale * kLog2E);
-  const A kept_scale = in.seed == nullptr ? A(1) : static_cast<A>(in.dropout.scale);
-  const DropoutMask dropout(in.seed, in.dropout);
+  const int64_t head_offset = segment.q_begin * heads.row + segment.head * heads.size;
+  const Weighting<A> weighting(in);
   const auto load_queries = [&](T* tile, const T* from, int first) {
-    load_tile<kQueries, WIDTH, kLd, kThreads>(tile, from + head_offset + first * row, row,
-                                              segment.num_queries - first, head_size, copy_bytes);
+    load_tile<kQueries, WIDTH, kLd, kThreads>(tile, from + head_offset + first * heads.row,
+                                              segment.num_queries - first, heads);
   };
-  const auto load_numbers = [&](A* tile, const A* from, int first, A missing) {
-    if (threadIdx.x >= kQueries) return;
-    const int query = first + threadIdx.x;
-    if (query < segment.num_queries)
-      copy_async<1>(tile + threadIdx.x,
-                    from + (segment.q_begin + query) * size.num_heads + segment.head);
-    else
-      tile[threadIdx.x] = missing;
-  };
-
   for (int64_t k0 = segment.first_tile * int64_t{kRows}; k0 < segment.num_keys;
        k0 += segment.tile_step * int64_t{kRows}) {
-    const int num_rows = static_cast<int>(min(int64_t{kRows}, segment.num_keys - k0));
-    const int first_key = static_cast<int>(k0) + warp_row;
-    const int warp_rows = max(0, min(kWarpRows, num_rows - warp_row));
-    const int first_query = max(0, static_cast<int>(k0) - shift);
-    const int64_t tile_offset = (segment.k_begin + k0) * row + segment.head * head_size;
-
-    OwnRows<M, WIDTH, kLd, 64> k(k_tile + warp_row * kLd), v(v_tile + warp_row * kLd);
+    const KeyTile tile(segment, k0, kRows, warp_row);
+    const int64_t offset = (segment.k_begin + k0) * heads.row + segment.head * heads.size;
+    OwnRows<M, WIDTH, kLd, 64> k(shared.k + warp_row * kLd), v(shared.v + warp_row * kLd);
     Sums<A> k_sums[kSlice / 8], v_sums[kSlice / 8];
-    T* grad_tile = grad_tiles;
-    T* next_grad_tile = grad_tiles + (S::kGradTiles - 1) * kQueries * kLd;
-    if (first_query < segment.num_queries) {
-      clear_padding<WIDTH, kLd, kThreads>(k_tile, 2 * kRows + (1 + S::kGradTiles) * kQueries,
-                                          head_size);
-      load_tile<kRows, WIDTH, kLd, kThreads>(k_tile, in.k + tile_offset, row, num_rows, head_size,
-                                             copy_bytes);
-      load_tile<kRows, WIDTH, kLd, kThreads>(v_tile, in.v + tile_offset, row, num_rows, head_size,
-                                             copy_bytes);
-      load_queries(grad_tile, grad_out, first_query);
+    T *grad_tile = shared.grads, *next_grad_tile = shared.next_grads;
+    if (tile.first_query < segment.num_queries) {
+      clear_padding<WIDTH, kLd, kThreads>(shared.k, 2 * kRows + (1 + S::kGradTiles) * kQueries,
+                                          heads.size);
+      load_tile<kRows, WIDTH, kLd, kThreads>(shared.k, in.k + offset, tile.num_rows, heads);
+      load_tile<kRows, WIDTH, kLd, kThreads>(shared.v, in.v + offset, tile.num_rows, heads);
+      load_queries(grad_tile, grad_out, tile.first_query);
     }
-    for (int q0 = first_query; q0 < segment.num_queries; q0 += kQueries) {
-      Sums<A> weights[kQueries / 8], grad_weights[kQueries / 8];
+    for (int q0 = tile.first_query; q0 < segment.num_queries; q0 += kQueries) {
+      Sums<A> weights[kQueries / 8], grad_scores[kQueries / 8];
+      const bool goes_on = q0 + kQueries < segment.num_queries;
+      const int last_seen = segment.shift() + q0 - tile.first_key;  // by the tile's first query
       // Whether the tile's last query sees the warp's first key.
       const bool meets =
-          warp_rows > 0 && shift + min(q0 + kQueries, segment.num_queries) > first_key;
+          tile.warp_rows > 0 && last_seen + min(kQueries, segment.num_queries - q0) > 0;
       wait_for_copies();
       __syncthreads();  // the gradients are there, and no warp reads the last queries any more
-      load_queries(q_tile, in.q, q0);
-      load_numbers(lse_tile, lse, q0, kInfinity<A>);  // weights of 2^-infinity behind the last
-      load_numbers(delta_tile, delta, q0, A(0));
-      if (q0 == first_query) {
-        k.fetch();
-        v.fetch();
-      }
-      if (meets) multiply_rows<M, WIDTH, kLd, kQueries>(grad_weights, v, grad_tile);
+      load_queries(shared.q, in.q, q0);
+      load_query_numbers(shared, lse, delta, segment, size.num_heads, q0);
+      if (q0 == tile.first_query) k.fetch(), v.fetch();
+      if (meets) multiply_rows<M, WIDTH, kLd, kQueries>(grad_scores, v, grad_tile);
       wait_for_copies();
       __syncthreads();  // the queries are there
-      const bool goes_on = q0 + kQueries < segment.num_queries;
       if (S::kGradTiles == 2 && goes_on) load_queries(next_grad_tile, grad_out, q0 + kQueries);
       if (meets) {
-        multiply_rows<M, WIDTH, kLd, kQueries>(weights, k, q_tile);
-        const bool on_diagonal = first_key + kWarpRows > shift + q0 + 1;
-#pragma unroll
-        for (int j = 0; j < kQueries / 8; ++j) {
-          const int64_t first_entry =
-              (segment.q_begin + q0 + j * 8) * size.num_heads + segment.head;
-          const unsigned kept =
-              in.seed == nullptr ? 15
-                                 : kept_by_columns(dropout, first_entry, size.num_heads, first_key);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int column = j * 8 + lane_column() + e % 2;
-            A weight =
-                M::exp2(weights[j].x[e] * factor - lse_tile[column] * static_cast<A>(kLog2E));
-            if (on_diagonal && first_key + lane_row() + e / 2 * 8 > shift + q0 + column) weight = 0;
-            const bool keeps = kept >> e & 1;
-            const A grad_kept = keeps ? grad_weights[j].x[e] * kept_scale : A(0);
-            weights[j].x[e] = keeps ? weight : A(0);
-            grad_weights[j].x[e] = weight * (grad_kept - delta_tile[column]);
-          }
-        }
+        multiply_rows<M, WIDTH, kLd, kQueries>(weights, k, shared.q);
+        key_score_gradients<M, kQueries>(weights, grad_scores, weighting, shared.lse, shared.delta,
+                                         (segment.q_begin + q0) * size.num_heads + segment.head,
+                                         size.num_heads, tile.first_key, last_seen);
         add_weighted_rows<M, kSlice, kLd, kQueries>(v_sums, weights, grad_tile + first_feature);
       }
       if constexpr (S::kGradTiles == 1) {
@@ -235,21 +271,19 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
         if (goes_on) load_queries(grad_tile, grad_out, q0 + kQueries);
       }
       if (meets)
-        add_weighted_rows<M, kSlice, kLd, kQueries>(k_sums, grad_weights, q_tile + first_feature);
+        add_weighted_rows<M, kSlice, kLd, kQueries>(k_sums, grad_scores, shared.q + first_feature);
       T* const read = grad_tile;
       grad_tile = next_grad_tile;
       next_grad_tile = read;
     }
-    const A k_scale[2] = {static_cast<A>(size.scale), static_cast<A>(size.scale)};
-    const A v_scale[2] = {kept_scale, kept_scale};
-    if (warp_rows > 0) {
-      const int64_t offset = tile_offset + warp_row * row + first_feature;
-      const int num_features = min(kSlice, head_size - first_feature);
-      store_sums<kSlice, kLd>(k_sums, k_scale, k_tile + warp_row * kLd, grad_k + offset, row,
-                              warp_rows, num_features, copy_bytes);
-      store_sums<kSlice, kLd>(v_sums, v_scale, v_tile + warp_row * kLd, grad_v + offset, row,
-                              warp_rows, num_features, copy_bytes);
-    }
+    const auto store = [&](const Sums<A>(&sums)[kSlice / 8], A scale, T* stage, T* to) {
+      if (tile.warp_rows == 0) return;
+      store_sums<kSlice, kLd>(sums, {scale, scale}, stage + warp_row * kLd,
+                              to + offset + warp_row * heads.row + first_feature, tile.warp_rows,
+                              min(kSlice, heads.size - first_feature), heads);
+    };
+    store(k_sums, static_cast<A>(size.scale), shared.k, grad_k);
+    store(v_sums, weighting.kept_scale, shared.v, grad_v);
     __syncthreads();  // the next tile's keys and values go where this one's gradients were
   }
 }

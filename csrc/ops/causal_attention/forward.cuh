@@ -39,6 +39,53 @@ __device__ __forceinline__ void online_softmax(Sums<A> (&scores)[COLUMNS / 8], A
   }
 }
 
+template <int COLUMNS, class A>
+__device__ __forceinline__ void scale_scores(Sums<A> (&scores)[COLUMNS / 8], A factor) {
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) scores[j].x[e] *= factor;
+}
+
+// Hides keys: a lane's first row sees those up to `last_seen`, counted from the tile's first.
+template <int COLUMNS, class A>
+__device__ __forceinline__ void mask_scores(Sums<A> (&scores)[COLUMNS / 8], int last_seen) {
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (j * 8 + lane_column() + e % 2 > last_seen + e / 2 * 8) scores[j].x[e] = -kInfinity<A>;
+}
+
+template <int COLUMNS, class A>
+__device__ __forceinline__ void drop_weights(Sums<A> (&weights)[COLUMNS / 8],
+                                             const DropoutMask& dropout, const int64_t (&entry)[2],
+                                             int first_key) {
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; ++j) {
+    const unsigned kept = kept_by_rows(dropout, entry, first_key + j * 8);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (!(kept >> e & 1)) weights[j].x[e] = 0;
+  }
+}
+
+// Turns the sums of a lane's queries into the factors of their outputs, and writes lse.
+template <class A>
+__device__ __forceinline__ void finish_rows(const Segment& segment, const QueryTile& tile,
+                                            const A (&maximum)[2], A score_factor, A kept,
+                                            A (&sum)[2], A* lse) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const A total = row_sum(sum[r]);
+    sum[r] = total > 0 ? kept / total : A(0);
+    if (segment.slice == 0 && lane_column() == 0 && lane_row() + 8 * r < tile.warp_rows) {
+      const A log2_sum = maximum[r] * score_factor + log2(total);
+      lse[tile.entry[r]] = segment.is_spare ? A(0) : log2_sum * static_cast<A>(kLn2);
+    }
+  }
+}
+
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
 __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
     forward_kernel(CausalAttention<T> in, T* out, A* lse, int copy_bytes, int tiles_per_sequence) {
@@ -48,107 +95,64 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   T* const k_tile = q_tile + kRows * kLd;
   T* const v_tile = k_tile + kKeys * kLd;
   const CausalAttentionSizes& size = in.size;
-  const int head_size = static_cast<int>(size.head_size);
-  const int64_t row = size.num_heads * size.head_size;
+  const Heads heads{size.num_heads * size.head_size, static_cast<int>(size.head_size), copy_bytes};
   Segment segment(size, in.cu_seqlens_q, in.cu_seqlens_k, tiles_per_sequence);
-  if (segment.is_spare)
-    segment.num_keys = 0;
-  else  // the last queries see the most keys: begin with them
-    segment.first_tile = tiles_per_sequence - 1 - segment.first_tile;
+  segment.order_queries();
   if (segment.first_tile * int64_t{kRows} >= segment.num_queries) return;
 
   const int shift = segment.shift();
   const int first_feature = segment.slice * S::kForwardSlice;
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
-  const T* const k = in.k + segment.k_begin * row + segment.head * head_size;
-  const T* const v = in.v + segment.k_begin * row + segment.head * head_size;
-  const DropoutMask dropout(in.seed, in.dropout);
+  const T* const k = in.k + segment.k_begin * heads.row + segment.head * heads.size;
+  const T* const v = in.v + segment.k_begin * heads.row + segment.head * heads.size;
+  const Weighting<A> weighting(in);
   const auto load_keys = [&](T* tile, const T* from, int first, int end) {
-    load_tile<kKeys, WIDTH, kLd, kThreads>(tile, from + first * row, row, end - first, head_size,
-                                           copy_bytes);
+    load_tile<kKeys, WIDTH, kLd, kThreads>(tile, from + first * heads.row, end - first, heads);
   };
 
   for (int64_t q0 = segment.first_tile * int64_t{kRows}; q0 < segment.num_queries;
        q0 += segment.tile_step * int64_t{kRows}) {
-    const int num_rows = static_cast<int>(min(int64_t{kRows}, segment.num_queries - q0));
-    const int first_query = static_cast<int>(q0) + warp_row;
-    const int warp_rows = max(0, min(kWarpRows, num_rows - warp_row));
-    // Keys that the tile's last query sees, and those the warp's last query does.
-    const int num_keys = max(0, shift + static_cast<int>(q0) + num_rows);
-    const int warp_keys = warp_rows == 0 ? 0 : max(0, shift + first_query + warp_rows);
-    const int64_t first_entry = (segment.q_begin + first_query + lane_row()) * size.num_heads +
-                                segment.head;  // of lse and of the dropout mask
-    const int64_t entry[2] = {first_entry, first_entry + 8 * size.num_heads};
-
+    const QueryTile tile(segment, size.num_heads, q0, kRows, warp_row);
     OwnRows<M, WIDTH, kLd, 128> q(q_tile + warp_row * kLd);
     Sums<A> sums[S::kForwardSlice / 8];
     A maximum[2] = {-kInfinity<A>, -kInfinity<A>}, sum[2] = {};
-    A factor = static_cast<A>(size.scale * kLog2E);
-    if (num_keys > 0) {
-      clear_padding<WIDTH, kLd, kThreads>(q_tile, kRows + 2 * kKeys, head_size);
-      load_tile<kRows, WIDTH, kLd, kThreads>(
-          q_tile, in.q + (segment.q_begin + q0) * row + segment.head * head_size, row, num_rows,
-          head_size, copy_bytes);
-      load_keys(k_tile, k, 0, num_keys);
+    if (tile.num_keys > 0) {
+      clear_padding<WIDTH, kLd, kThreads>(q_tile, kRows + 2 * kKeys, heads.size);
+      const int64_t offset = (segment.q_begin + q0) * heads.row + segment.head * heads.size;
+      load_tile<kRows, WIDTH, kLd, kThreads>(q_tile, in.q + offset, tile.num_rows, heads);
+      load_keys(k_tile, k, 0, tile.num_keys);
     }
-    for (int k0 = 0; k0 < num_keys; k0 += kKeys) {
+    // Where the factor is negative, the largest product is not the largest score.
+    const bool scale_first = weighting.factor <= 0;
+    const A factor = scale_first ? A(1) : weighting.factor;
+    for (int k0 = 0; k0 < tile.num_keys; k0 += kKeys) {
       Sums<A> scores[kKeys / 8];
       wait_for_copies();
       __syncthreads();  // the keys are there, and no warp reads the last values any more
-      load_keys(v_tile, v, k0, num_keys);
+      load_keys(v_tile, v, k0, tile.num_keys);
       if (k0 == 0) q.fetch();
-      if (k0 < warp_keys) {
+      if (k0 < tile.warp_keys) {
         multiply_rows<M, WIDTH, kLd, kKeys>(scores, q, k_tile);
-        A score_factor = factor;
-        if (factor <= 0) {  // the largest product is not the largest score
-#pragma unroll
-          for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) scores[j].x[e] *= factor;
-          score_factor = 1;
-        }
-        if (k0 + kKeys > shift + first_query + 1) {
-#pragma unroll
-          for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-              if (k0 + j * 8 + lane_column() + e % 2 > shift + first_query + lane_row() + e / 2 * 8)
-                scores[j].x[e] = -kInfinity<A>;
-        }
-        online_softmax<M, kKeys, S::kForwardSlice>(scores, score_factor, maximum, sum, sums);
-        if (in.seed != nullptr) {
-#pragma unroll
-          for (int j = 0; j < kKeys / 8; ++j) {
-            const unsigned kept = kept_by_rows(dropout, entry, k0 + j * 8);
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-              if (!(kept >> e & 1)) scores[j].x[e] = 0;
-          }
-        }
+        if (scale_first) scale_scores<kKeys>(scores, weighting.factor);
+        const int last_seen = shift + tile.first_query - k0;  // by the warp's first query
+        if (kKeys > last_seen + 1) mask_scores<kKeys>(scores, last_seen + lane_row());
+        online_softmax<M, kKeys, S::kForwardSlice>(scores, factor, maximum, sum, sums);
+        if (weighting.drops) drop_weights<kKeys>(scores, weighting.dropout, tile.entry, k0);
       }
       wait_for_copies();
       __syncthreads();  // the values are there, and no warp reads the keys any more
-      if (k0 + kKeys < num_keys) load_keys(k_tile, k, k0 + kKeys, num_keys);
-      if (k0 < warp_keys)
+      if (k0 + kKeys < tile.num_keys) load_keys(k_tile, k, k0 + kKeys, tile.num_keys);
+      if (k0 < tile.warp_keys)
         add_weighted_rows<M, S::kForwardSlice, kLd, kKeys>(sums, scores, v_tile + first_feature);
     }
 
-    const A kept = in.seed == nullptr ? A(1) : static_cast<A>(in.dropout.scale);
-    A out_factor[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      sum[r] = row_sum(sum[r]);
-      out_factor[r] = sum[r] > 0 ? kept / sum[r] : A(0);
-      if (segment.slice == 0 && lane_column() == 0 && lane_row() + 8 * r < warp_rows) {
-        const A log2_sum = maximum[r] * (factor <= 0 ? A(1) : factor) + log2(sum[r]);
-        lse[entry[r]] = segment.is_spare ? A(0) : log2_sum * static_cast<A>(kLn2);
-      }
-    }
-    if (warp_rows > 0)
-      store_sums<S::kForwardSlice, kLd>(
-          sums, out_factor, q_tile + warp_row * kLd,
-          out + (segment.q_begin + first_query) * row + segment.head * head_size + first_feature,
-          row, warp_rows, min(S::kForwardSlice, head_size - first_feature), copy_bytes);
+    finish_rows(segment, tile, maximum, factor, weighting.kept_scale, sum, lse);
+    if (tile.warp_rows > 0)
+      store_sums<S::kForwardSlice, kLd>(sums, sum, q_tile + warp_row * kLd,
+                                        out + (segment.q_begin + tile.first_query) * heads.row +
+                                            segment.head * heads.size + first_feature,
+                                        tile.warp_rows,
+                                        min(S::kForwardSlice, heads.size - first_feature), heads);
     __syncthreads();  // the next tile's queries go where this one's output was
   }
 }

@@ -90,8 +90,50 @@ struct Segment {
     num_keys = static_cast<int>((is_spare ? s.num_keys : keys.end(b)) - k_begin);
   }
 
+  // Of tiles of queries: the last see the most keys, so begin with them; spare ones see none.
+  __device__ void order_queries() {
+    if (is_spare)
+      num_keys = 0;
+    else
+      first_tile = tile_step - 1 - first_tile;
+  }
+
   // A query sees the keys below shift() + its own index + 1.
   __device__ int shift() const { return num_keys - num_queries; }
+};
+
+// A tile of queries, from query q0 of its segment on, and one warp's part of it.
+struct QueryTile {
+  int num_rows, num_keys;                 // num_keys: those that its last query sees
+  int first_query, warp_rows, warp_keys;  // of the warp
+  int64_t entry[2];                       // of a lane's queries, in lse and in the dropout mask
+
+  __device__ __forceinline__ QueryTile(const Segment& segment, int64_t num_heads, int64_t q0,
+                                       int max_rows, int warp_row)
+      : num_rows(static_cast<int>(min(int64_t{max_rows}, segment.num_queries - q0))),
+        num_keys(max(0, segment.shift() + static_cast<int>(q0) + num_rows)),
+        first_query(static_cast<int>(q0) + warp_row),
+        warp_rows(max(0, min(kWarpRows, num_rows - warp_row))),
+        warp_keys(warp_rows == 0 ? 0 : max(0, segment.shift() + first_query + warp_rows)) {
+    entry[0] = (segment.q_begin + first_query + lane_row()) * num_heads + segment.head;
+    entry[1] = entry[0] + 8 * num_heads;
+  }
+};
+
+// What turns a product of a query and a key into a weight: 2^(factor · product - ...), dropped or
+// scaled.
+template <class A>
+struct Weighting {
+  A factor, kept_scale;
+  bool drops;
+  DropoutMask dropout;
+
+  template <class T>
+  __device__ __forceinline__ explicit Weighting(const CausalAttention<T>& in)
+      : factor(static_cast<A>(in.size.scale * kLog2E)),
+        kept_scale(in.seed == nullptr ? A(1) : static_cast<A>(in.dropout.scale)),
+        drops(in.seed != nullptr),
+        dropout(in.seed, in.dropout) {}
 };
 
 // Launches `kernel` for all tiles of `rows` rows in sequences of up to max_seqlen, and for all
@@ -138,18 +180,24 @@ __host__ __device__ constexpr int lanes_per_row() {
   return lanes;
 }
 
-// Starts to copy heads, `row` elements apart, to a tile's ROWS rows. Those from `num_rows` on
-// become zeros.
+// How heads lie in memory.
+struct Heads {
+  int64_t row;  // elements from one token to the next
+  int size;
+  int copy_bytes;  // of `bytes_per_copy`
+};
+
+// Starts to copy heads to a tile's ROWS rows. Those from `num_rows` on become zeros.
 template <int ROWS, int WIDTH, int LD, int THREADS, class T>
-__device__ __forceinline__ void load_tile(T* tile, const T* from, int64_t row, int num_rows,
-                                          int head_size, int copy_bytes) {
-  for_copies_of<T>(copy_bytes, [&]<int VEC>() {
+__device__ __forceinline__ void load_tile(T* tile, const T* from, int num_rows,
+                                          const Heads& heads) {
+  for_copies_of<T>(heads.copy_bytes, [&]<int VEC>() {
     constexpr int kLanes = lanes_per_row<WIDTH, VEC>();
     for (int r = threadIdx.x / kLanes; r < ROWS; r += THREADS / kLanes)
-      for (int i = threadIdx.x % kLanes * VEC; i < head_size; i += kLanes * VEC) {
+      for (int i = threadIdx.x % kLanes * VEC; i < heads.size; i += kLanes * VEC) {
         T* to = tile + r * LD + i;
         if (r < num_rows)
-          copy_async<VEC>(to, from + r * row + i);
+          copy_async<VEC>(to, from + r * heads.row + i);
         else
           *reinterpret_cast<Pack<T, VEC>*>(to) = Pack<T, VEC>{};
       }
@@ -168,8 +216,8 @@ __device__ __forceinline__ void clear_padding(T* tile, int num_rows, int head_si
 // `stage` that only this warp uses.
 template <int SLICE, int LD, class T, class A>
 __device__ __forceinline__ void store_sums(const Sums<A> (&sums)[SLICE / 8], const A (&factor)[2],
-                                           T* stage, T* to, int64_t row, int num_rows,
-                                           int num_features, int copy_bytes) {
+                                           T* stage, T* to, int num_rows, int num_features,
+                                           const Heads& heads) {
   __syncwarp();  // all lanes have read what lies there
 #pragma unroll
   for (int j = 0; j < SLICE / 8; ++j)
@@ -178,11 +226,11 @@ __device__ __forceinline__ void store_sums(const Sums<A> (&sums)[SLICE / 8], con
       *reinterpret_cast<Pack<T, 2>*>(stage + (lane_row() + 8 * r) * LD + j * 8 + lane_column()) = {
           {narrow<T>(factor[r] * sums[j].x[2 * r]), narrow<T>(factor[r] * sums[j].x[2 * r + 1])}};
   __syncwarp();
-  for_copies_of<T>(copy_bytes, [&]<int VEC>() {
+  for_copies_of<T>(heads.copy_bytes, [&]<int VEC>() {
     constexpr int kLanes = lanes_per_row<SLICE, VEC>();
     for (int r = lane_index() / kLanes; r < num_rows; r += kWarpSize / kLanes)
       for (int i = lane_index() % kLanes * VEC; i < num_features; i += kLanes * VEC)
-        *reinterpret_cast<Pack<T, VEC>*>(to + r * row + i) =
+        *reinterpret_cast<Pack<T, VEC>*>(to + r * heads.row + i) =
             *reinterpret_cast<const Pack<T, VEC>*>(stage + r * LD + i);
   });
 }

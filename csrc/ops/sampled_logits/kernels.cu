@@ -72,6 +72,18 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
+// A warp writes `scale` times a row, or zeros where there is none.
+template <int VEC, class T, class A>
+__device__ __forceinline__ void store_scaled(T* out, const T* row, int64_t width, A scale) {
+  for (int64_t i = threadIdx.x % kWarpSize * VEC; i < width; i += kWarpSize * VEC) {
+    Pack<T, VEC> pack{};
+    if (row != nullptr) pack = *reinterpret_cast<const Pack<T, VEC>*>(row + i);
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) pack.value[j] = narrow<T>(scale * widen(pack.value[j]));
+    *reinterpret_cast<Pack<T, VEC>*>(out + i) = pack;
+  }
+}
+
 // One warp for one token: grad_hidden, the sum of the logits' gradients (all that the users'
 // gradient needs of them), and, unless grad_item is null, the items' gradient by atomics. A lane
 // owns VEC columns and keeps the token's hidden state and the sum of them in registers, so all that
@@ -154,15 +166,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   if (in.users == nullptr) return;
   const int64_t user = in.users[sequences.owner_of(n)];
   const bool known = usable(user, s.user_rows, IdArgument::kUsers, note);
-  const T* row = in.user_weight + user * s.user_width;
-  const A scale = total * static_cast<A>(s.user_scale);
-  for (int64_t i = lane * VEC; i < s.user_width; i += kWarpSize * VEC) {
-    Pack<T, VEC> pack{};
-    if (known) pack = *reinterpret_cast<const Pack<T, VEC>*>(row + i);
-#pragma unroll
-    for (int j = 0; j < VEC; ++j) pack.value[j] = narrow<T>(scale * widen(pack.value[j]));
-    *reinterpret_cast<Pack<T, VEC>*>(out + s.item_width + i) = pack;
-  }
+  const T* row = known ? in.user_weight + user * s.user_width : nullptr;
+  store_scaled<VEC>(out + s.item_width, row, s.user_width, total * static_cast<A>(s.user_scale));
 }
 
 // The items' gradient in a fixed order: the warp at the first of an item's entries sums all of
