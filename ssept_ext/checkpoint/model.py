@@ -77,7 +77,8 @@ def save_checkpoint(
 
     Parameters
     ----------
-    histories : False leaves out what each user did, and keeps how many events each item had. Users' ids and vectors
+    histories
+        False leaves out what each user did, and keeps how many events each item had. Users' ids and vectors
         stay. `recommend` then has to be told the histories of the users that the model knows.
 
     Raises

@@ -29,10 +29,13 @@ def load_recommenders(
 
     Parameters
     ----------
-    kind : SSEPT or SASREC
-    attention_num_heads : required, because parameters do not tell it, and another number loads as well
-        and gives other scores
-    arguments : more of the constructor's, such as `dropout_rate`; sizes come from the parameters
+    kind
+        SSEPT or SASREC.
+    attention_num_heads
+        Required, because parameters do not tell it, and another number loads as well
+        and gives other scores.
+    arguments
+        More of the constructor's, such as `dropout_rate`; sizes come from the parameters.
 
     Raises
     ------

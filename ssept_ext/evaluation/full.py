@@ -65,10 +65,14 @@ def evaluate_full(
 
     Parameters
     ----------
-    ks : cut-offs
-    exclude_seen : rank among the items that are not in the input, and the held-out one
-    split : "test" or "valid"
-    eval_batch_size : users that are encoded at a time
+    ks
+        cut-offs.
+    exclude_seen
+        Rank among the items that are not in the input, and the held-out one.
+    split
+        "test" or "valid".
+    eval_batch_size
+        Users that are encoded at a time.
 
     Raises
     ------

@@ -21,12 +21,15 @@ def bce(logits: Tensor, positives: Tensor) -> Tensor:
 
     Parameters
     ----------
-    logits : (N, 1 + K) floating, the positive's in column 0
-    positives : (N,) int64, 0 where a token has no target
+    logits
+        (N, 1 + K) floating, the positive's in column 0.
+    positives
+        (N,) int64, 0 where a token has no target.
 
     Returns
     -------
-    Scalar, float32 or wider; 0 where no token has a target.
+    Tensor
+        Scalar, float32 or wider; 0 where no token has a target.
     """
     wide = _wide(logits)
     return _mean(F.softplus(-wide[:, 0]) + F.softplus(wide[:, 1:]).sum(1), positives)
@@ -41,9 +44,12 @@ def gbce(logits: Tensor, positives: Tensor, item_num: int, t: float) -> Tensor:
 
     Parameters
     ----------
-    logits, positives : as for `bce`
-    item_num : size of the catalogue
-    t : calibration, in [0, 1]
+    logits, positives
+        As for `bce`.
+    item_num
+        Size of the catalogue.
+    t
+        Calibration, in [0, 1].
     """
     alpha = (logits.shape[1] - 1) / (item_num - 1)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
@@ -67,7 +73,8 @@ def sampled_softmax(logits: Tensor, positives: Tensor, log_q: Tensor | None = No
 
     Parameters
     ----------
-    log_q : (N, 1 + K) log of the probability at which each item is drawn as a negative, subtracted from its logit
+    log_q
+        (N, 1 + K) log of the probability at which each item is drawn as a negative, subtracted from its logit
         (Bengio & Senécal 2008; Yi et al., RecSys 2019), so that popular items are not punished for being drawn
         often. None for uniform negatives: a constant cancels.
     """
@@ -85,13 +92,17 @@ def softmax(hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
 
     Parameters
     ----------
-    hidden : (N, Di) floating, what the item vectors are multiplied with
-    item_weight : (I + 1, Di), same type; row 0 is padding and no item
-    positives : (N,) int64 in 0..I, 0 where a token has no target
+    hidden
+        (N, Di) floating, what the item vectors are multiplied with.
+    item_weight
+        (I + 1, Di), same type; row 0 is padding and no item.
+    positives
+        (N,) int64 in 0..I, 0 where a token has no target.
 
     Returns
     -------
-    Scalar, float32 or wider; 0 where no token has a target.
+    Tensor
+        Scalar, float32 or wider; 0 where no token has a target.
     """
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):

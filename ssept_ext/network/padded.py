@@ -32,14 +32,17 @@ class PaddedInterface(SequentialRecommender):
 
         Parameters
         ----------
-        x : "users" (B, 1), "input_seq", "positive" and "negative" (B, T) integers, NumPy or tensors, left-padded
+        x
+            "users" (B, 1), "input_seq", "positive" and "negative" (B, T) integers, NumPy or tensors, left-padded
             with 0. SASREC needs no "users".
-        training : False switches dropout and SSE off even where the module is in training mode
+        training
+            False switches dropout and SSE off even where the module is in training mode.
 
         Returns
         -------
-        positive logits (B·T, 1), negative logits (B·T, 1), and (B·T,) float 1 where a position has a target. The
-        logits are exactly 0 elsewhere.
+        tuple[Tensor, Tensor, Tensor]
+            Positive logits (B·T, 1), negative logits (B·T, 1), and (B·T,) float 1 where a position has a target. The
+            logits are exactly 0 elsewhere.
 
         Raises
         ------
@@ -67,12 +70,14 @@ class PaddedInterface(SequentialRecommender):
 
         Parameters
         ----------
-        inputs : "user" (B,) or (B, 1), "input_seq" (B, T), "candidate" (B, C) integers, NumPy or tensors. SASREC
+        inputs
+            "user" (B,) or (B, 1), "input_seq" (B, T), "candidate" (B, C) integers, NumPy or tensors. SASREC
             needs no "user". Rows of padding only get finite scores.
 
         Returns
         -------
-        (B, C), without gradient and without dropout
+        Tensor
+            (B, C), without gradient and without dropout.
 
         Raises
         ------
@@ -98,7 +103,8 @@ class PaddedInterface(SequentialRecommender):
 
         Returns
         -------
-        The inputs, and the (2·B·T, 1) labels that recommenders' loss once took: ones, then zeros.
+        tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+            The inputs, and the (2·B·T, 1) labels that recommenders' loss once took: ones, then zeros.
         """
         inputs = {
             "users": np.asarray(u, np.int64).reshape(-1, 1),

@@ -99,8 +99,10 @@ class SequentialRecommender(nn.Module):
 
     Parameters
     ----------
-    config : sizes and options; an `SSEPTConfig` adds user vectors
-    backend : which kernels to run, see `ssept_ext.set_backend`
+    config
+        Sizes and options; an `SSEPTConfig` adds user vectors.
+    backend
+        Which kernels to run, see `ssept_ext.set_backend`.
     """
 
     config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
@@ -164,14 +166,19 @@ class SequentialRecommender(nn.Module):
 
         Parameters
         ----------
-        batch : N tokens of B sequences
-        drop : what to drop; None for nothing
-        last_only : compute the last block for each sequence's last token alone
-        user_vectors : (B, Du) used instead of the rows of the user table
+        batch
+            N tokens of B sequences.
+        drop
+            What to drop; None for nothing.
+        last_only
+            Compute the last block for each sequence's last token alone.
+        user_vectors
+            (B, Du) used instead of the rows of the user table.
 
         Returns
         -------
-        (N, D), or (B, D) with `last_only`
+        Tensor
+            (N, D), or (B, D) with `last_only`.
         """
         drop = Dropout.none() if drop is None else drop
         table, users = None, None
@@ -213,12 +220,16 @@ class SequentialRecommender(nn.Module):
 
         Parameters
         ----------
-        batch : with positives and negatives; ids must be inside the tables. "softmax" needs no negatives.
-        gbce_t : calibration of "gbce"
-        negative_log_probs : (item_num + 1,) for "sampled_softmax": log-probability of drawing each item as a
-            negative; None for uniform negatives
-        seed : (1,) int64 on the model's device, for dropout and SSE; drawn on the host from torch's global
-            generator if not given
+        batch
+            With positives and negatives; ids must be inside the tables. "softmax" needs no negatives.
+        gbce_t
+            Calibration of "gbce".
+        negative_log_probs
+            (item_num + 1,) for "sampled_softmax": log-probability of drawing each item as a
+            negative; None for uniform negatives.
+        seed
+            (1,) int64 on the model's device, for dropout and SSE; drawn on the host from torch's global
+            generator if not given.
         """
         _check_has_targets(batch, need_negatives=loss != "softmax")
         batch, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
@@ -246,13 +257,17 @@ class SequentialRecommender(nn.Module):
 
         Parameters
         ----------
-        batch : with positives and negatives; ids must be inside the tables
-        training : False turns dropout and SSE off even if the module is in training mode
-        seed : (1,) int64 on the model's device, for all that is drawn; from torch's global generator if not given
+        batch
+            With positives and negatives; ids must be inside the tables.
+        training
+            False turns dropout and SSE off even if the module is in training mode.
+        seed
+            (1,) int64 on the model's device, for all that is drawn; from torch's global generator if not given.
 
         Returns
         -------
-        (N, 1 + K), the positives in column 0; 0 where the scored id is 0
+        Tensor
+            (N, 1 + K), the positives in column 0; 0 where the scored id is 0.
         """
         _check_has_targets(batch, need_negatives=True)
         return self._sampled_logits(*self._encode_targets(batch, training, seed))[0]
@@ -262,14 +277,18 @@ class SequentialRecommender(nn.Module):
 
         Parameters
         ----------
-        batch : B sequences; an empty one gets finite scores
-        candidates : (B, C) int64 item ids
-        user_part : False leaves out the user's part, which is the same for all candidates of a sequence.
+        batch
+            B sequences; an empty one gets finite scores.
+        candidates
+            (B, C) int64 item ids.
+        user_part
+            False leaves out the user's part, which is the same for all candidates of a sequence.
             It cannot change their order, but where it is large, adding it rounds close scores to ties.
 
         Returns
         -------
-        (B, C) float32 or wider, also for a model in half precision: rounded scores would tie
+        Tensor
+            (B, C) float32 or wider, also for a model in half precision: rounded scores would tie.
         """
         hidden = self._last_hidden(batch)  # (B, D)
         # One row for each sequence, as if each had one token.
@@ -287,8 +306,10 @@ class SequentialRecommender(nn.Module):
 
         Parameters
         ----------
-        batch : B sequences; an empty one gets finite scores
-        user_vectors : (B, Du) of the table's dtype, used instead of the table's rows
+        batch
+            B sequences; an empty one gets finite scores.
+        user_vectors
+            (B, Du) of the table's dtype, used instead of the table's rows.
         """
         hidden = self._last_hidden(batch, user_vectors)  # (B, D)
         item_dim = self.config.item_dim

@@ -62,10 +62,13 @@ def replace_ids(
 
     Parameters
     ----------
-    batch : with positives, on any device; a `BatchPart` counts n in the whole batch, so that replacing is
-        the same however many processes share it
-    user_num, item_num : ids are drawn from 1 to these
-    seed : (1,) int64, on the batch's device
+    batch
+        With positives, on any device; a `BatchPart` counts n in the whole batch, so that replacing is
+        the same however many processes share it.
+    user_num, item_num
+        Ids are drawn from 1 to these.
+    seed
+        (1,) int64, on the batch's device.
     """
     users, items, positives = batch.users, batch.items, batch.positives
     if positives is None:

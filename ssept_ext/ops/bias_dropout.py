@@ -29,18 +29,27 @@ def bias_dropout(
 
     Parameters
     ----------
-    x : (N, C) float16, bfloat16, float32 or float64, a matrix product
-    bias : (C,), same type, or any under autocast
-    residual : (N, C), as `bias`, or None; not together with `relu`
-    relu : whether negative sums become 0
-    dropout_p : probability in [0, 1) that an element is dropped; the others are scaled by 1 / (1 - dropout_p)
-    seed : (1,) int64, needed where dropout_p > 0
-    site : which dropout of the model this is
-    backend : overrides `ssept_ext.set_backend` for this call
+    x
+        (N, C) float16, bfloat16, float32 or float64, a matrix product.
+    bias
+        (C,), same type, or any under autocast.
+    residual
+        (N, C), as `bias`, or None; not together with `relu`.
+    relu
+        Whether negative sums become 0.
+    dropout_p
+        Probability in [0, 1) that an element is dropped; the others are scaled by 1 / (1 - dropout_p).
+    seed
+        (1,) int64, needed where dropout_p > 0.
+    site
+        Which dropout of the model this is.
+    backend
+        Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
-    (N, C), same type
+    Tensor
+        (N, C), same type.
 
     Raises
     ------

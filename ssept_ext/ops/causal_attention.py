@@ -38,21 +38,32 @@ def causal_attention(
 
     Parameters
     ----------
-    q : (Nq, H, Dh) float16, bfloat16, float32 or float64, Dh in 1..256; on CUDA up to 128 in float64
-    k, v : (Nk, H, Dh), same type
-    cu_seqlens_q, cu_seqlens_k : (B + 1,) int32 offsets of the sequences in q and in k and v
-    max_seqlen_q, max_seqlen_k : at least the longest sequence's number of tokens
-    scale : factor of the scores, 1 / sqrt(Dh) in the papers
-    dropout_p : probability in [0, 1) that a weight is dropped; the others are scaled by 1 / (1 - dropout_p)
-    seed : (1,) int64, needed where dropout_p > 0
-    site : which dropout of the model this is
-    backend : overrides `ssept_ext.set_backend` for this call
+    q
+        (Nq, H, Dh) float16, bfloat16, float32 or float64, Dh in 1..256; on CUDA up to 128 in float64.
+    k, v
+        (Nk, H, Dh), same type.
+    cu_seqlens_q, cu_seqlens_k
+        (B + 1,) int32 offsets of the sequences in q and in k and v.
+    max_seqlen_q, max_seqlen_k
+        At least the longest sequence's number of tokens.
+    scale
+        Factor of the scores, 1 / sqrt(Dh) in the papers.
+    dropout_p
+        Probability in [0, 1) that a weight is dropped; the others are scaled by 1 / (1 - dropout_p).
+    seed
+        (1,) int64, needed where dropout_p > 0.
+    site
+        Which dropout of the model this is.
+    backend
+        Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
-    out : (Nq, H, Dh), same type; zeros for queries that see no key
-    lse : (Nq, H) float32 or wider, logarithm of the softmax's denominator, without gradient; -inf for queries
-        that see no key, 0 for tokens from `cu_seqlens_q[B]` on
+    out
+        (Nq, H, Dh), same type; zeros for queries that see no key.
+    lse
+        (Nq, H) float32 or wider, logarithm of the softmax's denominator, without gradient; -inf for queries
+        that see no key, 0 for tokens from `cu_seqlens_q[B]` on.
 
     Raises
     ------
@@ -94,13 +105,17 @@ def padded_causal_attention(
 
     Parameters
     ----------
-    q, k, v : (B, T, H, Dh) of one type
-    key_mask : (B, T) bool, True at real tokens
-    scale, dropout_p, seed, site, backend : as in `causal_attention`
+    q, k, v
+        (B, T, H, Dh) of one type.
+    key_mask
+        (B, T) bool, True at real tokens.
+    scale, dropout_p, seed, site, backend
+        As in `causal_attention`.
 
     Returns
     -------
-    (B, T, H, Dh), same type; zeros where `key_mask` is False
+    Tensor
+        (B, T, H, Dh), same type; zeros where `key_mask` is False.
 
     Raises
     ------

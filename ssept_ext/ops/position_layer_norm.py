@@ -28,16 +28,23 @@ def position_layer_norm(
 
     Parameters
     ----------
-    x : (N, D) float16, bfloat16, float32 or float64
-    gamma, beta : (T, D), same type, or any under autocast
-    positions : (N,) int64 in 0..T-1
-    cu_seqlens : (B + 1,) int32 offsets of the sequences
-    eps : added to the variance
-    backend : overrides `ssept_ext.set_backend` for this call
+    x
+        (N, D) float16, bfloat16, float32 or float64.
+    gamma, beta
+        (T, D), same type, or any under autocast.
+    positions
+        (N,) int64 in 0..T-1.
+    cu_seqlens
+        (B + 1,) int32 offsets of the sequences.
+    eps
+        Added to the variance.
+    backend
+        Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
-    (N, D), same type; zeros for tokens from `cu_seqlens[B]` on
+    Tensor
+        (N, D), same type; zeros for tokens from `cu_seqlens[B]` on.
 
     Raises
     ------

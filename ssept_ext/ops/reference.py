@@ -45,13 +45,17 @@ def dropout_keep(rows: Tensor, num_columns: int, p: float, seed: Tensor, site: i
 
     Parameters
     ----------
-    rows : (...) int64 row numbers
-    seed : (1,) int64
-    site : which dropout of the model this is, 0 <= site < 2**32
+    rows
+        (...) int64 row numbers.
+    seed
+        (1,) int64.
+    site
+        Which dropout of the model this is, 0 <= site < 2**32.
 
     Returns
     -------
-    (..., num_columns) bool
+    Tensor
+        (..., num_columns) bool.
     """
     row = rows.unsqueeze(-1)
     quads = torch.arange((num_columns + 3) // 4, device=rows.device)

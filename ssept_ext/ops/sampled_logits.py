@@ -32,17 +32,25 @@ def sampled_logits(
 
     Parameters
     ----------
-    hidden : (N, Di + Du) float16, bfloat16, float32 or float64
-    item_weight : (I + 1, Di), same type, or a wider one under autocast; row 0 is never read
-    user_weight : (U + 1, Du), type of `item_weight`; row 0 is never read. None for SASRec (then Du = 0)
-    items : (N, K) int64 in 0..I
-    users : (B,) int64 in 0..U, None where `user_weight` is
-    cu_seqlens : (B + 1,) int32 offsets of the sequences
-    backend : overrides `ssept_ext.set_backend` for this call
+    hidden
+        (N, Di + Du) float16, bfloat16, float32 or float64.
+    item_weight
+        (I + 1, Di), same type, or a wider one under autocast; row 0 is never read.
+    user_weight
+        (U + 1, Du), type of `item_weight`; row 0 is never read. None for SASRec (then Du = 0).
+    items
+        (N, K) int64 in 0..I.
+    users
+        (B,) int64 in 0..U, None where `user_weight` is.
+    cu_seqlens
+        (B + 1,) int32 offsets of the sequences.
+    backend
+        Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
-    (N, K), the tables' type; sums are accumulated in float32 or wider
+    Tensor
+        (N, K), the tables' type; sums are accumulated in float32 or wider.
 
     Raises
     ------

@@ -33,21 +33,33 @@ def user_item_embedding(
 
     Parameters
     ----------
-    item_weight : (I + 1, Di) float16, bfloat16, float32 or float64; row 0 is never read
-    user_weight : (U + 1, Du), same type; row 0 is never read. None for SASRec (then Du = 0)
-    position_weight : (T, Di + Du), same type
-    items : (N,) int64 in 0..I; 0 is a zero vector
-    users : (B,) int64 in 0..U; 0 is a zero vector. None where `user_weight` is
-    positions : (N,) int64 in 0..T-1
-    cu_seqlens : (B + 1,) int32 offsets of the sequences
-    dropout_p : probability in [0, 1) that a feature is dropped; the others are scaled by 1 / (1 - dropout_p)
-    seed : (1,) int64, needed where dropout_p > 0
-    site : which dropout of the model this is
-    backend : overrides `ssept_ext.set_backend` for this call
+    item_weight
+        (I + 1, Di) float16, bfloat16, float32 or float64; row 0 is never read.
+    user_weight
+        (U + 1, Du), same type; row 0 is never read. None for SASRec (then Du = 0).
+    position_weight
+        (T, Di + Du), same type.
+    items
+        (N,) int64 in 0..I; 0 is a zero vector.
+    users
+        (B,) int64 in 0..U; 0 is a zero vector. None where `user_weight` is.
+    positions
+        (N,) int64 in 0..T-1.
+    cu_seqlens
+        (B + 1,) int32 offsets of the sequences.
+    dropout_p
+        Probability in [0, 1) that a feature is dropped; the others are scaled by 1 / (1 - dropout_p).
+    seed
+        (1,) int64, needed where dropout_p > 0.
+    site
+        Which dropout of the model this is.
+    backend
+        Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
-    (N, Di + Du), same type, or autocast's; zeros for tokens from `cu_seqlens[B]` on
+    Tensor
+        (N, Di + Du), same type, or autocast's; zeros for tokens from `cu_seqlens[B]` on.
 
     Raises
     ------

@@ -75,8 +75,10 @@ def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Te
 
     Parameters
     ----------
-    queries : (m, Di), m >= 1
-    item_weight : (I + 1, Di), converted to the queries' type a block at a time
+    queries
+        (m, Di), m >= 1.
+    item_weight
+        (I + 1, Di), converted to the queries' type a block at a time.
     """
     num_items = item_weight.shape[0] - 1
     width = min(SCORES_AT_A_TIME // len(queries), num_items + _WIDTH - 1)

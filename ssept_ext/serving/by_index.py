@@ -45,13 +45,19 @@ def recommend_by_index(
 
     Parameters
     ----------
-    histories : user id to item ids, oldest first: in service what a user did until now, which no
+    histories
+        User id to item ids, oldest first: in service what a user did until now, which no
         data set holds. Of a data set all events are used, held-out ones as well.
-    users : whom to recommend to, each with a history; None for all of `histories`, in its order
-    k : as many columns are returned, or as many as there are items or candidates
-    candidates : the items to choose from; None for all
-    exclude_seen : never recommend an item of the user's history
-    batch_size : users that are encoded at a time
+    users
+        Whom to recommend to, each with a history; None for all of `histories`, in its order.
+    k
+        As many columns are returned, or as many as there are items or candidates.
+    candidates
+        The items to choose from; None for all.
+    exclude_seen
+        Never recommend an item of the user's history.
+    batch_size
+        Users that are encoded at a time.
 
     Raises
     ------
@@ -160,12 +166,15 @@ def similar_by_index(
 
     Parameters
     ----------
-    items : (n,) item ids
-    k : as many columns are returned, or item_num - 1
+    items
+        (n,) item ids.
+    k
+        As many columns are returned, or item_num - 1.
 
     Returns
     -------
-    (n, k) items and their cosines, float32 or wider; 0 with a vector of zeros
+    Recommendations
+        (n, k) items and their cosines, float32 or wider; 0 with a vector of zeros.
 
     Raises
     ------

@@ -35,19 +35,26 @@ def recommend_by_raw_id(
 
     Parameters
     ----------
-    histories : raw user id to raw item ids, oldest first, to be used instead of what the model knows
+    histories
+        Raw user id to raw item ids, oldest first, to be used instead of what the model knows
         of these users. Events of items that it does not know are dropped, with a warning that
         counts them.
-    users : whom to recommend to; None for all of `histories`, or else for all users the model knows
-    k : rows for each user, fewer where fewer items are left
-    candidates : the items to choose from; unknown ones are dropped as above; None for all
-    with_scores : False leaves the column out
-    exclude_seen, batch_size : as for `recommend`
+    users
+        Whom to recommend to; None for all of `histories`, or else for all users the model knows.
+    k
+        Rows for each user, fewer where fewer items are left.
+    candidates
+        The items to choose from; unknown ones are dropped as above; None for all.
+    with_scores
+        False leaves the column out.
+    exclude_seen, batch_size
+        As for `recommend`.
 
     Returns
     -------
-    A data frame with the columns user, item, score and rank (from 1), users in the order asked for and
-    best items first.
+    data frame
+        A data frame with the columns user, item, score and rank (from 1), users in the order asked for and
+        best items first.
 
     Raises
     ------
@@ -101,7 +108,8 @@ def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int
 
     Returns
     -------
-    A data frame with the columns item, similar_item, score (the cosine) and rank (from 1).
+    data frame
+        A data frame with the columns item, similar_item, score (the cosine) and rank (from 1).
 
     Raises
     ------

@@ -23,7 +23,8 @@ def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
 
     Returns
     -------
-    (item_num, Di) float32 or wider
+    NDArray[np.floating]
+        (item_num, Di) float32 or wider.
     """
     weight = model.item_embedding_layer.weight.detach()[1:]
     return _to_numpy(weight.to(torch.promote_types(weight.dtype, torch.float32)))
@@ -39,13 +40,16 @@ def user_state(
 
     Parameters
     ----------
-    history : items, oldest first: raw ids if the model knows them, and then those that it does not know
-        are dropped with a warning; numbers otherwise
-    user : raw id or number; None, or one who is unknown, gets the mean of all users' vectors
+    history
+        Items, oldest first: raw ids if the model knows them, and then those that it does not know
+        are dropped with a warning; numbers otherwise.
+    user
+        Raw id or number; None, or one who is unknown, gets the mean of all users' vectors.
 
     Returns
     -------
-    (Di,) float32 or wider
+    NDArray[np.floating]
+        (Di,) float32 or wider.
 
     Raises
     ------

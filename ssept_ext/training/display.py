@@ -16,7 +16,8 @@ class Display:
 
     Parameters
     ----------
-    enabled : False shows nothing
+    enabled
+        False shows nothing.
     """
 
     def __init__(self, num_epochs: int, num_steps: int, enabled: bool) -> None:

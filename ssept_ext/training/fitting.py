@@ -46,17 +46,25 @@ def fit(
 
     Parameters
     ----------
-    kind : SSEPT or SASREC; `SSEPT.fit(interactions)` is `fit(SSEPT, interactions)`
-    preset : a name in `ssept_ext.training.presets.PRESETS`, such as "sse-pt++"; None for the class's default
-    hold_out : leave the last two events of each user with three or more out of training, for
+    kind
+        SSEPT or SASREC; `SSEPT.fit(interactions)` is `fit(SSEPT, interactions)`.
+    preset
+        A name in `ssept_ext.training.presets.PRESETS`, such as "sse-pt++"; None for the class's default.
+    hold_out
+        Leave the last two events of each user with three or more out of training, for
         `val_epoch` and for `model.evaluate(interactions.to_dataset())`. False trains on all events, for
         a model in service: nothing is left to evaluate it on. Recommendations use all events either way.
-    verbose, checkpoint, callbacks : as for `ssept_ext.training.train_model`
-    seed : for parameters, batches and dropout; torch's global generator is left as it was
-    n_workers : threads that draw batches
-    device : None for CUDA where there is a GPU
-    options : changes of the preset: the constructor's arguments except `item_num` and `user_num` (`conv_dims`
-        defaults to the model's width), fields of `SamplerOptions`, `LoopOptions` and `TrainingOptions`
+    verbose, checkpoint, callbacks
+        As for `ssept_ext.training.train_model`.
+    seed
+        For parameters, batches and dropout; torch's global generator is left as it was.
+    n_workers
+        Threads that draw batches.
+    device
+        None for CUDA where there is a GPU.
+    options
+        Changes of the preset: the constructor's arguments except `item_num` and `user_num` (`conv_dims`
+        defaults to the model's width), fields of `SamplerOptions`, `LoopOptions` and `TrainingOptions`.
 
     Raises
     ------

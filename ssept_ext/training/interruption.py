@@ -35,7 +35,8 @@ class StopRequest:
 
     Parameters
     ----------
-    listen : False lets signals act as always, and never asks to stop
+    listen
+        False lets signals act as always, and never asks to stop.
     """
 
     def __init__(self, listen: bool) -> None:

@@ -49,7 +49,8 @@ class ShardedTables:
 
     Attributes
     ----------
-    shards : by "item" and "user", TorchRec's sharded collections; their `state_dict` holds ShardedTensors
+    shards
+        By "item" and "user", TorchRec's sharded collections; their `state_dict` holds ShardedTensors.
     """
 
     def __init__(
@@ -119,8 +120,9 @@ class ShardedTables:
 
         Returns
         -------
-        The parameters of a model that these rows stand for, row 0 zero, and the batch with ids that are
-        rows of theirs.
+        tuple[dict[str, Tensor], PackedBatch]
+            The parameters of a model that these rows stand for, row 0 zero, and the batch with ids that are
+            rows of theirs.
         """
         assert batch.positives is not None
         assert batch.negatives is not None

@@ -78,16 +78,24 @@ def train_model(
 
     Parameters
     ----------
-    model : `SASREC` or `SSEPT`, on any device
-    dataset : gives the number of steps, and the users and items of validation
-    sampler : any sampler with recommenders' `next_batch` will do; `checkpoint` needs `seek` and `tell`, too
-    num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size : see `LoopOptions`
-    verbose : show loss, samples (sequences) per second and validation on stderr: a progress bar on a terminal,
-        elsewhere a line for every tenth epoch
-    checkpoint : folder that keeps the state of the training, and from which it resumes
-    callbacks : called in every process, in order, after each epoch, see `ssept_ext.training.callbacks`; any that
-        returns True ends the training
-    options : fields of `TrainingOptions`, such as `loss`
+    model
+        `SASREC` or `SSEPT`, on any device.
+    dataset
+        Gives the number of steps, and the users and items of validation.
+    sampler
+        Any sampler with recommenders' `next_batch` will do; `checkpoint` needs `seek` and `tell`, too.
+    num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size
+        See `LoopOptions`.
+    verbose
+        Show loss, samples (sequences) per second and validation on stderr: a progress bar on a terminal,
+        elsewhere a line for every tenth epoch.
+    checkpoint
+        Folder that keeps the state of the training, and from which it resumes.
+    callbacks
+        Called in every process, in order, after each epoch, see `ssept_ext.training.callbacks`; any that
+        returns True ends the training.
+    options
+        Fields of `TrainingOptions`, such as `loss`.
 
     Returns
     -------

@@ -23,9 +23,12 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
 
     Parameters
     ----------
-    logs : the CSV file of each training, under the name that it gets in the legend
-    out : the picture, replaced in one step; of the type that its suffix says, PNG without one
-    over : what the curves are drawn over
+    logs
+        The CSV file of each training, under the name that it gets in the legend.
+    out
+        The picture, replaced in one step; of the type that its suffix says, PNG without one.
+    over
+        What the curves are drawn over.
 
     Raises
     ------

@@ -32,12 +32,18 @@ class Run:
 
     Attributes
     ----------
-    epoch : number of completed epochs
-    losses : (steps completed in the current epoch,) float64
-    seconds : seconds spent on the current epoch's completed steps
-    history : figures of the completed epochs, as `train_model` returns them
-    best : the parameters at the best validation so far; empty unless `restore_best`
-    stopped : whether a callback has ended the training
+    epoch
+        Number of completed epochs.
+    losses
+        (steps completed in the current epoch,) float64.
+    seconds
+        Seconds spent on the current epoch's completed steps.
+    history
+        Figures of the completed epochs, as `train_model` returns them.
+    best
+        The parameters at the best validation so far; empty unless `restore_best`.
+    stopped
+        Whether a callback has ended the training.
     """
 
     def __init__(

@@ -52,10 +52,14 @@ def option(default: T, help: str, within: Range | None = None, *, flag: str | No
 
     Parameters
     ----------
-    default : of the field
-    help : one line, which begins in lower case and ends without a full stop
-    within : of numbers; None leaves the check to the dataclass
-    flag : on the command line, without the leading dashes; the field's name with dashes if not given
+    default
+        Of the field.
+    help
+        One line, which begins in lower case and ends without a full stop.
+    within
+        Of numbers; None leaves the check to the dataclass.
+    flag
+        On the command line, without the leading dashes; the field's name with dashes if not given.
     """
     metadata = {"help": help, "within": within, "flag": flag}
     made: T = field(default=default, metadata=metadata)
