@@ -1,4 +1,4 @@
-"""Ranking metrics: among sampled negatives, and over the whole catalogue."""
+"""Ranking metrics, among sampled negatives or over the whole catalogue."""
 
 from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
 from ssept_ext.evaluation.full import FullMetrics, evaluate_full

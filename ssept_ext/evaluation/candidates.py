@@ -1,4 +1,4 @@
-"""Which users are evaluated, on which events, and among which candidates."""
+"""Draws the users of an evaluation and the candidates to rank for each."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ from ssept_ext.utils.checks import check_at_least
 from ssept_ext.utils.files import replace_file
 
 Split = Literal["valid", "test"]
+"""Which held-out event to find."""
 
 
 Exclude = Literal["train", "all"]
+"""Which of a user's items are never negatives: those in the training history, or all."""
 
 
 MAX_USERS = 10_000
+"""Of more users, a random sample of this size is evaluated, as in recommenders."""
 
 
 @dataclass(frozen=True)
 class EvaluationCandidates:
-    """What a measurement asks: for each user the events to look at and the items to rank."""
+    """The input history and the items to rank, for each user of an evaluation.
+
+    Made by `draw_candidates`; different models can be compared on the same candidates.
+    """
 
     split: Split
-    """Which of the user's events is the one to find."""
+    """Which held-out event is to be found."""
     inputs: Histories
+    """The history of each user that the model sees."""
     candidates: IntArray
-    """(n, 1 + num_neg_test) item ids; column 0 is the held-out item, the one to find."""
+    """(n, 1 + num_neg_test) item ids; column 0 is the held-out item."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write users and candidates, not the histories, to a compressed .npz file without pickle."""
+        """Write users and candidates, but not the histories, to a compressed .npz file without pickle."""
         arrays = {
             "format": np.array(_FORMAT),
             "split": np.array(self.split),
@@ -54,15 +61,15 @@ class EvaluationCandidates:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dataset: SASRecDataSet) -> EvaluationCandidates:
-        """Read what `save` wrote, for the data set that the candidates were drawn from.
+        """Read a file that `save` wrote, for the data set that the candidates were drawn from.
 
         Raises
         ------
         OSError
             If the file cannot be read.
         ValueError
-            If it is no such file, or does not fit `dataset`: a user without this held-out item, an item
-            outside 1..itemnum. Names the file.
+            If it is not such a file, or does not fit `dataset`, because a user does not have this held-out item
+            or an item is outside 1..itemnum; names the file.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -76,7 +83,7 @@ class EvaluationCandidates:
             zlib.error,
             AttributeError,
         ) as error:
-            raise ValueError(f"{path} holds no evaluation trials: {error}") from error
+            raise ValueError(f"{path} is not a file of evaluation candidates: {error}") from error
         if version != _FORMAT or split not in get_args(Split):
             raise ValueError(
                 f"{path} has format {version!r} and split {split!r}; format {_FORMAT!r} and "
@@ -119,19 +126,34 @@ def draw_candidates(
     seed: int | None,
     exclude: Exclude = "train",
 ) -> EvaluationCandidates:
-    """Draw the users and negatives of one measurement: for every model the same, given the seed.
+    """Draw the users and negatives of an evaluation; with equal seeds, the same for every model.
 
-    As recommenders: users with a training event and a held-out item (of more than 10,000 of them a
-    random 10,000); the input is the training history, for the test item followed by the validation
-    item; negatives are uniform with replacement over the items outside the *training* history, so
-    a user's other held-out item, and even the one to find, may be among them. `exclude="all"`
-    keeps both out.
+    As in recommenders, users need a training event and a held-out item; of more than 10,000 such users, a random
+    10,000 are drawn. The input is the training history, followed by the validation item if `split` is "test". Negatives
+    are drawn uniformly, with replacement, from the items outside the *training* history, so the user's other held-out
+    item, and even the one to find, may be among them. `exclude="all"` excludes both.
+
+    Parameters
+    ----------
+    num_neg_test
+        Negatives per user.
+    seed
+        Any integer from 0; None for a fresh one.
+    exclude
+        Which of a user's items are never negatives.
 
     Raises
     ------
     ValueError
-        If `exclude` or `num_neg_test` is wrong, no user can be measured, an item id is outside
-        1..itemnum, or a user has no item left to draw; names the user.
+        If `exclude` or `num_neg_test` is wrong, no user can be evaluated, an item id is outside 1..itemnum, or a user
+        has no item left to draw; names the user.
+
+    Examples
+    --------
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> drawn = draw_candidates(synthetic(num_users=20), "test", num_neg_test=5, seed=0)
+    >>> drawn.candidates.shape
+    (20, 6)
     """
     if exclude not in ("train", "all"):
         raise ValueError(f'exclude must be "train" or "all", got {exclude!r}')
@@ -154,7 +176,7 @@ def draw_candidates(
 
 
 def input_histories(dataset: SASRecDataSet, users: IntArray, split: Split) -> Histories:
-    """What a model sees of the users: the training history, for the test item the validation item too."""
+    """Return the users' input: the training history and, if `split` is "test", the validation item."""
     train = dataset.histories("train", users)
     return train if split == "valid" else join(train, dataset.histories("valid", users))
 
@@ -165,12 +187,12 @@ def measurable_users(dataset: SASRecDataSet, split: Split) -> IntArray:
     Returns
     -------
     IntArray
-        Their ids, ascending.
+        The user ids, in ascending order.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there are none.
     """
     users = np.intersect1d(
         dataset.users_with("train"), dataset.users_with(split), assume_unique=True
@@ -185,6 +207,7 @@ def measurable_users(dataset: SASRecDataSet, split: Split) -> IntArray:
 
 
 def check_items(histories: Histories, itemnum: int) -> None:
+    """Raise a ValueError if an item id is above `itemnum`; names the item and the user."""
     if histories.items.max() > itemnum:
         event = histories.items.argmax()
         row = np.searchsorted(histories.offsets, event, side="right") - 1
@@ -195,12 +218,12 @@ def check_items(histories: Histories, itemnum: int) -> None:
 
 
 def check_dataset_fits(model: SequentialRecommender, dataset: SASRecDataSet) -> None:
-    """Refuse a dataset with ids that the model has no vectors for.
+    """Check that the model has vectors for all users and items of the data set.
 
     Raises
     ------
     ValueError
-        Naming the id and the size of the model's table.
+        If it does not; names the id and the size of the model's table.
     """
     for name, largest in (("item", dataset.itemnum), ("user", dataset.usernum)):
         table_size: int | None = getattr(model, f"{name}_num", None)  # SASREC has no users

@@ -1,4 +1,4 @@
-"""Ranks of held-out items in the whole catalogue."""
+"""Ranking of the held-out items among the whole catalogue."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ from ssept_ext.utils.checks import check_at_least
 
 @dataclass(frozen=True)
 class FullMetrics:
-    """How a model ranks the held-out items among the whole catalogue, averaged over the users.
-
-    With one relevant item a user: hit rate (equal to recall), NDCG and MAP at each k, where MAP@k
-    is the reciprocal rank if within k, and MRR without a limit.
-    """
+    """Ranking metrics over the whole catalogue, averaged over the users, each with one relevant item."""
 
     num_users: int
+    """Number of users evaluated."""
     hr: dict[int, float]
+    """Hit rate at each k; with one relevant item, it equals recall."""
     ndcg: dict[int, float]
+    """NDCG at each k."""
     map: dict[int, float]
+    """MAP at each k: with one relevant item, the reciprocal rank if the rank is at most k, else 0."""
     coverage: dict[int, float]
-    """Share of all items that are among the k best of at least one user."""
+    """Share of the catalogue that is among the k best items of at least one user, for each k."""
     mrr: float
+    """Mean reciprocal rank, without a cut-off."""
 
 
 def evaluate_full(
@@ -57,28 +58,38 @@ def evaluate_full(
     split: Split = "test",
     eval_batch_size: int = 256,
 ) -> FullMetrics:
-    """Rank all items for every user with a training event and a held-out item; no sampling.
+    """Rank the whole catalogue for every user with a training event and a held-out item.
 
-    The input is the training history, for the test item followed by the validation item. The rank
-    is the number of other items that score at least the held-out one: ties count against the model.
-    Processes share the users as in `measure`.
+    The input is the training history, followed by the validation item if `split` is "test". The rank of the held-out
+    item is the number of other items that score at least as much, so ties count against the model. If several
+    processes call this together, they share the users, and all return the same metrics.
 
     Parameters
     ----------
     ks
-        cut-offs.
+        Cut-offs k of the metrics.
     exclude_seen
-        Rank among the items that are not in the input, and the held-out one.
+        Whether to leave the items of the input out of the ranking, except for the held-out item.
     split
-        "test" or "valid".
+        Which held-out item to find: "test" or "valid".
     eval_batch_size
-        Users that are encoded at a time.
+        Users per forward pass.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, no user can be measured, an item id is outside 1..itemnum, a
-        score is not finite, or as `check_dataset_fits`.
+        If an argument is out of range, no user can be evaluated, an item id is outside 1..itemnum, the model has no
+        vector for a user or item, or a score is not finite.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> data = synthetic(num_users=20)
+    >>> model = SASREC(item_num=data.itemnum, seq_max_len=8, embedding_dim=4, conv_dims=[4, 4])
+    >>> metrics = evaluate_full(model, data, ks=[5, 10])
+    >>> metrics.num_users, sorted(metrics.ndcg)
+    (20, [5, 10])
     """
     if not len(ks):
         raise ValueError("ks must have at least one cut-off")
@@ -100,7 +111,7 @@ def evaluate_full(
     ranks = [torch.zeros(0, dtype=torch.int64)]
     best = [torch.zeros(0, num_best, dtype=torch.int64)]
     with scoring(model):
-        # The catalogue is the data set's: items the model alone knows are nobody's.
+        # Rank the items of the data set only: the model's table may be larger.
         item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
         for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
             seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
@@ -129,10 +140,10 @@ def evaluate_full(
 def _full_ranks(
     queries: Tensor, item_weight: Tensor, targets: Tensor, seen: SeenItems | None, top: TopK
 ) -> Tensor:
-    """(m,) numbers of other items that score at least the target; `top` gets all blocks."""
+    """Return (m,) how many other items score at least as much as the target, and update `top` with all blocks."""
     target_scores = queries.new_empty(len(queries), 1)
-    # Out of the very products that the others' scores come from: a product of another shape may be
-    # rounded differently, and equals would not tie.
+    # Targets are scored by the same matrix products as the other items: a product of another shape may round
+    # differently, and break ties.
     for first, scores in score_blocks(queries, item_weight):
         row, column = _inside(targets, first, scores)
         target_scores[row, 0] = scores[row, column]
@@ -142,12 +153,12 @@ def _full_ranks(
             seen.hide(first, scores)
         top.update(first, scores)
         row, column = _inside(targets, first, scores)
-        scores[row, column] = -math.inf  # the target is none of the others
+        scores[row, column] = -math.inf  # do not count the target itself
         ranks += (scores >= target_scores).sum(1)
     return ranks
 
 
 def _inside(targets: Tensor, first: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of the targets that this block holds."""
+    """Return the rows and columns of the targets that are in this block."""
     row = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
     return row, targets[row] - first

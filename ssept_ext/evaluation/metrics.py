@@ -9,16 +9,27 @@ CUTOFF = 10
 
 
 def ranks_of_first(scores: Tensor) -> Tensor:
-    """(B, C) scores -> (B,) how many other candidates score at least what candidate 0 does.
+    """Return the rank (B,) of candidate 0, from 0, by scores (B, C): how many others score at least as much.
 
-    Ties count against candidate 0, so constant scores rank it last. (recommenders' double argsort
-    ranks it first then: HR = 1.)
+    Ties count against candidate 0, so with constant scores it is last. (recommenders' double argsort makes it
+    first then, and HR 1.)
+
+    Examples
+    --------
+    >>> ranks_of_first(torch.tensor([[0.5, 0.9, 0.1], [0.5, 0.5, 0.5]]))
+    tensor([1, 2])
     """
     return (scores[:, 1:] >= scores[:, :1]).sum(1)
 
 
 def ndcg_and_hr(ranks: Tensor) -> tuple[float, float]:
-    """(B,) ranks from 0 -> mean NDCG@10 and HR@10, with one relevant item per user."""
+    """Return the mean NDCG@10 and HR@10 of (B,) ranks from 0, with one relevant item per user.
+
+    Examples
+    --------
+    >>> ndcg_and_hr(torch.tensor([0, 10]))
+    (0.5, 0.5)
+    """
     hit = ranks < CUTOFF
     gain = hit / torch.log2(ranks.double() + 2)
     return gain.mean().item(), hit.double().mean().item()

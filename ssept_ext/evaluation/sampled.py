@@ -1,4 +1,4 @@
-"""Ranks of held-out items among sampled negatives, as recommenders measures."""
+"""Ranking of the held-out items among sampled negatives, as in recommenders."""
 
 from __future__ import annotations
 
@@ -29,16 +29,32 @@ from ssept_ext.utils.checks import check_at_least
 def rank_candidates(
     model: SequentialRecommender, trials: EvaluationCandidates, eval_batch_size: int = 256
 ) -> tuple[float, float]:
-    """Let the model rank the candidates of `trials`; (NDCG@10, HR@10) averaged over the users.
+    """Rank the candidates of each user; return (NDCG@10, HR@10), averaged over the users.
 
-    Where `torch.distributed` is initialised, so that all processes must call it, each ranks for some of
-    the users, and all get the figures of one process. The model computes in evaluation mode and is left in
-    the mode it was in.
+    If `torch.distributed` is initialised, all processes must call this; each ranks for some of the users, and all
+    return what a single process would. The model runs in evaluation mode; its mode is restored.
+
+    Parameters
+    ----------
+    trials
+        The users and candidates, from `draw_candidates`.
+    eval_batch_size
+        Users per forward pass.
 
     Raises
     ------
     ValueError
-        If `eval_batch_size` is below 1, or a score is not finite (a NaN must never rank).
+        If `eval_batch_size` is below 1, or a score is not finite.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> from ssept_ext.evaluation import draw_candidates
+    >>> drawn = draw_candidates(synthetic(num_users=20), "test", num_neg_test=5, seed=0)
+    >>> model = SASREC(item_num=480, seq_max_len=8, embedding_dim=4, conv_dims=[4, 4])
+    >>> rank_candidates(model, drawn)[1]  # HR@10 of 6 candidates
+    1.0
     """
     return ndcg_and_hr(_ranks(model, trials, eval_batch_size, 1)[:, 0])
 
@@ -46,7 +62,7 @@ def rank_candidates(
 def _ranks(
     model: SequentialRecommender, trials: EvaluationCandidates, eval_batch_size: int, n_repeats: int
 ) -> Tensor:
-    """(n, n_repeats) ranks of the held-out item, among one group of the negatives after the other."""
+    """Return (n, n_repeats) ranks of the held-out item, each among one of `n_repeats` groups of negatives."""
     check_at_least("eval_batch_size", eval_batch_size, 1)
     ranks = [torch.zeros(0, dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)
@@ -75,14 +91,33 @@ def evaluate(
     eval_batch_size: int = 256,
     exclude: Exclude = "train",
 ) -> tuple[float, float]:
-    """(NDCG@10, HR@10) of the test item among `model.num_neg_test` negatives; see `draw_trials`, `measure`.
+    """Return (NDCG@10, HR@10) of the test item, ranked among `model.num_neg_test` sampled negatives.
 
-    Equal seeds give equal users and negatives, whatever `eval_batch_size`; None draws new ones.
+    `draw_candidates` says how users and negatives are drawn, `rank_candidates` how they are ranked.
+
+    Parameters
+    ----------
+    seed
+        Equal seeds draw equal users and negatives; None draws new ones.
+    eval_batch_size
+        Users per forward pass; it does not change the result.
+    exclude
+        Which of a user's items are never negatives: "train" or "all".
 
     Raises
     ------
     ValueError
-        As `draw_trials`, `measure` and `check_dataset_fits`.
+        If an argument is out of range, no user can be evaluated, the model has no vector for a user or item of the data
+        set, or a score is not finite.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> model = SASREC(item_num=480, seq_max_len=8, embedding_dim=4, conv_dims=[4] * 2, num_neg_test=5)
+    >>> ndcg, hr = model.evaluate(synthetic(num_users=20), seed=0)
+    >>> hr  # of 6 candidates
+    1.0
     """
     return _evaluate(model, dataset, "test", seed, eval_batch_size, exclude)
 
@@ -94,7 +129,7 @@ def evaluate_valid(
     eval_batch_size: int = 256,
     exclude: Exclude = "train",
 ) -> tuple[float, float]:
-    """As `evaluate`, for the validation item."""
+    """Return (NDCG@10, HR@10) of the validation item, ranked among sampled negatives; see `evaluate`."""
     return _evaluate(model, dataset, "valid", seed, eval_batch_size, exclude)
 
 
@@ -114,7 +149,7 @@ def _evaluate(
 
 
 def _same_seed(seed: int | None) -> int:
-    """A seed that all processes have, a new one for None."""
+    """Return the seed or, for None, a fresh one that is the same in all processes."""
     return distributed.broadcast_from_rank0(lambda: secrets.randbits(63)) if seed is None else seed
 
 
@@ -123,10 +158,13 @@ class RepeatedMetrics:
     """NDCG@10 and HR@10 over repeated draws of the negatives."""
 
     ndcg_mean: float
+    """Mean NDCG@10 of the draws."""
     ndcg_std: float
-    """Standard deviation of one draw's NDCG@10 (divisor n_repeats - 1)."""
+    """Standard deviation of NDCG@10 over the draws (divisor n_repeats - 1)."""
     hr_mean: float
+    """Mean HR@10 of the draws."""
     hr_std: float
+    """Standard deviation of HR@10 over the draws (divisor n_repeats - 1)."""
 
 
 def evaluate_repeated(
@@ -138,15 +176,32 @@ def evaluate_repeated(
     exclude: Exclude = "train",
     split: Split = "test",
 ) -> RepeatedMetrics:
-    """Measure as `evaluate` does with `n_repeats` draws of the negatives: how much is the draw's luck?
+    """Evaluate with `n_repeats` draws of the negatives, to see how much the metrics depend on the draw.
 
-    The users are the same in all repeats and are encoded once. The spread says nothing about other
-    trainings or other users.
+    The users are the same in all draws and are encoded once. The standard deviation does not include the variation over
+    training runs or over users.
+
+    Parameters
+    ----------
+    n_repeats
+        Number of draws, at least 2.
+    seed, eval_batch_size, exclude
+        As for `evaluate`.
+    split
+        Which held-out item to find: "test" or "valid".
 
     Raises
     ------
     ValueError
-        As `evaluate`, and if `n_repeats` is below 2.
+        If `n_repeats` is below 2, or for the reasons in `evaluate`.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> model = SASREC(item_num=480, seq_max_len=8, embedding_dim=4, conv_dims=[4] * 2, num_neg_test=5)
+    >>> evaluate_repeated(model, synthetic(num_users=20), n_repeats=3).hr_mean
+    1.0
     """
     check_at_least("n_repeats", n_repeats, 2)
     check_dataset_fits(model, dataset)
@@ -171,14 +226,27 @@ def evaluate_popularity(
     exclude: Exclude = "train",
     split: Split = "test",
 ) -> tuple[float, float]:
-    """(NDCG@10, HR@10) of ranking by the number of training events; the floor a model must beat.
+    """Return (NDCG@10, HR@10) of ranking items by their number of training events, a baseline for any model.
 
-    Given the model's seed and `num_neg_test` it ranks the same candidates of the same users.
+    With the `seed` and `num_neg_test` of a model's evaluation, it ranks the same candidates for the same users.
+
+    Parameters
+    ----------
+    num_neg_test, seed, exclude
+        As for `draw_candidates`.
+    split
+        Which held-out item to find: "test" or "valid".
 
     Raises
     ------
     ValueError
-        As `draw_candidates`.
+        For the reasons in `draw_candidates`.
+
+    Examples
+    --------
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> evaluate_popularity(synthetic(num_users=20), num_neg_test=5)[1]  # HR@10 of 6 candidates
+    1.0
     """
     trials = draw_candidates(dataset, split, num_neg_test=num_neg_test, seed=seed, exclude=exclude)
     events = dataset.histories("train").items

@@ -1,4 +1,4 @@
-"""The constructor arguments of the models, checked."""
+"""Constructor arguments of the models, with their checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssept_ext.utils.options import (
 )
 
 MAX_HEAD_SIZE = 256
-"""Of the attention kernels."""
+"""Largest head size that the attention kernels support."""
 
 Architecture = Literal["recommenders", "original"]
 
@@ -33,17 +33,20 @@ class SASRECConfig:
     Raises
     ------
     ValueError
-        If an argument is out of range; names argument, limit and value.
+        If an argument is out of range; names the argument, its limit and the value.
+
+    Examples
+    --------
+    >>> SASRECConfig(item_num=50, embedding_dim=16, conv_dims=[16, 16]).hidden_size
+    16
     """
 
     item_num: int = field(metadata={"help": "items have the ids 1..item_num", "within": Range(1)})
-    seq_max_len: int = option(
-        100, "T: number of a user's last events that the model sees", Range(1)
-    )
+    seq_max_len: int = option(100, "T: the model sees this many of a user's last events", Range(1))
     num_blocks: int = option(2, "number of encoder blocks", Range(1))
     embedding_dim: int = option(100, "width of the embeddings", Range(1))
     attention_dim: int = option(
-        100, "ignored, as in recommenders: the width is that of the embeddings", Range(1)
+        100, "ignored, as in recommenders: attention has the embeddings' width", Range(1)
     )
     attention_num_heads: int = option(1, "attention heads of a block", Range(1))
     conv_dims: Sequence[int] = option(
@@ -51,7 +54,7 @@ class SASRECConfig:
     )
     dropout_rate: float = option(0.5, "dropout probability", PROPER_FRACTION)
     l2_reg: float = option(
-        0.0, "weight of half the squared norm of the embedding tables in training", NOT_NEGATIVE
+        0.0, "weight of half the squared norm of the embedding tables in the loss", NOT_NEGATIVE
     )
     num_neg_test: int = option(
         100, "sampled negatives that each held-out item is ranked among", Range(1)
@@ -98,23 +101,35 @@ class SASRECConfig:
 
     @property
     def sse(self) -> SSE:
-        """The ids that training replaces, and how often."""
+        """The probabilities with which training replaces ids."""
         return SSE(0.0, self.sse_item_prob, self.sse_target_prob, self.sse_joint)
 
     @property
     def item_dim(self) -> int:
-        """Di"""
+        """Di: width of an item vector."""
         return self.embedding_dim
 
     @property
     def hidden_size(self) -> int:
-        """D = Di + Du"""
+        """D: width of the hidden states, here Di."""
         return self.embedding_dim
 
 
 @dataclass(frozen=True, kw_only=True)
 class SSEPTConfig(SASRECConfig):
-    """The constructor arguments of `SSEPT`, checked."""
+    """The constructor arguments of `SSEPT`, checked.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range; names the argument, its limit and the value.
+
+    Examples
+    --------
+    >>> config = SSEPTConfig(item_num=50, user_num=9, item_embedding_dim=16, user_embedding_dim=8, conv_dims=[24, 24])
+    >>> config.hidden_size
+    24
+    """
 
     user_num: int = field(metadata={"help": "users have the ids 1..user_num", "within": Range(1)})
     conv_dims: Sequence[int] = option(
@@ -140,29 +155,35 @@ class SSEPTConfig(SASRECConfig):
 
     @property
     def sse(self) -> SSE:
-        """What is replaced while training."""
+        """The probabilities with which training replaces ids."""
         return replace(super().sse, user_prob=self.sse_user_prob)
 
     @property
     def user_dim(self) -> int:
-        """Du"""
+        """Du: width of a user vector."""
         return cast("int", self.user_embedding_dim)
 
     @property
     def item_dim(self) -> int:
-        """Di"""
+        """Di: width of an item vector."""
         return cast("int", self.item_embedding_dim)
 
     @property
     def hidden_size(self) -> int:
-        """D = Di + Du"""
+        """D = Di + Du: width of the hidden states."""
         return self.item_dim + self.user_dim
 
 
 def config_from_arguments(
     kind: type[SASRECConfig], model: str, arguments: dict[str, Any]
 ) -> SASRECConfig:
-    """Make a config of keyword arguments; a TypeError names the `model` and an unknown or missing argument."""
+    """Make a config from keyword arguments.
+
+    Raises
+    ------
+    TypeError
+        If an argument is unknown or missing; names it and the `model`.
+    """
     known = {f.name: f for f in fields(kind)}
     for name in arguments:
         if name not in known:

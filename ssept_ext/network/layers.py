@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -12,25 +12,28 @@ from torch.nn import functional as F
 from ssept_ext import ops
 from ssept_ext._extension import Backend
 
+DROPOUTS_PER_LAYER = 3
+
 
 @dataclass(frozen=True)
 class Tokens:
-    """Hidden states of packed tokens, and where they belong."""
+    """Hidden states of packed tokens, with the layout of the batch."""
 
     x: Tensor
-    """(N, D)"""
+    """(N, D) hidden states."""
     positions: Tensor
     """(N,) int64 column in the left-padded layout."""
     cu_seqlens: Tensor
-    """(B + 1,) int32"""
+    """(B + 1,) int32 offsets of the sequences."""
     max_seqlen: int
+    """Length of the longest sequence, or an upper bound of it."""
 
     def last(self) -> Tokens:
-        """One token a sequence, the last; for an empty sequence a zero vector at position 0."""
+        """Keep only the last token of each sequence; an empty sequence gets a zero vector at position 0."""
         num_sequences = self.cu_seqlens.shape[0] - 1
         last = self.cu_seqlens[1:].long() - 1
         empty = self.cu_seqlens.diff() == 0
-        # An extra row of zeros at the end serves the empty ones.
+        # Empty sequences take an extra row of zeros, added at the end.
         index = torch.where(empty, self.x.shape[0], last)
         x = torch.cat([self.x, self.x.new_zeros(1, self.x.shape[1])])
         positions = torch.cat([self.positions, self.positions.new_zeros(1)])
@@ -40,11 +43,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Dropout:
-    """What one forward pass drops. Each dropout in it adds a site number of its own."""
+    """Probability and seed of all dropouts in a forward pass; each dropout has its own site number."""
 
     p: float
     seed: Tensor | None
-    """(1,) int64, None where p is 0."""
+    """(1,) int64; None if p is 0."""
 
     @staticmethod
     def none() -> Dropout:
@@ -53,10 +56,10 @@ class Dropout:
 
 
 class LayerNormalization(nn.Module):
-    """Layer norm over features with biased variance and eps 1e-8 inside the root.
+    """Layer norm over the features, with biased variance and eps = 1e-8 inside the square root.
 
-    gamma and beta have one value for each position and feature, (T, D), as recommenders' have, or, with
-    `seq_max_len=None`, one for each feature, (D,), as the authors' code has.
+    gamma and beta have shape (T, D), one value per position and feature, as in recommenders; with
+    `seq_max_len=None` they have shape (D,), as in the authors' code.
     """
 
     def __init__(self, seq_max_len: int | None, width: int, backend: Backend) -> None:
@@ -77,9 +80,9 @@ class LayerNormalization(nn.Module):
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)`, without the copy of the bias over all rows that PyTorch begins with on a CPU.
+    """`layer(x)`, avoiding PyTorch's first step on a CPU: copying the bias to every row of the output.
 
-    In half types it begins with none, and a sum with a bias in float32 would take many passes.
+    Under autocast PyTorch makes no such copy, and adding a float32 bias here would be slower.
     """
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return cast("Tensor", layer(x))
@@ -98,7 +101,7 @@ class MultiHeadAttention(nn.Module):
         self.V = nn.Linear(width, width)
 
     def forward(self, queries: Tokens, keys: Tokens, drop: Dropout, site: int) -> Tensor:
-        """(Nq, D): what each query token takes from the tokens of its sequence up to itself."""
+        """Attend from each query token to the tokens of its sequence up to itself; returns (Nq, D)."""
         head_size = queries.x.shape[1] // self.num_heads
         out, _ = ops.causal_attention(
             _linear(self.Q, queries.x).view(-1, self.num_heads, head_size),
@@ -118,7 +121,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class PointWiseFeedForward(nn.Module):
-    """Linear, ReLU, dropout, Linear, dropout, residual; recommenders' linear layers are convolutions of width 1."""
+    """Linear, ReLU, dropout, Linear, dropout, residual. recommenders writes Linear as a convolution of width 1."""
 
     def __init__(self, width: int, inner: int, backend: Backend) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ class PointWiseFeedForward(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor, drop: Dropout, site: int) -> Tensor:
-        """(N, D) -> (N, D), with x added; uses the sites `site` and `site + 1`."""
+        """(N, D) -> (N, D), including the residual x; uses the dropout sites `site` and `site + 1`."""
         first, second = self.conv_layer1, self.conv_layer2
         inner = ops.bias_dropout(
             F.linear(x, first.weight),
@@ -156,3 +159,64 @@ class PointWiseFeedForward(nn.Module):
             if key in state_dict and state_dict[key].shape[2:] == (1,):
                 state_dict[key] = state_dict[key].squeeze(2)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class EncoderLayer(nn.Module):
+    """One block: `n = LN(x)`, `a = attention(Q(n), K(x), V(x)) + n`, `y = FFN(m) + m`.
+
+    In the architecture "recommenders" m is a; in "original" it is LN2(a).
+    """
+
+    def __init__(
+        self,
+        seq_max_len: int | None,
+        width: int,
+        num_heads: int,
+        inner: int,
+        second_norm: bool,
+        backend: Backend,
+    ) -> None:
+        super().__init__()
+        self.mha = MultiHeadAttention(width, num_heads, backend)
+        self.ffn = PointWiseFeedForward(width, inner, backend)
+        self.layer_normalization = LayerNormalization(seq_max_len, width, backend)
+        self.layer_normalization2 = (
+            LayerNormalization(seq_max_len, width, backend) if second_norm else None
+        )
+
+    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
+        """Run the block for all tokens or, with `last_only`, only for the last token of each sequence.
+
+        Uses the dropout sites `site` to `site + DROPOUTS_PER_LAYER - 1`.
+        """
+        queries = tokens.last() if last_only else tokens
+        n = replace(queries, x=self.layer_normalization(queries))  # (Nq, D)
+        a = replace(queries, x=self.mha(n, tokens, drop, site) + n.x)  # (Nq, D)
+        if self.layer_normalization2 is not None:
+            a = replace(queries, x=self.layer_normalization2(a))  # (Nq, D)
+        return replace(queries, x=self.ffn(a.x, drop, site + 1))  # (Nq, D)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
+        # recommenders' blocks have two layer norms that its forward never uses.
+        unused = (f"{prefix}layernorm1.", f"{prefix}layernorm2.")
+        for key in [key for key in state_dict if key.startswith(unused)]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Encoder(nn.Module):
+    """A stack of encoder blocks."""
+
+    def __init__(self, layers: list[EncoderLayer]) -> None:
+        super().__init__()
+        self.enc_layers = nn.ModuleList(layers)
+
+    def forward(self, tokens: Tokens, drop: Dropout, first_site: int, last_only: bool) -> Tokens:
+        """Run all blocks; with `last_only`, the last block computes only the last token of each sequence."""
+        for i, layer in enumerate(self.enc_layers):
+            is_last_layer = i == len(self.enc_layers) - 1
+            site = first_site + i * DROPOUTS_PER_LAYER
+            tokens = layer(tokens, drop, site, last_only and is_last_layer)
+        return tokens

@@ -1,4 +1,4 @@
-"""Training losses: on sampled logits, and on those of the whole catalogue."""
+"""Training losses, on sampled logits or on the logits of the whole catalogue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 LossName = Literal["bce", "gbce", "bpr", "sampled_softmax", "softmax"]
 
-# Rows (tokens) and columns (items) of the logits that `softmax` holds at a time: 16 MiB in float32.
+# `softmax` computes the logits in tiles of this many tokens and items: 16 MiB in float32.
 TILE = (2048, 2048)
 
 
@@ -22,14 +22,19 @@ def bce(logits: Tensor, positives: Tensor) -> Tensor:
     Parameters
     ----------
     logits
-        (N, 1 + K) floating, the positive's in column 0.
+        (N, 1 + K) floating-point logits, the positive's in column 0.
     positives
         (N,) int64, 0 where a token has no target.
 
     Returns
     -------
     Tensor
-        Scalar, float32 or wider; 0 where no token has a target.
+        Scalar, float32 or wider; 0 if no token has a target.
+
+    Examples
+    --------
+    >>> bce(torch.tensor([[0.0, 0.0]]), positives=torch.tensor([7]))  # 2 log 2
+    tensor(1.3863)
     """
     wide = _wide(logits)
     return _mean(F.softplus(-wide[:, 0]) + F.softplus(wide[:, 1:]).sum(1), positives)
@@ -38,9 +43,9 @@ def bce(logits: Tensor, positives: Tensor) -> Tensor:
 def gbce(logits: Tensor, positives: Tensor, item_num: int, t: float) -> Tensor:
     """Generalised binary cross-entropy (gSASRec: Petrov & Macdonald, RecSys 2023).
 
-    `bce` with the positive's term times `β = α(t(1 - 1/α) + 1/α)`, where `α = K / (item_num - 1)` is the rate at
-    which negatives are sampled: fewer negatives push less, so the positive pulls less. t = 0 is `bce`; t = 1
-    calibrates fully. The paper divides by K + 1, which Adam does not notice.
+    This is `bce` with the positive's term multiplied by `β = α(t(1 - 1/α) + 1/α)`, where `α = K / (item_num - 1)` is
+    the sampling rate of negatives. It corrects the overconfidence that comes from sampling few negatives: t = 0 is
+    `bce`, t = 1 calibrates fully. The paper also divides by K + 1; Adam is invariant to such a constant factor.
 
     Parameters
     ----------
@@ -49,7 +54,7 @@ def gbce(logits: Tensor, positives: Tensor, item_num: int, t: float) -> Tensor:
     item_num
         Size of the catalogue.
     t
-        Calibration, in [0, 1].
+        Degree of calibration, in [0, 1].
     """
     alpha = (logits.shape[1] - 1) / (item_num - 1)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
@@ -60,7 +65,7 @@ def gbce(logits: Tensor, positives: Tensor, item_num: int, t: float) -> Tensor:
 def bpr(logits: Tensor, positives: Tensor) -> Tensor:
     """Bayesian personalised ranking: `-log sigmoid(positive - negative)` (Rendle et al., UAI 2009).
 
-    Averaged over the negatives and over the tokens that have a target. Arguments as for `bce`.
+    Averaged over the negatives and over the tokens that have a target. Takes the arguments of `bce`.
     """
     wide = _wide(logits)
     return _mean(F.softplus(wide[:, 1:] - wide[:, :1]).mean(1), positives)
@@ -69,14 +74,16 @@ def bpr(logits: Tensor, positives: Tensor) -> Tensor:
 def sampled_softmax(logits: Tensor, positives: Tensor, log_q: Tensor | None = None) -> Tensor:
     """Cross-entropy of the softmax over the positive and its negatives.
 
-    Averaged over the tokens that have a target. Arguments as for `bce`, and
+    Averaged over the tokens that have a target.
 
     Parameters
     ----------
+    logits, positives
+        As for `bce`.
     log_q
-        (N, 1 + K) log of the probability at which each item is drawn as a negative, subtracted from its logit
-        (Bengio & Senécal 2008; Yi et al., RecSys 2019), so that popular items are not punished for being drawn
-        often. None for uniform negatives: a constant cancels.
+        (N, 1 + K) log-probability of drawing each item as a negative. It is subtracted from the logits (Bengio &
+        Senécal 2008; Yi et al., RecSys 2019), so that popular items are not penalised for being drawn more often.
+        None for uniform negatives, for which the correction cancels.
     """
     wide = _wide(logits)
     if log_q is not None:
@@ -87,22 +94,22 @@ def sampled_softmax(logits: Tensor, positives: Tensor, log_q: Tensor | None = No
 def softmax(hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
     """Cross-entropy of the softmax over the whole catalogue, averaged over the tokens that have a target.
 
-    A tile of the (N, I) logits exists at a time; the backward computes it again. Under autocast the
-    matrix products have its type, and sums are float32.
+    Only one tile of the (N, I) logits is in memory at a time; the backward pass recomputes each. Under autocast, matrix
+    products use autocast's dtype and sums are float32.
 
     Parameters
     ----------
     hidden
-        (N, Di) floating, what the item vectors are multiplied with.
+        (N, Di) floating point: the item part of the hidden states.
     item_weight
-        (I + 1, Di), same type; row 0 is padding and no item.
+        (I + 1, Di), same dtype; row 0 is padding and ignored.
     positives
         (N,) int64 in 0..I, 0 where a token has no target.
 
     Returns
     -------
     Tensor
-        Scalar, float32 or wider; 0 where no token has a target.
+        Scalar, float32 or wider; 0 if no token has a target.
     """
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):
@@ -113,7 +120,7 @@ def softmax(hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
 
 
 class _TiledSoftmax(torch.autograd.Function):
-    """(N, Di), (I + 1, Di), (N,) -> (N,) cross-entropies, whatever where the target is 0."""
+    """(N, Di), (I + 1, Di), (N,) -> (N,) cross-entropies, undefined where the target is 0."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:

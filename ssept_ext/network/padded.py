@@ -1,4 +1,4 @@
-"""recommenders' padded interface: `forward`, `predict` and `loss_function` on left-padded arrays."""
+"""The interface of recommenders' classes: `forward`, `predict` and `loss_function` on left-padded arrays."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Array = Tensor | npt.NDArray[Any]
 
 
 class PaddedInterface(SequentialRecommender):
-    """A `SequentialRecommender` that is called as recommenders' classes are.
+    """A `SequentialRecommender` with the methods of recommenders' classes, which take padded arrays.
 
-    Padded arrays are checked and packed here, once; everything below works on packed batches.
+    The arrays are checked and packed here; the rest of the package works on packed batches.
     """
 
     def forward(  # type: ignore[override]  # recommenders' signature
         self, x: Mapping[str, Array], training: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Score the positives and negatives of a padded batch, as recommenders' forward does.
+        """Score the positives and negatives of a padded batch, as recommenders' `forward` does.
 
         Parameters
         ----------
         x
-            "users" (B, 1), "input_seq", "positive" and "negative" (B, T) integers, NumPy or tensors, left-padded
-            with 0. SASREC needs no "users".
+            "users" (B, 1), and "input_seq", "positive" and "negative" (B, T), left-padded with 0: NumPy arrays or
+            tensors of integers. SASREC needs no "users".
         training
-            False switches dropout and SSE off even where the module is in training mode.
+            False turns dropout and SSE off even if the module is in training mode.
 
         Returns
         -------
@@ -71,18 +71,25 @@ class PaddedInterface(SequentialRecommender):
         Parameters
         ----------
         inputs
-            "user" (B,) or (B, 1), "input_seq" (B, T), "candidate" (B, C) integers, NumPy or tensors. SASREC
-            needs no "user". Rows of padding only get finite scores.
+            "user" (B,) or (B, 1), "input_seq" (B, T) and "candidate" (B, C): NumPy arrays or tensors of
+            integers. SASREC needs no "user". Rows that are all padding get finite scores too.
 
         Returns
         -------
         Tensor
-            (B, C), without gradient and without dropout.
+            (B, C) scores, without gradient and without dropout.
 
         Raises
         ------
         ValueError, IndexError
-            As `forward`.
+            If an array has the wrong type or shape, or an id is outside its table; names it.
+
+        Examples
+        --------
+        >>> from ssept_ext import SASREC
+        >>> model = SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+        >>> model.predict({"input_seq": [[0, 0, 3, 5], [0, 7, 2, 4]], "candidate": [[1, 6, 8], [3, 5, 9]]}).shape
+        torch.Size([2, 3])
         """
         seq = self._ids(inputs, "input_seq", self.item_num)
         candidates = self._ids(inputs, "candidate", self.item_num)
@@ -99,7 +106,7 @@ class PaddedInterface(SequentialRecommender):
         pos: Sequence[Sequence[int]],
         neg: Sequence[Sequence[int]],
     ) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
-        """Turn a sampler's lists into `forward`'s input, left-padded to T; longer rows keep their newest T.
+        """Turn a sampler's lists into the input of `forward`, left-padded to T; of longer rows, the newest T remain.
 
         Returns
         -------
@@ -135,13 +142,13 @@ class PaddedInterface(SequentialRecommender):
                     f"{users_key} must have {seq.shape[0]} rows, as input_seq has, got {users.shape[0]}"
                 )
         batch = pack(users, seq, positive, negative)
-        # The newest event is at seq_max_len - 1, also where fewer columns are given.
+        # The newest event is always at seq_max_len - 1, even if there are fewer columns.
         return replace(batch, positions=batch.positions + (self.seq_max_len - seq.shape[1]))
 
     def _ids(
         self, x: Mapping[str, Array], name: str, largest: int, like: Tensor | None = None
     ) -> Tensor:
-        """One array of ids, checked and on the model's device; users may lack their second dimension."""
+        """Check one array of ids and move it to the model's device. Users may have one dimension."""
         if name not in x:
             raise ValueError(f'the input lacks "{name}"; it has {", ".join(x)}')
         ids = torch.as_tensor(x[name])

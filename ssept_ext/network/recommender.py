@@ -1,13 +1,12 @@
-"""SASRec and SSE-PT: embedding, encoder blocks, scores and loss, on packed batches.
+"""SASRec and SSE-PT: embedding, encoder, scores and loss, on packed batches.
 
 Notation: B sequences with N tokens in all, item and user vectors of widths Di and Du (SASRec: Du = 0),
-hidden states of width D = Di + Du, K negatives for each token.
+hidden states of width D = Di + Du, K negatives per token.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
 import torch
@@ -18,80 +17,11 @@ from ssept_ext._extension import Backend, check_backend
 from ssept_ext.data.packed import BatchPart, PackedBatch
 from ssept_ext.network import losses
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
-from ssept_ext.network.layers import (
-    Dropout,
-    LayerNormalization,
-    MultiHeadAttention,
-    PointWiseFeedForward,
-    Tokens,
-)
+from ssept_ext.network.layers import Dropout, Encoder, EncoderLayer, LayerNormalization, Tokens
 from ssept_ext.network.sse import replace_ids
 
 if TYPE_CHECKING:
     from ssept_ext.data.known_histories import KnownHistories
-
-DROPOUTS_PER_LAYER = 3
-
-
-class EncoderLayer(nn.Module):
-    """One block: `n = LN(x)`, `a = attention(Q(n), K(x), V(x)) + n`, `y = FFN(m) + m`.
-
-    In the architecture "recommenders" m is a; in "original" it is LN2(a).
-    """
-
-    def __init__(
-        self,
-        seq_max_len: int | None,
-        width: int,
-        num_heads: int,
-        inner: int,
-        second_norm: bool,
-        backend: Backend,
-    ) -> None:
-        super().__init__()
-        self.mha = MultiHeadAttention(width, num_heads, backend)
-        self.ffn = PointWiseFeedForward(width, inner, backend)
-        self.layer_normalization = LayerNormalization(seq_max_len, width, backend)
-        self.layer_normalization2 = (
-            LayerNormalization(seq_max_len, width, backend) if second_norm else None
-        )
-
-    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
-        """Run the block on all tokens or, with `last_only`, on each sequence's last token alone.
-
-        Uses the dropout sites `site` to `site + DROPOUTS_PER_LAYER - 1`.
-        """
-        queries = tokens.last() if last_only else tokens
-        n = replace(queries, x=self.layer_normalization(queries))  # (Nq, D)
-        a = replace(queries, x=self.mha(n, tokens, drop, site) + n.x)  # (Nq, D)
-        if self.layer_normalization2 is not None:
-            a = replace(queries, x=self.layer_normalization2(a))  # (Nq, D)
-        return replace(queries, x=self.ffn(a.x, drop, site + 1))  # (Nq, D)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object
-    ) -> None:
-        # recommenders' blocks hold two layer norms that its forward never uses.
-        unused = (f"{prefix}layernorm1.", f"{prefix}layernorm2.")
-        for key in [key for key in state_dict if key.startswith(unused)]:
-            del state_dict[key]
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class Encoder(nn.Module):
-    """The blocks, one after another."""
-
-    def __init__(self, layers: list[EncoderLayer]) -> None:
-        super().__init__()
-        self.enc_layers = nn.ModuleList(layers)
-
-    def forward(self, tokens: Tokens, drop: Dropout, first_site: int, last_only: bool) -> Tokens:
-        """Run all blocks; with `last_only`, the last block computes each sequence's last token alone."""
-        for i, layer in enumerate(self.enc_layers):
-            is_last_layer = i == len(self.enc_layers) - 1
-            site = first_site + i * DROPOUTS_PER_LAYER
-            tokens = layer(tokens, drop, site, last_only and is_last_layer)
-        return tokens
 
 
 class SequentialRecommender(nn.Module):
@@ -103,14 +33,22 @@ class SequentialRecommender(nn.Module):
         Sizes and options; an `SSEPTConfig` adds user vectors.
     backend
         Which kernels to run, see `ssept_ext.set_backend`.
+
+    Examples
+    --------
+    >>> from ssept_ext import pack
+    >>> config = SASRECConfig(item_num=9, seq_max_len=3, embedding_dim=4, conv_dims=[4, 4])
+    >>> network = SequentialRecommender(config)
+    >>> network(pack(torch.tensor([0, 0]), torch.tensor([[0, 3, 5], [0, 0, 4]]))).shape  # 3 tokens
+    torch.Size([3, 4])
     """
 
     config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
     config: SASRECConfig
     user_embedding_layer: nn.Embedding | None
     known: KnownHistories | None = None
-    """Raw ids and histories of a model that `fit` trained; `recommend` and `similar_items` then take and
-    return raw ids."""
+    """Raw ids and histories, for a model trained by `fit`. If set, `recommend` and `similar_items` take and return
+    raw ids."""
 
     def __init__(self, config: SASRECConfig, backend: Backend = "auto") -> None:
         super().__init__()
@@ -141,7 +79,7 @@ class SequentialRecommender(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: tables by `embedding_init` with row 0 zero, weights Xavier-uniform, biases zero."""
+        """Initialise tables as `embedding_init` says, with row 0 zero; weights Xavier-uniform, biases zero."""
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 if self.config.embedding_init == "xavier":
@@ -162,18 +100,18 @@ class SequentialRecommender(nn.Module):
         last_only: bool = False,
         user_vectors: Tensor | None = None,
     ) -> Tensor:
-        """Run the network up to the hidden states: the forward pass.
+        """Compute the hidden states: the forward pass, up to the scores.
 
         Parameters
         ----------
         batch
             N tokens of B sequences.
         drop
-            What to drop; None for nothing.
+            Dropout of this pass; None for none.
         last_only
-            Compute the last block for each sequence's last token alone.
+            Compute the last block only for the last token of each sequence.
         user_vectors
-            (B, Du) used instead of the rows of the user table.
+            (B, Du) vectors to use instead of the rows of the user table.
 
         Returns
         -------
@@ -184,7 +122,7 @@ class SequentialRecommender(nn.Module):
         table, users = None, None
         if self.user_embedding_layer is not None:
             table, users = self.user_embedding_layer.weight, batch.users
-            if user_vectors is not None:  # a table of its own, for this batch
+            if user_vectors is not None:  # they become a table for this batch
                 table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
                 users = torch.arange(1, len(table), device=table.device)
         x = ops.user_item_embedding(
@@ -214,16 +152,16 @@ class SequentialRecommender(nn.Module):
         negative_log_probs: Tensor | None = None,
         seed: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch: see `ssept_ext.network.losses`, by name.
+        """Return the loss of a batch, by the function in `ssept_ext.network.losses` that `loss` names.
 
-        With a seed, a pure function of its arguments and the parameters that never waits for the device.
+        With a seed, this is a pure function of its arguments and the parameters, and never waits for the device.
 
         Parameters
         ----------
         batch
-            With positives and negatives; ids must be inside the tables. "softmax" needs no negatives.
+            A batch with positives and, unless the loss is "softmax", negatives. All ids must be inside the tables.
         gbce_t
-            Calibration of "gbce".
+            Degree of calibration of "gbce", see `losses.gbce`.
         negative_log_probs
             (item_num + 1,) for "sampled_softmax": log-probability of drawing each item as a
             negative; None for uniform negatives.
@@ -258,16 +196,16 @@ class SequentialRecommender(nn.Module):
         Parameters
         ----------
         batch
-            With positives and negatives; ids must be inside the tables.
+            A batch with positives and negatives. All ids must be inside the tables.
         training
             False turns dropout and SSE off even if the module is in training mode.
         seed
-            (1,) int64 on the model's device, for all that is drawn; from torch's global generator if not given.
+            (1,) int64 on the model's device, for dropout and SSE; drawn from torch's global generator if not given.
 
         Returns
         -------
         Tensor
-            (N, 1 + K), the positives in column 0; 0 where the scored id is 0.
+            (N, 1 + K) logits, the positive's in column 0; 0 where the scored id is 0.
         """
         _check_has_targets(batch, need_negatives=True)
         return self._sampled_logits(*self._encode_targets(batch, training, seed))[0]
@@ -282,13 +220,13 @@ class SequentialRecommender(nn.Module):
         candidates
             (B, C) int64 item ids.
         user_part
-            False leaves out the user's part, which is the same for all candidates of a sequence.
-            It cannot change their order, but where it is large, adding it rounds close scores to ties.
+            False leaves out the user's part of the scores, which is the same for all candidates of a sequence.
+            The ranking is then more precise: adding a large constant can round close scores to ties.
 
         Returns
         -------
         Tensor
-            (B, C) float32 or wider, also for a model in half precision: rounded scores would tie.
+            (B, C) float32 or wider, even for a model in half precision, where rounded scores would tie.
         """
         hidden = self._last_hidden(batch)  # (B, D)
         # One row for each sequence, as if each had one token.
@@ -299,7 +237,7 @@ class SequentialRecommender(nn.Module):
     def encode_last(
         self, batch: PackedBatch, user_vectors: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Split scores for the next item into queries (B, Di) and user parts (B,), without dropout.
+        """Split the scores of the next item into queries (B, Di) and user parts (B,), without dropout.
 
         The score of item j is `queries @ E_item[j] + user_part`; the user part is the same for all items.
         Both are float32 or wider.
@@ -309,7 +247,7 @@ class SequentialRecommender(nn.Module):
         batch
             B sequences; an empty one gets finite scores.
         user_vectors
-            (B, Du) of the table's dtype, used instead of the table's rows.
+            (B, Du) vectors of the user table's dtype, to use instead of its rows.
         """
         hidden = self._last_hidden(batch, user_vectors)  # (B, D)
         item_dim = self.config.item_dim
@@ -365,7 +303,7 @@ class SequentialRecommender(nn.Module):
     def _encode_targets(
         self, batch: PackedBatch, training: bool, seed: Tensor | None
     ) -> tuple[PackedBatch, Tensor]:
-        """The batch as it is trained on, with ids replaced by SSE, and its hidden states (N, D)."""
+        """Apply SSE and encode: the batch with its replaced ids, and its hidden states (N, D)."""
         sse, drop = self._sse, Dropout.none()
         if training and self.training and (sse.is_active or self.dropout_rate > 0):
             if seed is None:
@@ -374,14 +312,14 @@ class SequentialRecommender(nn.Module):
                 users = self.config.user_num if isinstance(self.config, SSEPTConfig) else 0
                 batch = replace_ids(batch, sse, users, self.item_num, seed)
             if self.dropout_rate > 0:
-                # Masks are a function of the row in this process's part of the batch: with the same
-                # seed, every process would drop the same elements.
+                # Dropout masks depend on the row within this process's part of the batch: with one seed, all
+                # processes would drop the same elements.
                 own = seed + batch.process if isinstance(batch, BatchPart) else seed
                 drop = Dropout(self.dropout_rate, own)
         return batch, self.encode(batch, drop)
 
     def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, 1 + K) and the items that they score, the positives in column 0."""
+        """Return the (N, 1 + K) logits and the items that they score, positives in column 0."""
         assert batch.positives is not None
         assert batch.negatives is not None
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
@@ -395,9 +333,9 @@ class SequentialRecommender(nn.Module):
     def _score(
         self, hidden: Tensor, items: Tensor, users: Tensor | None, cu_seqlens: Tensor
     ) -> Tensor:
-        """Logits of (N, K) items for (N, D) hidden states; without users, their item part alone.
+        """Score (N, K) items for (N, D) hidden states; if `users` is None, without the user's part.
 
-        In the wider of the states' and the tables' dtypes.
+        The result has the wider of the dtypes of hidden states and tables.
         """
         table = self.user_embedding_layer if users is not None else None
         if users is None:

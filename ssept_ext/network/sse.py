@@ -1,4 +1,4 @@
-"""Stochastic shared embeddings: ids replaced at random while training (Wu et al., NeurIPS 2019)."""
+"""Stochastic shared embeddings: replace ids at random in training (Wu et al., NeurIPS 2019)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from torch import Tensor
 from ssept_ext.data.packed import BatchPart, PackedBatch
 from ssept_ext.ops.reference import philox4x32_10
 
-# Philox sites of their own: those of dropout count up from 0.
+# Dropout sites count up from 0, so these never collide with them.
 _TOKEN_SITE, _USER_SITE = 0xFFFFFFFF, 0xFFFFFFFE
 _MASK32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
 class SSE:
-    """With what probability an id is *replaced*, by one drawn uniformly from its table.
+    """Probabilities of *replacing* an id by one drawn uniformly from its table.
 
-    The flags of the authors' code are probabilities of *keeping*: `--threshold_user 0.08
+    The flags of the authors' code are probabilities of *keeping* an id: `--threshold_user 0.08
     --threshold_item 0.9` is `user_prob=0.92, item_prob=0.1, joint=True`.
+
+    Examples
+    --------
+    >>> SSE(user_prob=0.92, item_prob=0.1, joint=True).is_active
+    True
     """
 
     user_prob: float = 0.0
-    """Of a sequence's user, both as input and in scoring."""
+    """Probability of replacing the user of a sequence, both as input and in scoring."""
     item_prob: float = 0.0
-    """Of an input item; with `joint`, of an input item and its target together."""
+    """Probability of replacing an input item or, with `joint`, an input item and its target together."""
     target_prob: float = 0.0
-    """Of a positive target; 0 with `joint`."""
+    """Probability of replacing the item to predict; must be 0 with `joint`."""
     joint: bool = False
-    """The habit of the authors' sampler: an input and its target are replaced together, by two independent items,
-    and a replaced input is also what the event before it has as its target, unless that was replaced itself."""
+    """Whether to replace as the authors' sampler does: an input and its target together, by two independently drawn
+    items. A replaced input also becomes the target of the event before it, unless that target was itself replaced."""
 
     def __post_init__(self) -> None:
         for name in ("user_prob", "item_prob", "target_prob"):
@@ -45,28 +50,28 @@ class SSE:
 
     @property
     def is_active(self) -> bool:
-        """Whether anything is ever replaced."""
+        """Whether any probability is above 0."""
         return max(self.user_prob, self.item_prob, self.target_prob) > 0
 
 
 def replace_ids(
     batch: PackedBatch, sse: SSE, user_num: int, item_num: int, seed: Tensor
 ) -> PackedBatch:
-    """Replace users, items and positives of a batch: a pure function of the arguments, without a stream.
+    """Replace users, items and positives of a batch at random, as a pure function of the arguments.
 
-    Token n takes the words w of Philox4x32-10 under key `seed` at counter (n, 0, 0, site): its input
-    is replaced where `w0 < item_prob * 2**32`, by item `1 + (w1 * item_num >> 32)`; its target where
-    `w2 < target_prob * 2**32`, by `1 + (w3 * item_num >> 32)`, or, with `joint`, together with the
-    input, by `1 + (w2 * item_num >> 32)`. Users take w0 and w1 at a site of their own. Ids of 0 ("no
-    user", "no target") and negatives stay. Never waits for the device.
+    Token n uses the words w0 to w3 of Philox4x32-10 with key `seed` at counter (n, 0, 0, site). If
+    `w0 < item_prob * 2**32`, its input becomes item `1 + (w1 * item_num >> 32)`. If `w2 < target_prob * 2**32`, its
+    target becomes `1 + (w3 * item_num >> 32)`; with `joint`, the target is replaced whenever the input is, by
+    `1 + (w2 * item_num >> 32)`. Sequences use w0 and w1 in the same way for their users, at another site. Ids of 0
+    ("no user", "no target") and negatives are never replaced. Never waits for the device.
 
     Parameters
     ----------
     batch
-        With positives, on any device; a `BatchPart` counts n in the whole batch, so that replacing is
-        the same however many processes share it.
+        A batch with positives, on any device. In a `BatchPart`, n counts from the start of the whole batch, so the
+        replaced ids do not depend on the number of processes.
     user_num, item_num
-        Ids are drawn from 1 to these.
+        The largest ids to draw.
     seed
         (1,) int64, on the batch's device.
     """
@@ -109,12 +114,12 @@ def _below(word: Tensor, probability: float) -> Tensor:
 
 
 def _scale(word: Tensor, largest: int) -> Tensor:
-    """Turn 32 random bits into an id from 1 to `largest`, which is below 2**31."""
+    """Turn 32 random bits into an id from 1 to `largest`, which must be below 2**31."""
     return 1 + (word * largest >> 32)
 
 
 def _is_last(batch: PackedBatch) -> Tensor:
-    """(N,) whether a token is the last of its sequence; whatever for spare capacity."""
+    """(N,) bool: whether a token is the last of its sequence; undefined in the tail padding."""
     starts = torch.zeros(len(batch.items) + 1, dtype=torch.bool, device=batch.items.device)
     starts[batch.cu_seqlens.long()] = True
     return starts[1:]

@@ -1,10 +1,10 @@
 """The fused operations, on packed tokens, each with a native and a reference implementation.
 
-Under `torch.autocast` hidden states are of autocast's type, and tables stay as they are: `user_item_embedding` reads
-the tables in their own type and returns autocast's; `position_layer_norm` and `bias_dropout` cast what they get, as
-`torch.nn.functional.linear` does; `sampled_logits` widens the hidden states to the tables' type, so that logits and the
-gradients of tables are not rounded; `causal_attention` works in the type of q, k and v, which linear layers have made
-autocast's. float64 is never cast.
+Under `torch.autocast`, hidden states have autocast's dtype and tables keep their own. `user_item_embedding` reads the
+tables in their dtype and returns autocast's; `position_layer_norm` and `bias_dropout` cast their inputs, as
+`torch.nn.functional.linear` does; `sampled_logits` widens the hidden states to the dtype of the tables, so that neither
+logits nor gradients of tables are rounded; `causal_attention` computes in the dtype of q, k and v, which the linear
+layers before it have already cast. float64 is never cast.
 """
 
 import sys
@@ -29,9 +29,9 @@ __all__ = [
 
 
 def register(namespace: str) -> None:
-    """Give the C++ ops of a library namespace their shapes (for compilers) and their gradients."""
+    """Register the fake implementations (for torch.compile) and gradients of the C++ ops in a library namespace."""
     for op in OPS:
-        # By module, as the functions have the modules' names.
+        # Each module has the same name as its function, which hides it here: look it up in sys.modules.
         sys.modules[f"{__name__}.{op}"].register(namespace)
 
 

@@ -1,4 +1,4 @@
-"""What the ops do under `torch.autocast`: see `ssept_ext.ops`."""
+"""Casts of the ops under `torch.autocast`; see `ssept_ext.ops`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
-    """The type that `torch.autocast` asks for on this device; None outside of it."""
+    """Return the dtype of `torch.autocast` on this device, or None if it is off."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
 
 
 def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """In `dtype`, unless that is None; float64 is left as it is, as torch's autocast leaves it."""
+    """Cast to `dtype`, unless it is None or x is float64, which torch's autocast never casts either."""
     return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Keep autocast out of the reference ops, whose inner products are meant in float32."""
+    """Turn autocast off for the reference ops, whose inner products must be computed in float32."""
     return torch.autocast(device.type, enabled=False)

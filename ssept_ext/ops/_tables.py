@@ -1,4 +1,4 @@
-"""What the ops with tables share: gradients of rows that occur many times."""
+"""Gradients of embedding tables, shared by the ops that read tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def fixed_order(items: Tensor) -> Tensor | None:
-    """In what order to sum the gradients of items, where it must be fixed: a stable argsort of all ids, or None.
+    """Return the permutation that makes the sum of item gradients deterministic, or None if none is needed.
 
-    The CPU kernels sum in a fixed order without it, the CUDA kernels by atomics.
+    It is a stable argsort of all ids. The CPU kernels are deterministic without it; the CUDA kernels use atomics.
     """
     if items.is_cuda and torch.are_deterministic_algorithms_enabled():
         return items.flatten().argsort(stable=True)
@@ -19,9 +19,9 @@ def fixed_order(items: Tensor) -> Tensor | None:
 def gradient_of_user_table(
     user_weight: Tensor | None, users: Tensor | None, grad_by_sequence: Tensor
 ) -> Tensor | None:
-    """Sum (B, Du) gradients of sequences into the rows of their users.
+    """Add the (B, Du) gradients of sequences to the rows of their users.
 
-    Kernels give zeros for sequences without a valid user; those go to row 0.
+    Sequences without a valid user have zero gradients, which are added to row 0.
     """
     if user_weight is None or users is None:
         return None

@@ -1,4 +1,4 @@
-"""The op `bias_dropout`: what follows a matrix product."""
+"""The op `bias_dropout`: the elementwise steps after a matrix product."""
 
 from __future__ import annotations
 
@@ -23,38 +23,43 @@ def bias_dropout(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """`residual + dropout(act(x + bias))` in one pass, act being a ReLU or nothing.
+    """Compute `residual + dropout(act(x + bias))` in one pass, where act is a ReLU or the identity.
 
-    The dropout mask is a function of (seed, site, row, column) alone.
+    The dropout mask depends only on (seed, site, row, column).
 
     Parameters
     ----------
     x
-        (N, C) float16, bfloat16, float32 or float64, a matrix product.
+        (N, C) float16, bfloat16, float32 or float64: the result of a matrix product.
     bias
-        (C,), same type, or any under autocast.
+        (C,), same dtype, or any under autocast.
     residual
-        (N, C), as `bias`, or None; not together with `relu`.
+        (N, C), same dtype as `bias`, or None. Cannot be combined with `relu`.
     relu
-        Whether negative sums become 0.
+        Whether to apply a ReLU to `x + bias`.
     dropout_p
-        Probability in [0, 1) that an element is dropped; the others are scaled by 1 / (1 - dropout_p).
+        Probability in [0, 1) that an element is dropped; the rest are scaled by 1 / (1 - dropout_p).
     seed
-        (1,) int64, needed where dropout_p > 0.
+        (1,) int64 dropout seed; required if dropout_p > 0.
     site
-        Which dropout of the model this is.
+        Number of this dropout in the model: different sites have independent masks.
     backend
         Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
     Tensor
-        (N, C), same type.
+        (N, C), same dtype.
 
     Raises
     ------
     ValueError
-        If a shape, type or device does not fit; names the argument.
+        If an argument has a wrong shape, dtype or device; names it.
+
+    Examples
+    --------
+    >>> bias_dropout(torch.tensor([[-2.0, 3.0]]), bias=torch.ones(2), relu=True)
+    tensor([[0., 4.]])
     """
     dtype = autocast_type(x.device)
     x, bias = cast(x, dtype), cast(bias, dtype)
@@ -66,7 +71,7 @@ def bias_dropout(
 
 
 def register(namespace: str) -> None:
-    """Register shapes and gradients of the C++ ops of a library namespace."""
+    """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).bias_dropout_backward
 
     def fake(x: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The op `causal_attention`."""
+"""The op `causal_attention`: fused causal self-attention on packed or padded sequences."""
 
 from __future__ import annotations
 
@@ -27,49 +27,74 @@ def causal_attention(
     *,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal softmax attention within each of B packed sequences.
+    """Causal softmax attention within each of B packed sequences, in the layout of `flash_attn_varlen_func`.
 
-    The layout is that of `flash_attn_varlen_func`: query i of a sequence's nq sees the keys up to nk - nq + i,
-    so that the newest query and the newest key meet. The dropout mask of a weight is a function of
-    (seed, site, query token · H + head, key's index in its sequence) alone.
+    The causal mask is aligned to the bottom-right corner: query i of nq sees keys 0 to nk - nq + i. With nq = 2 and
+    nk = 5 (x: visible, .: masked):
 
-    On CUDA, products of float32 are computed in float32, or by TF32 tensor cores (inputs rounded to 10 bits)
-    where `torch.backends.cuda.matmul.allow_tf32` or `torch.set_float32_matmul_precision` lets matmul do so.
+            k0 k1 k2 k3 k4
+        q0   x  x  x  x  .
+        q1   x  x  x  x  x
+
+    With nq = 4 and nk = 2, the first two queries see no key:
+
+            k0 k1
+        q0   .  .
+        q1   .  .
+        q2   x  .
+        q3   x  x
+
+    The dropout mask of an attention weight depends only on (seed, site, query token · H + head, index of the key in
+    its sequence).
+
+    On CUDA, float32 products use TF32 tensor cores (inputs rounded to 10 bits of mantissa) if
+    `torch.backends.cuda.matmul.allow_tf32` or `torch.set_float32_matmul_precision` allows it for matmul.
 
     Parameters
     ----------
     q
-        (Nq, H, Dh) float16, bfloat16, float32 or float64, Dh in 1..256; on CUDA up to 128 in float64.
+        (Nq, H, Dh) float16, bfloat16, float32 or float64, with Dh in 1..256; on CUDA, float64 has Dh up to 128.
     k, v
-        (Nk, H, Dh), same type.
+        (Nk, H, Dh), same dtype.
     cu_seqlens_q, cu_seqlens_k
-        (B + 1,) int32 offsets of the sequences in q and in k and v.
+        (B + 1,) int32 offsets of the sequences in q, and in k and v.
     max_seqlen_q, max_seqlen_k
-        At least the longest sequence's number of tokens.
+        Length of the longest sequence, or an upper bound of it.
     scale
-        Factor of the scores, 1 / sqrt(Dh) in the papers.
+        Factor of the scores before the softmax, usually 1 / sqrt(Dh).
     dropout_p
-        Probability in [0, 1) that a weight is dropped; the others are scaled by 1 / (1 - dropout_p).
+        Probability in [0, 1) that a weight is dropped; the rest are scaled by 1 / (1 - dropout_p).
     seed
-        (1,) int64, needed where dropout_p > 0.
+        (1,) int64 dropout seed; required if dropout_p > 0.
     site
-        Which dropout of the model this is.
+        Number of this dropout in the model: different sites have independent masks.
     backend
         Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
     out
-        (Nq, H, Dh), same type; zeros for queries that see no key.
+        (Nq, H, Dh), same dtype; zeros for queries that see no key.
     lse
-        (Nq, H) float32 or wider, logarithm of the softmax's denominator, without gradient; -inf for queries
-        that see no key, 0 for tokens from `cu_seqlens_q[B]` on.
+        (Nq, H) float32 or wider: the logsumexp of the scores, without gradient. -inf for queries that see no key,
+        0 for tail padding.
 
     Raises
     ------
     ValueError
-        If a shape, type or device does not fit; names the argument. On CUDA a sequence longer than max_seqlen
-        goes unnoticed, and costs time only.
+        If an argument has a wrong shape, dtype or device; names it. On CUDA, a sequence longer than `max_seqlen_q` or
+        `max_seqlen_k` is not detected: the result is right, but takes longer.
+
+    Examples
+    --------
+    Equal scores: each of three queries averages the values up to its own.
+
+    >>> q = k = torch.zeros(3, 1, 4)
+    >>> v = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1).expand(3, 1, 4).contiguous()
+    >>> offsets = torch.tensor([0, 3], dtype=torch.int32)
+    >>> out, lse = causal_attention(q, k, v, offsets, offsets, 3, 3, scale=0.5)
+    >>> out[:, 0, 0]
+    tensor([1.0000, 1.5000, 2.0000])
     """
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     args = (q, k, v, *lengths, scale, dropout_p, seed, site)
@@ -79,11 +104,11 @@ def causal_attention(
 
 
 def _matmul_takes_tf32() -> bool:
-    """A graph of torch.compile is made anew where this changes: torch guards it as part of its global state."""
+    """Whether matmul may use TF32. torch.compile recompiles when this changes, as it guards this global state."""
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
-# What torch.compiler.assume_constant_result does after importing torch._dynamo, which took half of `import ssept_ext`.
+# torch.compiler.assume_constant_result sets this too, but imports torch._dynamo: half the time of `import ssept_ext`.
 _matmul_takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -99,14 +124,14 @@ def padded_causal_attention(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """`causal_attention` of padded sequences, for those who want the kernel and nothing else.
+    """`causal_attention` on padded sequences of equal shape, such as those of other models.
 
-    Positions that `key_mask` leaves out, anywhere in a sequence, are dropped before the kernel and take no time.
+    Padding may be anywhere in a sequence. It is removed before the kernel runs and costs no time there.
 
     Parameters
     ----------
     q, k, v
-        (B, T, H, Dh) of one type.
+        (B, T, H, Dh), all of one dtype.
     key_mask
         (B, T) bool, True at real tokens.
     scale, dropout_p, seed, site, backend
@@ -115,12 +140,19 @@ def padded_causal_attention(
     Returns
     -------
     Tensor
-        (B, T, H, Dh), same type; zeros where `key_mask` is False.
+        (B, T, H, Dh), same dtype; zeros where `key_mask` is False.
 
     Raises
     ------
     ValueError
-        If a shape, type or device does not fit; names the argument.
+        If an argument has a wrong shape, dtype or device; names it.
+
+    Examples
+    --------
+    >>> x = torch.randn(2, 5, 1, 8)  # 2 sequences of 5 tokens, 1 head of 8 features
+    >>> key_mask = torch.tensor([[False, False, True, True, True], [True] * 5])
+    >>> padded_causal_attention(x, x, x, key_mask, scale=8**-0.5).shape
+    torch.Size([2, 5, 1, 8])
     """
     if key_mask.dtype != torch.bool or key_mask.shape != q.shape[:2]:
         raise ValueError(
@@ -149,7 +181,7 @@ def padded_causal_attention(
 
 
 def register(namespace: str) -> None:
-    """Register shapes and gradients of the C++ ops of a library namespace."""
+    """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).causal_attention_backward
 
     def fake(q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

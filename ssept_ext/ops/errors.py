@@ -1,4 +1,4 @@
-"""Errors that CUDA kernels could only note down."""
+"""Errors that CUDA kernels record, to be raised on the host."""
 
 import torch
 
@@ -6,10 +6,19 @@ from ssept_ext._extension import built_with_cuda
 
 
 def raise_pending_errors() -> None:
-    """Raise the IndexError of an id that a CUDA kernel met outside its table since the last call.
+    """Raise an IndexError if a CUDA kernel has found an id outside its table since the last call.
 
-    Kernels treat such an id as padding, so that nothing is read from outside and the device need not stop. Call this
-    where the host has waited for the device anyway, such as after reading a loss; `train_model` and `evaluate` do.
+    Kernels treat such an id as padding and record the error, because raising it would mean waiting for the device. Call
+    this where the host has just waited anyway, such as after reading a loss; `train_model` and `evaluate` do.
+
+    Raises
+    ------
+    IndexError
+        Naming the first such id and the size of its table.
+
+    Examples
+    --------
+    >>> raise_pending_errors()  # nothing to raise
     """
     if built_with_cuda():
         torch.ops.ssept_ext.raise_pending_errors()

@@ -1,4 +1,4 @@
-"""The op `position_layer_norm`: layer norm with a gamma and beta for each position."""
+"""The op `position_layer_norm`: layer norm with its own gamma and beta at each position."""
 
 from __future__ import annotations
 
@@ -22,37 +22,44 @@ def position_layer_norm(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """`gamma[t] * (x - mean) / sqrt(variance + eps) + beta[t]`, t being the token's position.
+    """Compute `gamma[t] * (x - mean) / sqrt(variance + eps) + beta[t]`, where t is the token's position.
 
-    Mean and biased variance are over the features. recommenders' layer norm has such parameters of shape (T, D).
+    The mean and the biased variance are over the features. This is the layer norm of recommenders' classes, whose
+    parameters have shape (T, D).
 
     Parameters
     ----------
     x
         (N, D) float16, bfloat16, float32 or float64.
     gamma, beta
-        (T, D), same type, or any under autocast.
+        (T, D), same dtype, or any under autocast.
     positions
         (N,) int64 in 0..T-1.
     cu_seqlens
         (B + 1,) int32 offsets of the sequences.
     eps
-        Added to the variance.
+        Added to the variance for numerical stability.
     backend
         Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
     Tensor
-        (N, D), same type; zeros for tokens from `cu_seqlens[B]` on.
+        (N, D), same dtype; zeros for tail padding, the tokens from `cu_seqlens[B]` on.
 
     Raises
     ------
     ValueError
-        If a shape, type or device does not fit; names the argument.
+        If an argument has a wrong shape, dtype or device; names it.
     IndexError
         If a position is outside 0..T-1; names it and T. On CUDA it counts as 0 and the error is raised by the next
         `ssept_ext.ops.raise_pending_errors`.
+
+    Examples
+    --------
+    >>> x, offsets = torch.tensor([[1.0, 3.0]]), torch.tensor([0, 1], dtype=torch.int32)
+    >>> position_layer_norm(x, torch.ones(5, 2), torch.zeros(5, 2), torch.tensor([4]), offsets)
+    tensor([[-1.,  1.]])
     """
     x, gamma, beta = (cast(t, autocast_type(x.device)) for t in (x, gamma, beta))
     args = (x, gamma, beta, positions, cu_seqlens, eps)
@@ -62,7 +69,7 @@ def position_layer_norm(
 
 
 def register(namespace: str) -> None:
-    """Register shapes and gradients of the C++ ops of a library namespace."""
+    """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).position_layer_norm_backward
 
     def fake(x: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -1,12 +1,12 @@
-"""Every operation in plain PyTorch: the specification, the fallback, and what the kernels are tested against.
+"""Every op in plain PyTorch: the specification, the fallback, and the oracle in tests of the kernels.
 
 Imports nothing of this package. Works on any device, through autograd and under `torch.compile`.
 
-Shared conventions: N tokens of B sequences lie in a row; sequence b owns tokens `cu_seqlens[b]` to
-`cu_seqlens[b + 1] - 1`; tokens from `cu_seqlens[B]` on are spare capacity, are never read, and give
-zeros. Id 0 is padding: it stands for a zero vector and receives no gradient. Half types are computed
-in float32. Ids outside a table raise an IndexError on the CPU; elsewhere, where looking would stall the
-device, they count as padding.
+Shared conventions: the N tokens of B sequences are packed one after another; sequence b has the tokens
+`cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`. Tokens from `cu_seqlens[B]` on are tail padding: they are never
+read, and their results are zeros. Id 0 is padding: it has a zero vector and receives no gradient. float16 and bfloat16
+are computed in float32. Ids outside a table raise an IndexError on the CPU; on other devices, where checking
+would stall the device, they count as padding.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _MASK32 = 0xFFFFFFFF
 def philox4x32_10(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox (Salmon et al., SC 2011); 32-bit words held in int64 tensors."""
+    """Philox4x32 with ten rounds (Salmon et al., SC 2011), on 32-bit words in int64 tensors."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The int64 products wrap; their low and high words are right all the same.
+        # The int64 products overflow, but their low and high words are still right.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK32) ^ c1 ^ k0,
@@ -38,7 +38,7 @@ def philox4x32_10(
 
 
 def dropout_keep(rows: Tensor, num_columns: int, p: float, seed: Tensor, site: int) -> Tensor:
-    """Which elements dropout keeps: a pure function of (seed, site, row, column).
+    """Return which elements dropout keeps, as a pure function of (seed, site, row, column).
 
     Element (row, column) is kept where word `column % 4` of Philox under key `seed` at counter
     (column // 4, row low, row high, site) is at least `p * 2**32`.
@@ -48,9 +48,9 @@ def dropout_keep(rows: Tensor, num_columns: int, p: float, seed: Tensor, site: i
     rows
         (...) int64 row numbers.
     seed
-        (1,) int64.
+        (1,) int64 dropout seed.
     site
-        Which dropout of the model this is, 0 <= site < 2**32.
+        Number of this dropout in the model, 0 <= site < 2**32.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def dropout_keep(rows: Tensor, num_columns: int, p: float, seed: Tensor, site: i
 
 
 def dropout(x: Tensor, p: float, seed: Tensor | None, site: int) -> Tensor:
-    """Dropout of (N, C) rows by `dropout_keep`; the identity where p is 0."""
+    """Apply dropout to (N, C) rows by `dropout_keep`; the identity if p is 0."""
     if p == 0:
         return x
     _check_dropout(p, seed)
@@ -123,7 +123,7 @@ def position_layer_norm(
     cu_seqlens: Tensor,
     eps: float = 1e-8,
 ) -> Tensor:
-    """Layer norm with a gamma and beta for each position: see `ssept_ext.ops`."""
+    """Layer norm with its own gamma and beta at each position: see `ssept_ext.ops`."""
     _check_dims("x", x, 2)
     _check_dims("gamma", gamma, 2)
     num_tokens = _check_packed(x, cu_seqlens)
@@ -156,8 +156,8 @@ def causal_attention(
 ) -> tuple[Tensor, Tensor]:
     """Causal softmax attention within each sequence: see `ssept_ext.ops`.
 
-    The dropout row of query token i and head h is `i * H + h`, its column the key's index in its sequence.
-    `allow_tf32` speaks to kernels only: products here follow `torch.backends.cuda.matmul` by themselves.
+    The dropout row of query token i and head h is `i * H + h`; its column is the key's index in its sequence.
+    `allow_tf32` has no effect here, only on kernels: PyTorch's products follow `torch.backends.cuda.matmul`.
     """
     _check_dropout(dropout_p, seed)
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -175,7 +175,7 @@ def causal_attention(
     query = _padded(q.to(wide), cu_seqlens_q, max_seqlen_q).transpose(1, 2)
     key = _padded(k.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
     value = _padded(v.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
-    # Query i of a sequence's nq sees the keys up to nk - nq + i: aligned at the newest token.
+    # Query i of nq sees the keys up to nk - nq + i: the mask is aligned to the bottom-right corner.
     lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()
     last_key = torch.arange(max_seqlen_q, device=q.device) + (lengths_k - lengths_q)[:, None]
     visible = torch.arange(max_seqlen_k, device=q.device) <= last_key[..., None]
@@ -184,7 +184,7 @@ def causal_attention(
 
     scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~visible, -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True)
-    # A query that sees no key has lse = -inf: subtract 0 there, so that its weights are 0 and not NaN.
+    # A query that sees no key has lse = -inf: subtract 0 there, so that its weights are 0, not NaN.
     weights = (scores - lse.masked_fill(lse.isneginf(), 0)).exp()
     if dropout_p > 0:
         assert seed is not None
@@ -229,7 +229,7 @@ def sampled_logits(
     users: Tensor | None,
     cu_seqlens: Tensor,
 ) -> Tensor:
-    """Scores of K items for each token's hidden state: see `ssept_ext.ops`."""
+    """Score K items for each token: see `ssept_ext.ops`."""
     _check_dims("items", items, 2)
     _check_ids_type("items", items)
     num_tokens = _check_packed(items, cu_seqlens)
@@ -253,14 +253,14 @@ def sampled_logits(
 
 
 def _sequence_of_token(cu_seqlens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """(N,) sequence of each token, and (N,) bool: False for spare capacity."""
+    """(N,) sequence of each token, and (N,) bool: False for tail padding."""
     token = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
     return sequence, token < cu_seqlens[-1]
 
 
 def _rows(x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-    """`x[index]` where valid, zeros elsewhere, whatever the index is there; x may be empty."""
+    """`x[index]` where valid, zeros elsewhere, for any index there; x may be empty."""
     x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
     return x[torch.where(valid, index, x.shape[0] - 1)]
 
@@ -272,7 +272,7 @@ def _padded(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
 
 
 def _packed(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-    """(B, max_seqlen, ...) -> (N, ...), zeros for spare capacity: the inverse of `_padded`."""
+    """(B, max_seqlen, ...) -> (N, ...), zeros for tail padding: the inverse of `_padded`."""
     sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
     start = torch.cat([cu_seqlens, cu_seqlens[-1:]])[sequence]
     offset = torch.arange(num_tokens, device=x.device) - start
@@ -280,13 +280,13 @@ def _packed(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 
 
 def _lookup(name: str, weight: Tensor, ids: Tensor, real: Tensor | None = None) -> Tensor:
-    """Rows of a table; id 0 and ids where `real` is False give zeros and no gradient."""
+    """Look up rows of a table; id 0, and ids where `real` is False, give zeros without gradient."""
     ids = _checked_ids(name, ids, weight.shape[0], real)
     return torch.where((ids != 0).unsqueeze(-1), F.embedding(ids, weight), 0)
 
 
 def _checked_ids(name: str, ids: Tensor, size: int, real: Tensor | None = None) -> Tensor:
-    """Ids with those of spare capacity set to 0; others outside 0..size-1 are refused (CPU) or set to 0."""
+    """Set the ids of tail padding to 0. Other ids outside 0..size-1 raise an IndexError (CPU) or become 0."""
     if real is not None:
         ids = torch.where(real, ids, 0)
     wrong = (ids < 0) | (ids >= size)
@@ -340,7 +340,7 @@ def _check_ids_type(name: str, ids: Tensor) -> None:
 
 
 def _check_users(user_weight: Tensor | None, users: Tensor | None, cu_seqlens: Tensor) -> int:
-    """Check that users and their table come together; returns Du."""
+    """Check that users and their table are given together; returns Du."""
     if (user_weight is None) != (users is None):
         raise ValueError("user_weight and users must be given together")
     if user_weight is None or users is None:

@@ -25,23 +25,23 @@ def sampled_logits(
 ) -> Tensor:
     """Score K items for each of N tokens without building an (N, K, D) tensor.
 
-    `logits[n, k] = h[:Di] · item_weight[items[n, k]] + h[Di:] · user_weight[u] · sqrt(Du)` where h is
-    `hidden[n]` and u the user of n's sequence: SSE-PT's prediction layer (Wu et al. 2020, section 3.1), as
-    recommenders computes it: the user's vector is scaled, the item's is not. Where `items[n, k]` is 0, and for
-    tokens from `cu_seqlens[B]` on, the logit is exactly 0 and has no gradient.
+    `logits[n, k] = h[:Di] · item_weight[items[n, k]] + h[Di:] · user_weight[u] · sqrt(Du)`, where h is
+    `hidden[n]` and u the user of n's sequence. This is the prediction layer of SSE-PT (Wu et al. 2020, section 3.1), as
+    recommenders computes it: the user's vector is scaled, the item's is not. The logit is exactly 0 and has no gradient
+    if `items[n, k]` is 0, and for tail padding, the tokens from `cu_seqlens[B]` on.
 
     Parameters
     ----------
     hidden
         (N, Di + Du) float16, bfloat16, float32 or float64.
     item_weight
-        (I + 1, Di), same type, or a wider one under autocast; row 0 is never read.
+        (I + 1, Di), same dtype, or a wider one under autocast; row 0 is never read.
     user_weight
-        (U + 1, Du), type of `item_weight`; row 0 is never read. None for SASRec (then Du = 0).
+        (U + 1, Du), same dtype as `item_weight`; row 0 is never read. None for SASRec (Du = 0).
     items
         (N, K) int64 in 0..I.
     users
-        (B,) int64 in 0..U, None where `user_weight` is.
+        (B,) int64 in 0..U; None if `user_weight` is None.
     cu_seqlens
         (B + 1,) int32 offsets of the sequences.
     backend
@@ -50,15 +50,22 @@ def sampled_logits(
     Returns
     -------
     Tensor
-        (N, K), the tables' type; sums are accumulated in float32 or wider.
+        (N, K), same dtype as the tables; sums are accumulated in float32 or wider.
 
     Raises
     ------
     ValueError
-        If a shape, type or device does not fit; names the argument.
+        If an argument has a wrong shape, dtype or device; names it.
     IndexError
-        If an id is outside its table; names the id and the table's size. On CUDA the id counts as 0
-        and the error is raised by the next `ssept_ext.ops.raise_pending_errors`.
+        If an id is outside its table; names the id and the table's size. On CUDA the id counts as 0,
+        and the next `ssept_ext.ops.raise_pending_errors` raises the error.
+
+    Examples
+    --------
+    >>> items = torch.eye(3)  # rows 1 and 2 are the vectors of items 1 and 2
+    >>> hidden, offsets = torch.tensor([[0.5, 3.0, 4.0]]), torch.tensor([0, 1], dtype=torch.int32)
+    >>> sampled_logits(hidden, items, None, torch.tensor([[2, 1, 0]]), None, offsets)
+    tensor([[4., 3., 0.]])
     """
     device = hidden.device
     if autocast_type(device) is not None:
@@ -71,7 +78,7 @@ def sampled_logits(
 
 
 def register(namespace: str) -> None:
-    """Register shapes and gradients of the C++ ops of a library namespace."""
+    """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).sampled_logits_backward
 
     def fake(

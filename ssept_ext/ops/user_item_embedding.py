@@ -1,4 +1,4 @@
-"""The op `user_item_embedding`: the encoder's input."""
+"""The op `user_item_embedding`: the input of the encoder."""
 
 from __future__ import annotations
 
@@ -29,45 +29,55 @@ def user_item_embedding(
 ) -> Tensor:
     """Embed N tokens: `concat(item · sqrt(Di), user · sqrt(Du)) + position`, then dropout.
 
-    Wu et al. 2020, section 3.1, equation 1. The dropout mask is a function of (seed, site, token, feature) alone.
+    See Wu et al. 2020, section 3.1, equation 1. The dropout mask depends only on (seed, site, token, feature).
 
     Parameters
     ----------
     item_weight
         (I + 1, Di) float16, bfloat16, float32 or float64; row 0 is never read.
     user_weight
-        (U + 1, Du), same type; row 0 is never read. None for SASRec (then Du = 0).
+        (U + 1, Du), same dtype; row 0 is never read. None for SASRec (Du = 0).
     position_weight
-        (T, Di + Du), same type.
+        (T, Di + Du), same dtype.
     items
-        (N,) int64 in 0..I; 0 is a zero vector.
+        (N,) int64 in 0..I; 0 has a zero vector.
     users
-        (B,) int64 in 0..U; 0 is a zero vector. None where `user_weight` is.
+        (B,) int64 in 0..U; 0 has a zero vector. None if `user_weight` is None.
     positions
         (N,) int64 in 0..T-1.
     cu_seqlens
         (B + 1,) int32 offsets of the sequences.
     dropout_p
-        Probability in [0, 1) that a feature is dropped; the others are scaled by 1 / (1 - dropout_p).
+        Probability in [0, 1) that a feature is dropped; the rest are scaled by 1 / (1 - dropout_p).
     seed
-        (1,) int64, needed where dropout_p > 0.
+        (1,) int64 dropout seed; required if dropout_p > 0.
     site
-        Which dropout of the model this is.
+        Number of this dropout in the model: different sites have independent masks.
     backend
         Overrides `ssept_ext.set_backend` for this call.
 
     Returns
     -------
     Tensor
-        (N, Di + Du), same type, or autocast's; zeros for tokens from `cu_seqlens[B]` on.
+        (N, Di + Du), same dtype, or autocast's; zeros for tail padding, the tokens from `cu_seqlens[B]` on.
 
     Raises
     ------
     ValueError
-        If a shape, type or device does not fit; names the argument.
+        If an argument has a wrong shape, dtype or device; names it.
     IndexError
-        If an id or position is outside its table; names it and the table's size. On CUDA it counts as 0 and the error
-        is raised by the next `ssept_ext.ops.raise_pending_errors`.
+        If an id or position is outside its table; names it and the table's size. On CUDA it counts as 0, and the next
+        `ssept_ext.ops.raise_pending_errors` raises the error.
+
+    Examples
+    --------
+    Two tokens of one sequence, without users:
+
+    >>> items, positions = torch.ones(3, 4), torch.zeros(2, 4)
+    >>> offsets = torch.tensor([0, 2], dtype=torch.int32)
+    >>> user_item_embedding(items, None, positions, torch.tensor([1, 2]), None, torch.tensor([0, 1]), offsets)
+    tensor([[2., 2., 2., 2.],
+            [2., 2., 2., 2.]])
     """
     tables = (item_weight, user_weight, position_weight)
     args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
@@ -80,7 +90,7 @@ def user_item_embedding(
 
 
 def register(namespace: str) -> None:
-    """Register shapes and gradients of the C++ ops of a library namespace."""
+    """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).user_item_embedding_backward
 
     def fake(

@@ -1,4 +1,4 @@
-"""Scores of users for the whole catalogue, block by block."""
+"""Scores of the whole catalogue for many users, in blocks of bounded memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from ssept_ext.data.packed import last_events
 from ssept_ext.network.recommender import SequentialRecommender
 
 USERS_AT_A_TIME = 1024
+"""Number of users that are scored together."""
 
 
 SCORES_AT_A_TIME = 1 << 22
-"""A block of scores is this large at most: 16 MiB in float32, whatever the number of items."""
+"""Largest number of scores in a block: 16 MiB in float32, whatever the number of items."""
 
 
 _WIDTH = 192
-"""Blocks are multiples of it: of the columns that matrix products take at a time, 8 to 64, or 12, 24 and 48."""
+"""The width of a block is a multiple of this: a common multiple of the tile widths of matrix products, 8 to 64 and
+12, 24 and 48."""
 
 
 @contextmanager
 def scoring(model: SequentialRecommender) -> Iterator[None]:
-    """Evaluation mode without gradients; the model gets its mode back, and CUDA errors surface."""
+    """Evaluation mode without gradients; on exit, restores the model's mode and raises pending CUDA errors."""
     was_training = model.training
     model.eval()
     try:
@@ -42,9 +44,19 @@ def scoring(model: SequentialRecommender) -> Iterator[None]:
 def encode_groups(
     model: SequentialRecommender, histories: Histories, batch_size: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Encode all rows of `histories`: m <= `USERS_AT_A_TIME` rows at a time, their queries (m, Di) and
-    user parts (m,), as `model.encode_last` returns them. User 0 stands for an unknown one, who gets the
-    mean of all users' vectors.
+    """Encode all rows of `histories`, in groups of up to `USERS_AT_A_TIME`.
+
+    User 0 is unknown and gets the mean of all users' vectors.
+
+    Parameters
+    ----------
+    batch_size
+        Users per forward pass.
+
+    Yields
+    ------
+    tuple
+        The rows of a group, and their queries (m, Di) and user parts (m,), as `model.encode_last` returns them.
     """
     num_rows = len(histories.users)
     unknown = None if histories.users.all() else model.mean_user_vector()
@@ -67,18 +79,23 @@ def encode_groups(
 
 
 def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Score all items but item 0: pairs of a block's first item and its scores (m, width).
+    """Score all items except item 0, in blocks of consecutive items.
 
-    Column j belongs to item `first + j`; columns beyond the last item are -inf. The memory of the
-    scores is reused from block to block. All blocks have one width, a multiple of 192, and with it
-    one order of summation: items of equal vectors get equal scores, wherever they are.
+    All blocks have the same width and reuse the same memory. The width is a multiple of 192, so that every matrix
+    product sums in the same order: items with equal vectors get equal scores, whatever their ids.
 
     Parameters
     ----------
     queries
-        (m, Di), m >= 1.
+        (m, Di) with m >= 1.
     item_weight
-        (I + 1, Di), converted to the queries' type a block at a time.
+        (I + 1, Di), converted to the dtype of the queries block by block.
+
+    Yields
+    ------
+    tuple
+        The first item of a block, and the block's scores (m, width). Column j is item `first + j`; columns
+        beyond the last item are -inf. The scores are valid until the next block, and may be modified.
     """
     num_items = item_weight.shape[0] - 1
     width = min(SCORES_AT_A_TIME // len(queries), num_items + _WIDTH - 1)
@@ -95,10 +112,10 @@ def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Te
 
 
 class SeenItems:
-    """Hides what users have seen, without a mask of users by items."""
+    """Sets the scores of seen items to -inf, without a mask of all users and items."""
 
     def __init__(self, histories: Histories, rows: slice, device: torch.device) -> None:
-        """Take the histories of some of the rows."""
+        """Prepare to hide the items in these rows of `histories`."""
         _, offsets, items = histories.part(rows)
         order = items.argsort(kind="stable")
         self._items: IntArray = items[order]

@@ -1,4 +1,4 @@
-"""The best items of each row, merged block by block."""
+"""The k best items of each row, kept up to date block by block."""
 
 from __future__ import annotations
 
@@ -8,30 +8,38 @@ import torch
 from torch import Tensor
 
 _CHUNK = 64
-"""Items that share one comparison with what is already found; blocks are multiples of it."""
+"""Items that are first compared by their maximum. The width of a block must be a multiple of this."""
 
 
 class TopK:
-    """The k best items of m rows among all blocks so far, best first; equal scores by rising item id."""
+    """The k best items of each of m rows in all blocks so far, best first; ties are ordered by ascending item id.
+
+    Examples
+    --------
+    >>> scores = torch.arange(64.0)[None]
+    >>> top = TopK(num_rows=1, k=2, like=scores)
+    >>> top.update(1, scores)  # items 1 to 64
+    >>> top.items, top.scores
+    (tensor([[64, 63]]), tensor([[63., 62.]]))
+    """
 
     def __init__(self, num_rows: int, k: int, like: Tensor) -> None:
-        """Begin with nothing: items 0, scores -inf of the type and on the device of `like`."""
+        """Start empty: items 0 and scores -inf, with the dtype and device of `like`."""
         self.scores = like.new_full((num_rows, k), -math.inf)
         self.items = torch.zeros(num_rows, k, dtype=torch.int64, device=like.device)
         self._finite = torch.ones((), dtype=torch.bool, device=like.device)
 
     def update(self, first: int, scores: Tensor) -> None:
-        """Take a block of `score_blocks`, of items above those of all blocks before."""
+        """Add a block of `score_blocks`, whose items must come after those of all earlier blocks."""
         num_rows, width = scores.shape
         k = self.scores.shape[1]
         chunks = scores.view(num_rows, -1, _CHUNK)
         best = chunks.amax(2)
         self._finite &= (best < math.inf).all()  # False for NaN
-        # Only what is above the k-th best so far can enter; an equal one has the larger id.
+        # Only scores above the k-th best so far can enter: with an equal score, the larger id loses.
         bound = self.scores[:, -1:]
-        if (
-            not bound.isfinite().all()
-        ):  # early: no more than the k best of this block, and their ties
+        if not bound.isfinite().all():  # fewer than k items so far
+            # Only the k best of this block, and their ties, can enter.
             kth = scores.topk(min(k, width)).values[:, -1:]
             bound = bound.maximum(kth.nextafter(kth.new_tensor(-math.inf)))
         row, chunk = (best > bound).nonzero(as_tuple=True)
@@ -42,7 +50,7 @@ class TopK:
             self._merge(row, item, values[hit, column])
 
     def _merge(self, row: Tensor, item: Tensor, score: Tensor) -> None:
-        """Add entries that are sorted by row, then by item."""
+        """Merge entries that are sorted by row, then by item."""
         counts = row.bincount()
         rows = counts.nonzero()[:, 0]
         own = torch.searchsorted(rows, row)
@@ -50,7 +58,7 @@ class TopK:
         shape = (len(rows), int(counts.max()))
         scores, items = score.new_full(shape, -math.inf), item.new_zeros(shape)
         scores[own, place], items[own, place] = score, item
-        # Stable: of equals the one with the lower id stays ahead.
+        # A stable sort keeps the lower id first among equal scores.
         scores, order = torch.cat([self.scores[rows], scores], 1).sort(
             dim=1, descending=True, stable=True
         )
@@ -59,12 +67,12 @@ class TopK:
         self.scores[rows], self.items[rows] = scores[:, :k], items[:, :k]
 
     def check_finite(self) -> None:
-        """Refuse scores that were not finite: a NaN must never rank."""
+        """Raise a ValueError if any score was NaN or infinite."""
         check_finite(self._finite)
 
 
 def check_finite(finite: Tensor) -> None:
-    """Raise the ValueError of a model that has diverged, unless `finite` is true."""
+    """Raise a ValueError that says that the model has diverged, unless `finite` is true."""
     if not finite.item():
         raise ValueError(
             "scores are not finite: the model's parameters hold NaN or infinite values"

@@ -427,8 +427,8 @@ def save_arrays(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"users": None}, "holds no evaluation trials: .*users"),
-        ({"users": np.array([None])}, "holds no evaluation trials: .*allow_pickle"),
+        ({"users": None}, "is not a file of evaluation candidates: .*users"),
+        ({"users": np.array([None])}, "is not a file of evaluation candidates: .*allow_pickle"),
         (
             {"format": np.array("ssept_ext trials 0")},
             "has format 'ssept_ext trials 0'.* can be read",
@@ -457,7 +457,7 @@ def test_trials_that_do_not_fit_are_refused(tmp_path, changes, message):
 def test_a_file_of_another_kind_is_no_trials(tmp_path, dataset, content):
     (tmp_path / "f").write_bytes(content)
 
-    with pytest.raises(ValueError, match="f holds no evaluation trials"):
+    with pytest.raises(ValueError, match="f is not a file of evaluation candidates"):
         EvaluationCandidates.load(tmp_path / "f", dataset)
 
 
