@@ -1,4 +1,4 @@
-"""`python -m ssept_ext` is the command `ssept`."""
+"""Runs the command `ssept` as `python -m ssept_ext`."""
 
 import sys
 

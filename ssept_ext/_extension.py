@@ -1,4 +1,4 @@
-"""Loading of the compiled extension `_C`, the choice of backend, and the report of both."""
+"""Loads the compiled extension `_C`, chooses the backend of each op, and reports both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPS = (
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The module `_C` and "", or None and why it is missing."""
+    """Return the module `_C` and "", or None and the reason why it did not load."""
     try:
         return importlib.import_module("ssept_ext._C"), ""
     except ImportError as error:
@@ -38,7 +38,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def _find_kernels() -> frozenset[tuple[str, str]]:
-    """Pairs of op and device type, from torch's dispatcher, so that no list of ours can be wrong."""
+    """Return the (op, device type) pairs that have a kernel, according to torch's dispatcher."""
     return frozenset(
         (op, device)
         for op in OPS
@@ -56,27 +56,37 @@ _backend: Backend = "auto"
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """What was built and what will run."""
+    """How the package was built, and which backend each op uses. See `build_info`."""
 
     version: str
+    """Version of ssept_ext."""
     python: str
+    """Version of Python."""
     torch_at_run_time: str
+    """Version of torch that is imported."""
     torch_at_build_time: str
-    """Empty where the extension did not load, as are the three below."""
+    """Version of torch that the extension was built with; empty if the extension did not load."""
     compiler: str
+    """Compiler of the extension; empty if it did not load."""
     cuda: str
-    """The CUDA architectures compiled for, or why there are none."""
+    """CUDA architectures that the extension was built for, or why there are none; empty if it did not load."""
     simd: str
-    """What attention and dropout compute with on the CPU: the widest of "baseline", "avx2" and "avx512" that the
-    machine has, and at most what the environment variable SSEPT_SIMD says."""
+    """Instructions that attention and dropout use on the CPU: the widest of "baseline", "avx2" and "avx512" that the
+    CPU has and the environment variable SSEPT_SIMD allows; empty if the extension did not load."""
     backend: Backend
-    """What `set_backend` chose."""
+    """The backend that `set_backend` chose."""
     ops: dict[str, dict[str, str]]
     """For each op and each of "cpu" and "cuda": "native", or "reference: " and the reason."""
 
 
 def build_info() -> BuildInfo:
-    """Report versions, compiler, CUDA architectures, and the backend of every op on every device."""
+    """Report versions, compiler, CUDA architectures, and the backend of every op on every device.
+
+    Examples
+    --------
+    >>> sorted(build_info().ops["causal_attention"])
+    ['cpu', 'cuda']
+    """
     try:
         package_version = version("ssept_ext")
     except PackageNotFoundError:
@@ -101,7 +111,7 @@ def build_info() -> BuildInfo:
 
 
 def why_not_native(op: str, device_type: str) -> str:
-    """Why `op` has no native kernel on this kind of device; empty where it has one."""
+    """Return why `op` has no native kernel for this type of device; empty if it has one."""
     if native is None:
         return f"the extension did not load ({_reason_not_loaded})"
     if device_type not in ("cpu", "cuda"):
@@ -124,14 +134,14 @@ def built_with_cuda() -> bool:
 
 
 def check_backend(backend: str) -> Backend:
-    """Check the name, and for "native" that the extension is there.
+    """Check the name of a backend and, for "native", that the extension is loaded.
 
     Raises
     ------
     ValueError
         If the name is unknown.
     RuntimeError
-        If "native" is asked for and the extension did not load; says why.
+        If it is "native" and the extension did not load; says why.
     """
     if backend not in get_args(Backend):
         raise ValueError(f'backend must be one of {get_args(Backend)}, got "{backend}"')
@@ -143,22 +153,29 @@ def check_backend(backend: str) -> Backend:
 
 
 def set_backend(backend: Backend) -> None:
-    """Choose how ops run where a call or a model does not choose for itself.
+    """Choose the backend of all ops, for calls and models that do not choose their own.
 
-    "auto", the default, takes the native kernel where there is one for the device, else the reference;
-    "reference" always takes plain PyTorch; "native" refuses to run an op that has no kernel.
+    "auto", the default, uses the native kernel if there is one for the device, and else the reference; "reference"
+    always uses plain PyTorch; "native" raises an error if an op has no kernel.
 
     Raises
     ------
-    ValueError, RuntimeError
-        As `check_backend`.
+    ValueError
+        If the name is unknown.
+    RuntimeError
+        If it is "native" and the extension did not load; says why.
+
+    Examples
+    --------
+    >>> set_backend("reference")  # plain PyTorch
+    >>> set_backend("auto")
     """
     global _backend
     _backend = check_backend(backend)
 
 
 def use_native(op: str, device: torch.device, backend: Backend | None) -> bool:
-    """Whether this call goes to the native kernel; an error where "native" is asked for and missing."""
+    """Whether this call uses the native kernel; a RuntimeError if the backend is "native" and there is none."""
     chosen = _backend if backend is None or backend == "auto" else backend
     if chosen == "reference":
         return False

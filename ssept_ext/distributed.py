@@ -1,9 +1,8 @@
-"""Processes that train one model together, and what they exchange.
+"""Communication between processes that train one model together.
 
-`torchrun --nproc-per-node=N -m ssept_ext train ...` starts them. In a script of your own, call
-`torch.distributed.init_process_group` before `train_model`. All processes must get the same data,
-sampler (with a seed) and arguments, and see the same checkpoint folder. Without a process group,
-every function here behaves as in a single process.
+Start them with `torchrun --nproc-per-node=N -m ssept_ext train ...`, or call `torch.distributed.init_process_group`
+before `train_model` in a script of your own. All processes must use the same data, sampler (with a seed), arguments and
+checkpoint folder. Without a process group, every function here behaves as in a single process.
 """
 
 from __future__ import annotations
@@ -24,34 +23,35 @@ T = TypeVar("T")
 
 
 TIMEOUT_SECONDS = 600
+"""How long a process waits for the others, by default."""
 
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class ProcessLostError(RuntimeError):
-    """Another process has ended, or has not answered in time: there is nothing left but `end_process`."""
+    """Another process has ended or timed out. The process group is unusable: the only way on is `end_process`."""
 
 
 def rank() -> int:
-    """Number of this process, from 0; process 0 is the one that writes and prints."""
+    """Return the rank of this process. Process 0 writes files and prints."""
     return dist.get_rank() if _has_group() else 0
 
 
 def size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if _has_group() else 1
 
 
 def launched() -> tuple[int, int] | None:
-    """Rank and number of processes by the environment that torchrun makes; None where it did not."""
+    """Return rank and number of processes from torchrun's environment variables; None without torchrun."""
     if not all(name in os.environ for name in _VARIABLES):
         return None
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, and of the GPU that it uses."""
+    """Return the rank of this process on its machine, which is also the index of its GPU."""
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if number >= torch.cuda.device_count():
         raise ValueError(
@@ -63,16 +63,15 @@ def local_rank() -> int:
 
 @contextmanager
 def process_group(device: torch.device, timeout_seconds: float) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did, by gloo on CPUs and by NCCL on GPUs.
+    """Create the process group if torchrun started this process: gloo on CPUs, NCCL on GPUs.
 
-    A process that another one leaves waiting for longer than the timeout gives up. With NCCL it is
-    torch's watchdog that ends it then, with a report of its own. After an exception the group is left as
-    it is: see `end_process`.
+    A process that waits for another one longer than the timeout raises a `ProcessLostError`; with NCCL, torch's
+    watchdog ends the process instead. After an exception, the group is not destroyed: see `end_process`.
 
     Raises
     ------
     ProcessLostError
-        If the others do not come in time.
+        If the other processes do not join in time.
     """
     if launched() is None:
         yield
@@ -88,7 +87,7 @@ def process_group(device: torch.device, timeout_seconds: float) -> Iterator[None
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process without tearing the group down, which can wait forever for processes that are gone."""
+    """End this process without destroying the group, because destroying it can hang if a peer has died."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -96,23 +95,23 @@ def end_process(code: int) -> NoReturn:
 
 @contextmanager
 def raise_if_peer_lost() -> Iterator[None]:
-    """Turn torch's errors of communication into a `ProcessLostError` in one line."""
+    """Turn torch's communication errors into a `ProcessLostError` with a one-line message."""
     try:
         yield
     except RuntimeError as error:
-        # gloo's are plain RuntimeErrors, which name its source files.
+        # gloo raises plain RuntimeErrors, whose messages name its source files.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        # "[source file] What happened. Advice" or, of the store, "What happened\n" and a stack.
+        # Messages are "[source file] reason. advice" or, from the store, "reason\n" and a stack trace.
         reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
         raise ProcessLostError(
-            f"another process has ended or does not answer ({reason}); a training goes on from its "
-            f"last checkpoint when it is started again"
+            f"another process has ended or does not answer ({reason}); start the training again to "
+            f"resume from its last checkpoint"
         ) from error
 
 
 def broadcast_from_rank0(make: Callable[[], T]) -> T:
-    """What `make` returns in process 0, in all of them; an exception there is raised in all."""
+    """Call `make` in process 0 and return its result in all processes; an exception is raised in all of them."""
     if size() == 1:
         return make()
     outcome: list[Any] = [None, None]
@@ -130,7 +129,7 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, by rank."""
+    """Return the values of all processes, in the order of their ranks."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
@@ -140,7 +139,7 @@ def gather(value: T) -> list[T]:
 
 
 def average(values: Tensor) -> Tensor:
-    """The average of the processes' tensors of one shape, on the device of the model."""
+    """Average a tensor, which must be on the model's device, over the processes."""
     if size() == 1:
         return values
     total = values.clone()
@@ -150,12 +149,12 @@ def average(values: Tensor) -> Tensor:
 
 
 def check_same(**values: Any) -> None:
-    """Refuse, in all processes, what is not the same in all of them.
+    """Check that the values are the same in all processes.
 
     Raises
     ------
     ValueError
-        Naming the first value that differs, and two that it has.
+        In all processes, if they are not; names the first argument that differs, and two of its values.
     """
     everywhere = gather(values)
     for name in values:
@@ -168,15 +167,20 @@ def check_same(**values: Any) -> None:
 
 
 def share_generator() -> None:
-    """Let torch's generator on the CPU go on everywhere as in process 0."""
+    """Copy the state of torch's CPU generator from process 0 to all processes."""
     if size() > 1:
         torch.set_rng_state(broadcast_from_rank0(torch.get_rng_state))
 
 
 def rank_slice(count: int, unit: int) -> slice:
-    """The rows, of `count`, that this process looks at: whole units of consecutive ones, but for the last.
+    """Return the rows, out of `count`, that this process evaluates: whole batches of `unit` consecutive rows.
 
-    The batches of an evaluation are then those of one process, and so is what it finds.
+    The batches are the same as in a single process, and so are the results. Only the last batch may be shorter.
+
+    Examples
+    --------
+    >>> rank_slice(10, unit=4)  # a single process takes all
+    slice(0, 10, None)
     """
     num_units = -(-count // unit)
     first, last = (num_units * (rank() + i) // size() * unit for i in (0, 1))

@@ -1,7 +1,7 @@
-"""The models as users hold them: `SASREC` and `SSEPT`.
+"""The public model classes, `SASREC` and `SSEPT`.
 
 The network is in `ssept_ext.network`. Training, evaluation, serving and checkpoints are functions that take
-a model as their first argument; bound in a class body here, they are its methods.
+a model as their first argument; the class bodies here bind them as methods.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Self = TypeVar("Self", bound="SASREC")
 
 
 def _signature(config_class: type[SASRECConfig]) -> Signature:
-    """Of a constructor that takes the fields of a config and a backend, by keyword."""
+    """Make the signature of a constructor that takes a config's fields and a backend, by keyword."""
     required = [field for field in fields(config_class) if field.default is MISSING]
     optional = [field for field in fields(config_class) if field.default is not MISSING]
     kind = Parameter.KEYWORD_ONLY
@@ -47,8 +47,8 @@ def _signature(config_class: type[SASRECConfig]) -> Signature:
 class SASREC(PaddedInterface):
     """SASRec (Kang & McAuley, ICDM 2018), with the arguments of recommenders' class: see `SASRECConfig`.
 
-    Two more arguments: `architecture`, and `backend` ("auto", "native" or "reference"; see
-    `ssept_ext.set_backend`). A wrong argument is a TypeError or ValueError that names it.
+    There are more arguments than in recommenders, such as `architecture` and `backend` ("auto", "native" or
+    "reference"; see `ssept_ext.set_backend`). A TypeError or ValueError names a wrong argument.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class SASREC(PaddedInterface):
 
     @classmethod
     def fit(cls: type[Self], interactions: Interactions, **options: Any) -> Self:
-        """Train a model on events under raw ids: see `ssept_ext.training.fit`."""
+        """Train a model on events with raw ids: see `ssept_ext.training.fit`."""
         return fit(cls, interactions, **options)
 
     @classmethod
@@ -87,12 +87,12 @@ class SASREC(PaddedInterface):
         backend: Backend = "auto",
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Read what `save_pretrained` wrote: see `ssept_ext.checkpoint.load_checkpoint`.
+        """Load a model that `save_pretrained` wrote: see `ssept_ext.checkpoint.load_checkpoint`.
 
         Raises
         ------
         ValueError
-            If `folder` holds a model of another class; `SASREC` takes an SSEPT, which is one.
+            If `folder` holds a model of another class. `SASREC` also loads an SSEPT, which is a subclass.
         """
         model = load_checkpoint(_CLASSES, folder, backend, device)
         if not isinstance(model, cls):
@@ -107,15 +107,16 @@ class SASREC(PaddedInterface):
         attention_num_heads: int,
         **arguments: Any,
     ) -> Self:
-        """Read a state dict of recommenders' class: see `ssept_ext.checkpoint.load_recommenders`."""
+        """Load a state dict of recommenders' class: see `ssept_ext.checkpoint.load_recommenders`."""
         return load_recommenders(cls, path, attention_num_heads, **arguments)
 
 
 class SSEPT(SASREC):
     """SSE-PT (Wu et al., RecSys 2020), with the arguments of recommenders' class: see `SSEPTConfig`.
 
-    Two more arguments, as `SASREC`. It differs from recommenders' class on purpose: masks come from the ids; logits
-    at padding are exactly 0; `item_embedding_dim` may differ from `embedding_dim`; ties count against the model.
+    It takes the additional arguments of `SASREC`. It deliberately differs from recommenders' class: masks come from
+    the ids, logits at padding are exactly 0, `item_embedding_dim` may differ from `embedding_dim`, and ties count
+    against the model.
 
     Examples
     --------
@@ -139,7 +140,10 @@ class SSEPT(SASREC):
         return self.config.user_num
 
 
-for _kind in (SASREC, SSEPT):  # `inspect.signature` and `help` show every argument with its default
+for _kind in (
+    SASREC,
+    SSEPT,
+):  # so that `inspect.signature` and `help` show every argument with its default
     _kind.__init__.__signature__ = _signature(_kind.config_class)  # type: ignore[attr-defined]
 
 _CLASSES = {kind.__name__: kind for kind in (SASREC, SSEPT)}

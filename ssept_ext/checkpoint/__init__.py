@@ -1,4 +1,4 @@
-"""Checkpoints of models and of interrupted trainings. No pickle, so none can run code."""
+"""Checkpoints of models and of training runs. They use no pickle, so loading one cannot run code."""
 
 from ssept_ext.checkpoint.model import load_checkpoint, save_checkpoint
 from ssept_ext.checkpoint.recommenders import load_recommenders

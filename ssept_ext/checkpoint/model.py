@@ -1,15 +1,15 @@
-"""Checkpoints of models. No pickle, so none can run code.
+"""Checkpoints of models. They use no pickle, so loading one cannot run code.
 
-A model's folder has a `config.json` and the files that it names:
+A checkpoint is a folder with a `config.json` and the files that it names:
 
-    config.json                  format, class, constructor arguments, names of the others
-    model-DIGEST.safetensors     parameters
-    ids-DIGEST.json              raw ids, if the model has them
-    histories-DIGEST.safetensors histories, if it has them, or
-    counts-DIGEST.safetensors    events of each item, if histories were left out
+    config.json                   format, class, constructor arguments, names of the other files
+    model-DIGEST.safetensors      parameters
+    ids-DIGEST.json               raw ids, if the model has them
+    histories-DIGEST.safetensors  histories, if the model has raw ids and these are saved
+    counts-DIGEST.safetensors     number of events per item, if it has raw ids and histories are not saved
 
-Replacing `config.json` is the one step that switches to new files, so that all change together. Format 1 had a
-`model.safetensors` and nothing else; it is still read.
+Files are written under new names first; replacing `config.json` then switches to all of them at once. Format 1 had no
+other files than `config.json` and `model.safetensors`; it can still be read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONFIG_FILE = "config.json"
 
 
 _CLASS_NAMES = ("SASREC", "SSEPT")
-"""Of `ssept_ext.models`."""
+"""Names of the classes in `ssept_ext.models` that can be saved and loaded."""
 
 
 _FORMAT_1_FILES = {"model": "model.safetensors"}
@@ -70,25 +70,36 @@ Model = TypeVar("Model", bound=SequentialRecommender)
 def save_checkpoint(
     model: SequentialRecommender, folder: str | os.PathLike[str], *, histories: bool = True
 ) -> None:
-    """Write a model, and the raw ids and histories that it knows, to `folder`, made where missing.
+    """Write a model, with its raw ids and histories if it has them, to `folder`, which is made if missing.
 
-    All change in one step: a crash, also one of the machine, leaves the old checkpoint or the new one.
-    Other files in the folder are left alone. Two processes must not save to one folder at a time.
+    The checkpoint is replaced atomically: a crash, even of the machine, leaves either the old one or the new one. Other
+    files in the folder are left alone. Two processes must not save to the same folder at the same time.
 
     Parameters
     ----------
     histories
-        False leaves out what each user did, and keeps how many events each item had. Users' ids and vectors
-        stay. `recommend` then has to be told the histories of the users that the model knows.
+        False saves only the number of events per item instead of each user's history. Users' ids and vectors are
+        saved in either case. `recommend` then needs `histories` for known users.
 
     Raises
     ------
     OSError
         If the folder cannot be written.
     TypeError
-        If the model is of a class, such as one derived from ours, that could not be loaded again.
+        If the model's class could not be loaded again, such as a subclass of your own.
     ValueError
-        If what the model knows is not of as many users and items as it has.
+        If the model's raw ids do not have as many users and items as its tables.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ssept_ext import SASREC
+    >>> model = SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save_pretrained(folder)
+    ...     restored = SASREC.from_pretrained(folder)
+    >>> bool((restored.item_vectors() == model.item_vectors()).all())
+    True
     """
     kind = type(model)
     if kind.__name__ not in _CLASS_NAMES or kind.__module__ != "ssept_ext.models":
@@ -126,18 +137,26 @@ def load_checkpoint(
     backend: Backend = "auto",
     device: torch.device | str = "cpu",
 ) -> Model:
-    """Rebuild the model that `save_checkpoint` wrote, on `device`, with the dtype it had.
+    """Load a model that `save_checkpoint` wrote, with its dtype. `from_pretrained` of the models calls this.
 
-    It may be read while another process saves: what comes back was saved together. `classes` are those of
-    `ssept_ext.models`, by name: `SASREC.from_pretrained(folder)` and `SSEPT.from_pretrained(folder)` call this.
+    Loading is safe while another process saves to the same folder: it returns one checkpoint or the other.
+
+    Parameters
+    ----------
+    classes
+        The classes of `ssept_ext.models`, by name.
+    backend
+        Which kernels to run, see `ssept_ext.set_backend`.
+    device
+        Where to put the model.
 
     Raises
     ------
     FileNotFoundError
-        If one of the files is missing.
+        If a file is missing; names it.
     ValueError
-        If one is damaged, was not written by `save_checkpoint`, names a class or a format that this
-        version does not know, or if they do not belong together; names the file.
+        If a file is damaged, was not written by `save_checkpoint`, has an unknown class or format, or does not belong
+        to the others; names it.
     """
     path = Path(folder) / CONFIG_FILE
     while True:
@@ -145,13 +164,13 @@ def load_checkpoint(
         try:
             return _load(classes, path, config, backend).to(device)
         except FileNotFoundError:
-            if config == _read_config(path):  # otherwise another process has saved meanwhile
+            if config == _read_config(path):  # if it changed, another process has saved: try again
                 raise
 
 
 def _check_fits(model: SequentialRecommender, known: KnownHistories) -> None:
     num_users, num_items = len(known.user_ids), len(known.item_ids)
-    user_num = getattr(model, "user_num", num_users)  # SASREC serves any users
+    user_num = getattr(model, "user_num", num_users)  # SASREC has no user table
     if (user_num, model.item_num) != (num_users, num_items):
         raise ValueError(
             f"the model has {user_num} users and {model.item_num} items, but knows raw ids of "
@@ -171,7 +190,7 @@ def _store(folder: Path, stem: str, write: Write) -> str:
 
 
 def _remove_others(folder: Path, files: Mapping[str, str]) -> None:
-    """Remove what earlier checkpoints, and processes that were killed while they saved, have left."""
+    """Remove the files of earlier checkpoints, and those that killed processes left behind."""
     for path in folder.iterdir():
         ours = _STORED.fullmatch(path.name) is not None or path.name in _FORMAT_1_FILES.values()
         if ours and path.name not in files.values():
@@ -203,14 +222,16 @@ def _load(
 
 
 def _find_files(config_path: Path, config: dict[str, Any]) -> dict[str, Path]:
-    """The files of a checkpoint, there and undamaged."""
+    """Return the files of a checkpoint, after checking that they exist and are undamaged."""
     files = _FORMAT_1_FILES if config["format"] == 1 else _named_files(config_path, config)
     paths = {stem: config_path.with_name(name) for stem, name in files.items()}
     for path in paths.values():
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: {path.parent} is no checkpoint")
+            raise FileNotFoundError(f"{path} is missing: {path.parent} is not a checkpoint")
         if config["format"] > 1 and digest(path) not in path.name:
-            raise ValueError(f"{path} is damaged: it is not as it was saved")
+            raise ValueError(
+                f"{path} is damaged: its content does not match the digest in its name"
+            )
     return paths
 
 
@@ -229,9 +250,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         mapped = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    # Clones, because the tensors of a file may be its mapped pages: a later change of the file, even
-    # by another process, must not reach the model.
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    # Clone, because the tensors may be memory-mapped: a later change of the file must not change the model.
     return {name: tensor.clone() for name, tensor in mapped.items()}
 
 
@@ -251,7 +271,7 @@ def _read_known(paths: Mapping[str, Path]) -> KnownHistories:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {path.parent} is no checkpoint")
+        raise FileNotFoundError(f"{path} is missing: {path.parent} is not a checkpoint")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:  # neither UTF-8 nor JSON

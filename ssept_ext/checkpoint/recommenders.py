@@ -1,4 +1,4 @@
-"""Models from the state dicts of recommenders' classes."""
+"""Import of state dicts of recommenders' classes."""
 
 from __future__ import annotations
 
@@ -23,26 +23,37 @@ def load_recommenders(
     attention_num_heads: int,
     **arguments: Any,
 ) -> Model:
-    """Make a model of the state dict that `torch.save` wrote of recommenders' SSEPT or SASREC.
+    """Make a model from a state dict of recommenders' SSEPT or SASREC, saved by `torch.save`.
 
-    Only tensors are read (`weights_only=True`): the file cannot run code.
+    Only tensors are loaded (`weights_only=True`), so the file cannot run code.
 
     Parameters
     ----------
     kind
-        SSEPT or SASREC.
+        The class to make, SSEPT or SASREC.
     attention_num_heads
-        Required, because parameters do not tell it, and another number loads as well
-        and gives other scores.
+        Required, because it cannot be inferred from the parameters: a wrong number loads without an error and gives
+        wrong scores.
     arguments
-        More of the constructor's, such as `dropout_rate`; sizes come from the parameters.
+        Other constructor arguments, such as `dropout_rate`. Sizes are inferred from the parameters.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, holds other things than tensors or parameters of another model; names it.
+        If the file is damaged, holds anything but tensors, or the parameters of another model; names it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ssept_ext import SASREC
+    >>> model = SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(model.state_dict(), f"{folder}/model.pt")
+    ...     loaded = SASREC.from_recommenders(f"{folder}/model.pt", attention_num_heads=1)
+    >>> loaded.item_num, loaded.seq_max_len
+    (9, 4)
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing")
@@ -64,7 +75,7 @@ def load_recommenders(
 
 
 def _sizes(tensors: Mapping[str, Tensor], kind: type[SequentialRecommender]) -> dict[str, Any]:
-    """The constructor arguments that the shapes of recommenders' parameters tell."""
+    """Infer constructor arguments from the shapes of recommenders' parameters."""
     items, item_width = tensors["item_embedding_layer.weight"].shape
     seq_max_len, width = tensors["positional_embedding_layer.weight"].shape
     inner = tensors["encoder.enc_layers.0.ffn.conv_layer1.weight"].shape[0]

@@ -1,4 +1,4 @@
-"""The state of a training, from which it can be resumed."""
+"""The state of a training run, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -22,38 +22,40 @@ TRAINING_FORMAT = 2
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that the rest of a training depends on, between two steps."""
+    """Everything that the rest of a training run depends on, between two steps. See `save_training`."""
 
     settings: dict[str, Any]
-    """JSON; what a training that goes on from here must have been called with."""
+    """Settings that a run must share to resume from here, as JSON types."""
     epoch: int
-    """Epochs that are done."""
+    """Number of completed epochs."""
     ended: bool
-    """Whether a callback ended it."""
+    """Whether a callback has ended the training."""
     seconds: float
-    """Spent on the steps of the epoch in progress."""
+    """Seconds spent on the completed steps of the current epoch."""
     next_batch: int
-    """The sampler's."""
+    """Index of the sampler's next batch."""
     history: dict[str, list[float]]
+    """Figures of the completed epochs, as `train_model` returns them."""
     rng: Tensor
-    """State of torch's generator on the CPU, which all seeds come from."""
+    """State of torch's generator on the CPU, which all seeds are drawn from."""
     losses: Tensor
-    """(steps that are done of the epoch in progress,) float64"""
+    """(completed steps of the current epoch,) float64 losses."""
     model: dict[str, Tensor]
+    """State dict of the model."""
     optimizer: dict[str, Tensor]
-    """By number of the parameter and name, such as "3.exp_avg"."""
+    """State of the optimizer, keyed by index of the parameter and name, such as "3.exp_avg"."""
     best: dict[str, Tensor]
-    """The model at the best validation so far; empty where it is not kept."""
+    """State dict of the model at the best validation so far; empty unless `restore_best`."""
 
 
 _TENSORS, _GROUPS = ("rng", "losses"), ("model", "optimizer", "best")
 
 
 def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:
-    """Write a state to `training.safetensors` in `folder`, made where missing.
+    """Write a state to `training.safetensors` in `folder`, which is made if missing.
 
-    One file, whose header holds what is no tensor, replaced in one step: a crash leaves the old
-    state or the new one whole.
+    The state is one file, with everything but tensors in its header. It is replaced atomically: a crash leaves either
+    the old state or the new one.
 
     Raises
     ------
@@ -71,7 +73,7 @@ def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:
 
 
 def load_training(folder: str | os.PathLike[str]) -> TrainingState | None:
-    """Read what `save_training` wrote, on the CPU; None if there is no such file.
+    """Read a state that `save_training` wrote, on the CPU; None if there is none.
 
     Raises
     ------
@@ -85,10 +87,10 @@ def load_training(folder: str | os.PathLike[str]) -> TrainingState | None:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            # Clones, because tensors may be pages of the file, at any alignment.
+            # Clone, because the tensors may be memory-mapped, at any alignment.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     if header.get("format") != str(TRAINING_FORMAT) or "state" not in header:
         raise ValueError(
             f"{path} has format {header.get('format')}, this version reads {TRAINING_FORMAT}"

@@ -1,4 +1,4 @@
-"""The command `ssept`."""
+"""The command line, `ssept`."""
 
 from ssept_ext.cli.app import main
 

@@ -1,8 +1,8 @@
 """The command `ssept`: prepare, train, resume, plot, evaluate, predict, info.
 
-A run folder holds all that the later commands need: the checkpoint (see `ssept_ext.checkpoint`), `run.json` with
-the source of the data and every option, and `metrics.csv`; and, until the training is over,
-`training.safetensors`, from which it can be resumed. Ctrl-C and SIGTERM leave one, too.
+`ssept train` makes a run folder with everything that later commands need: the model's checkpoint (see
+`ssept_ext.checkpoint`), `run.json` with the source of the data and all options, `metrics.csv` and, until training has
+finished, `training.safetensors`, from which `ssept resume` continues. Ctrl-C and SIGTERM save it before they stop.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ from ssept_ext.cli import commands, prepare, train
 
 USER_ERROR = 2
 PROCESS_LOST = 1
-INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
+INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, that of the process by default, and return the exit code.
+    """Run a command line, by default that of this process.
 
-    0 is success, 2 a mistake of the user's, told in one line on stderr, 130 an interruption by Ctrl-C, 143 one of a
-    training by SIGTERM, and 1 the end of another of the processes that torchrun started.
+    Returns
+    -------
+    int
+        The exit code: 0 for success; 2 for a user error, which is reported in one line on stderr; 130 after Ctrl-C; 143
+        if SIGTERM interrupted training; 1 if another of torchrun's processes has ended.
+
+    Examples
+    --------
+    >>> main(["evaluate", "missing-folder"])  # and "ssept: error: ..." on stderr
+    2
     """
     code: int
     try:
@@ -38,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         who = "ssept" if launched is None else f"ssept process {launched[0]} of {launched[1]}"
         print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = PROCESS_LOST if isinstance(error, distributed.ProcessLostError) else USER_ERROR
-        if distributed.size() > 1:  # here, where `error` still keeps the group alive
+        if distributed.size() > 1:  # here, while `error` still keeps the group alive
             distributed.end_process(code)
     except KeyboardInterrupt:
         print("ssept: interrupted", file=sys.stderr)
@@ -49,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; `command` in its result is the function to call."""
+    """Make the parser of the command line. `command` in its result is the function to call."""
     parser = _Parser(
         prog="ssept", description="Train and use sequential recommenders: SSE-PT and SASRec."
     )
@@ -84,5 +92,5 @@ class _Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # An option without a default says in its own words what happens when it is not given.
+        # The help text of an option without a default says itself what happens by default.
         return action.help if action.default is None else super()._get_help_string(action)

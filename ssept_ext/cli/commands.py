@@ -1,4 +1,4 @@
-"""The commands that read run folders, plot, evaluate and predict, and info."""
+"""The commands that read run folders (`plot`, `evaluate` and `predict`), and `info`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssept_ext.training.plotting import AXES, plot_curves
 
 
 def plot(options: argparse.Namespace) -> int:
-    """Draw the loss and the validation NDCG@10 of several runs in one picture."""
+    """Plot the loss and the validation NDCG@10 of several runs in one picture."""
     logs = {name: Path(name) / METRICS_FILE for name in options.runs}
     for name, log in logs.items():
         run_file(Path(name))
@@ -33,16 +33,14 @@ def plot(options: argparse.Namespace) -> int:
 
 
 def add_plot_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what `plot` reads."""
+    """Add the options of `plot`."""
     add_run(parser, nargs="+", dest="runs")
     parser.add_argument("--out", default="curves.png", metavar="PNG", help="the picture")
-    parser.add_argument(
-        "--over", choices=AXES, default="epoch", help="what the curves are drawn over"
-    )
+    parser.add_argument("--over", choices=AXES, default="epoch", help="x axis of the curves")
 
 
 def evaluate_run(options: argparse.Namespace) -> int:
-    """Measure a trained model again."""
+    """Evaluate a trained model again."""
     model, dataset, trained_with, _ = open_run(options)
     seed = trained_with["seed"] if options.seed is None else options.seed
     popularity = measure_popularity(dataset, model.num_neg_test, seed, options.exclude)
@@ -51,7 +49,7 @@ def evaluate_run(options: argparse.Namespace) -> int:
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what `evaluate_run` reads."""
+    """Add the options of `evaluate_run`."""
     add_run(parser)
     add_data(parser, "the data it was trained on")
     add_integer(parser, "--seed", 0, None, "draws the negatives (default: the run's)")
@@ -65,7 +63,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Print the best unseen items of some users, judged by all their events."""
+    """Print recommendations for some users, based on all their events, without items they have seen."""
     model, dataset, _, ids = open_run(options)
     users = [_user_index(text, dataset, ids) for text in options.users]
     found = recommend_by_index(model, dataset, users, options.k)
@@ -86,22 +84,22 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def add_predict_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what `predict` reads."""
+    """Add the options of `predict`."""
     add_run(parser)
     parser.add_argument(
         "--users",
         nargs="+",
         required=True,
         metavar="ID",
-        help="whom to recommend to, by raw id where ssept prepare made the data (required)",
+        help="users to recommend to, by raw id if ssept prepare made the data (required)",
     )
-    add_integer(parser, "-k", 1, 10, "how many items for each")
+    add_integer(parser, "-k", 1, 10, "number of items per user")
     add_data(parser, "the data it was trained on")
     add_device(parser)
 
 
 def info(options: argparse.Namespace) -> int:
-    """Print what was built and what will run."""
+    """Print how the package was built and which backend each op uses."""
     report = asdict(build_info())
     backends: dict[str, dict[str, str]] = report.pop("ops")
     for name, value in report.items():
@@ -113,14 +111,14 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _user_index(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | None) -> int:
-    """The index of a user who has events, given by raw id if there are raw ids."""
+    """Return the index of a user, given by raw id if there are raw ids; a ValueError if the user has no events."""
     try:
         if ids is None:
             user = int(text)
         else:
             parse = {"int64": int, "str": str, "uuid": UUID}[ids[0].type]
             user = int(ids[0].encode([parse(text)], unknown="zero")[0])
-    except ValueError:  # no number, or no UUID
+    except ValueError:  # not a number, or not a UUID
         user = 0
     if not len(dataset.histories("all", [user]).items):
         known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"

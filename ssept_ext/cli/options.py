@@ -1,4 +1,4 @@
-"""Flags of the command line: made from dataclasses of options, and those that several commands share."""
+"""Makes command-line flags from dataclasses of options, and adds the flags that several commands share."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def add_fields(
 ) -> None:
     """Add a flag for each named field that `ssept_ext.utils.options.option` declared.
 
-    Where the flag is not given, the parsed value is None, so that presets can be told from what was given;
-    `defaults` are for the help texts.
+    The parsed value of a flag that is not given is None, so that a preset can fill it in. `defaults` are only shown in
+    the help texts.
     """
     hints = get_type_hints(options)
     declared = {field.name: field for field in fields(options)}
@@ -49,7 +49,7 @@ def _shown(default: Any) -> str:
 
 
 def _parsing(field: Field[Any], kind: Any) -> dict[str, Any]:
-    """The arguments of `add_argument` that say how a value of the type `kind` is read."""
+    """Return the arguments of `add_argument` that parse a value of the type `kind`."""
     within: Range | None = field.metadata["within"]
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
@@ -64,7 +64,7 @@ def _parsing(field: Field[Any], kind: Any) -> dict[str, Any]:
 
 
 def integer_from(low: int) -> Callable[[str], int]:
-    """A parser of integers of at least `low`."""
+    """Make a parser of integers of at least `low`."""
 
     def parse(text: str) -> int:
         try:
@@ -79,7 +79,7 @@ def integer_from(low: int) -> Callable[[str], int]:
 
 
 def number_within(within: Range) -> Callable[[str], float]:
-    """A parser of numbers in a range."""
+    """Make a parser of numbers in a range."""
 
     def parse(text: str) -> float:
         try:
@@ -101,7 +101,7 @@ def add_integer(
     text: str,
     dest: str | None = None,
 ) -> None:
-    """Add a flag that takes an integer of at least `low`; its value is named by the flag unless `dest` is given."""
+    """Add a flag for an integer of at least `low`. Its value is named after the flag unless `dest` is given."""
     group.add_argument(
         flag,
         type=integer_from(low),
@@ -113,12 +113,12 @@ def add_integer(
 
 
 def add_run(parser: argparse.ArgumentParser, dest: str = "run", nargs: str | None = None) -> None:
-    """Add the argument that names a run folder."""
+    """Add the argument for a run folder."""
     parser.add_argument(dest, nargs=nargs, metavar="RUN", help="a run folder made by ssept train")
 
 
 def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
-    """Add the flags that name a file of events; without them, the data are `otherwise`."""
+    """Add the flags for a file of events. The help text says that the default is `otherwise`."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -126,23 +126,23 @@ def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
         help=f"lines of user, item and, optionally, time; may be .gz (default: {otherwise})",
     )
     group.add_argument(
-        "--col-sep", metavar="SEP", help="what separates columns (default: any whitespace)"
+        "--col-sep", metavar="SEP", help="column separator (default: any whitespace)"
     )
 
 
 def add_timeout(parser: argparse._ActionsContainer) -> None:
-    """Add the flag for trainings of several processes."""
+    """Add the timeout of training with several processes."""
     parser.add_argument(
         "--timeout",
         type=number_within(POSITIVE),
         default=distributed.TIMEOUT_SECONDS,
         metavar="SECONDS",
-        help="how long processes that torchrun started wait for one that does not answer",
+        help="how long a process that torchrun started waits for the others",
     )
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:
-    """Add the flags for where and by which kernels to compute."""
+    """Add the flags for device and backend."""
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is one)"
     )
@@ -150,12 +150,12 @@ def add_device(parser: argparse._ActionsContainer) -> None:
         "--backend",
         choices=get_args(Backend),
         default="auto",
-        help="kernels: compiled, plain PyTorch, or the best there is",
+        help="compiled kernels (native), plain PyTorch (reference), or the best available (auto)",
     )
 
 
 def choose_device(options: argparse.Namespace) -> torch.device:
-    """The device to run on; refuses, by a ValueError, one that is not there, and a backend without kernels."""
+    """Return the device to run on; a ValueError if it is not available or the backend has no kernels for it."""
     has_cuda = torch.cuda.is_available()
     if options.device == "cuda" and not has_cuda:
         raise ValueError("--device cuda: torch sees no CUDA device")

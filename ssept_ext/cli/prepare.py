@@ -1,4 +1,4 @@
-"""The command `ssept prepare`: events as they are published become a file for `--data`."""
+"""The command `ssept prepare`: converts a published data set to a file for `--data`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ssept_ext.data.sources.movielens import MOVIELENS_MD5, download
 from ssept_ext.utils.files import replace_file
 
 IDS_SUFFIX = ".ids.json"
-"""What the file of raw ids is called, after the file that it belongs to."""
+"""Suffix of the file of raw ids, appended to the name of the file of events."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Turn a data set as it is published, or a CSV file, into a file for --data."""
+    """Convert a published data set, or a CSV file, to a file for --data."""
     out, ids = Path(options.out), Path(f"{options.out}{IDS_SUFFIX}")
     for path in (out, ids):
         if path.exists():
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write_events(interactions: Interactions, path: Path) -> None:
-    """Write lines `user item`, compressed if the name ends in .gz, replacing `path` in one step."""
+    """Write lines `user item`, compressed if the name ends in .gz, replacing `path` atomically."""
     pa = arrow()
     table = pa.table({"user": interactions.users, "item": interactions.items})
     options = pa.csv.WriteOptions(include_header=False, delimiter=" ", quoting_style="none")
@@ -61,7 +61,7 @@ def write_events(interactions: Interactions, path: Path) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what `run` reads."""
+    """Add the options of `prepare`."""
     add = parser.add_argument
     add(
         "source",
@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--download",
         choices=list(MOVIELENS_MD5),
-        help="fetch this data set of MovieLens, whose terms of use are in the archive (default: read SOURCE)",
+        help="download this MovieLens data set, whose terms of use are in the archive (default: read SOURCE)",
     )
     add("--cache", metavar="DIR", help="where downloads are kept (default: the user's cache)")
     add(
@@ -81,21 +81,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--format",
         choices=[*FORMATS, "csv"],
-        help="the layout of SOURCE (default: told by its first line)",
+        help="the format of SOURCE (default: detected from its first line)",
     )
-    add("--user-col", default="user", metavar="NAME", help="the users' column in a generic CSV")
-    add("--item-col", default="item", metavar="NAME", help="the items' column")
+    add("--user-col", default="user", metavar="NAME", help="user column of a generic CSV")
+    add("--item-col", default="item", metavar="NAME", help="item column")
     add(
         "--time-col",
         default="timestamp",
         metavar="NAME",
-        help="the times' column; an empty name if lines are in the order of time",
+        help="time column; an empty name if lines are in time order",
     )
     add(
         "--duplicates",
         choices=get_args(Duplicates),
         default="keep",
-        help="which events of the same user and item stay: all, one, or one of a run",
+        help="which events of the same user and item to keep: all, one, or one of consecutive ones",
     )
     for noun in ("user", "item"):
         add(
@@ -103,5 +103,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=5,
             metavar="N",
-            help=f"drop {noun}s with fewer events, until all have enough",
+            help=f"repeatedly drop {noun}s with fewer events, until all have enough",
         )

@@ -1,4 +1,4 @@
-"""What commands measure and print."""
+"""Metrics and texts that commands print."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Metrics = dict[str, tuple[float, float]]
 def measure(
     model: SequentialRecommender, dataset: SASRecDataSet, seed: int, exclude: Exclude = "train"
 ) -> Metrics:
-    """The model's figures."""
+    """Evaluate a model on both held-out items."""
     return {
         "valid": evaluate_valid(model, dataset, seed, exclude=exclude),
         "test": evaluate(model, dataset, seed, exclude=exclude),
@@ -27,7 +27,7 @@ def measure(
 def measure_popularity(
     dataset: SASRecDataSet, num_neg_test: int, seed: int, exclude: Exclude = "train"
 ) -> Metrics:
-    """The figures of ranking by popularity, among the same candidates."""
+    """Evaluate ranking by popularity, on the same candidates."""
     return {
         "valid": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="valid"),
         "test": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="test"),
@@ -35,7 +35,7 @@ def measure_popularity(
 
 
 def summary(source: Source, dataset: SASRecDataSet, model: SequentialRecommender, run: Path) -> str:
-    """What a training begins with."""
+    """Describe data, model and run folder, at the start of training."""
     events = len(dataset.histories("all").items)
     parameters = sum(p.numel() for p in model.parameters())
     return (
@@ -47,7 +47,7 @@ def summary(source: Source, dataset: SASRecDataSet, model: SequentialRecommender
 
 
 def print_results(popularity: Metrics, model: SequentialRecommender, metrics: Metrics) -> None:
-    """Print a table of the model's figures beside those of popularity."""
+    """Print a table of the model's metrics and those of popularity."""
     print(f"\n{'':<10} {'valid':^16}   {'test':^16}")
     print(f"{'':<10} {'HR@10':>7} {'NDCG@10':>8}   {'HR@10':>7} {'NDCG@10':>8}")
     for name, row in (("popularity", popularity), (type(model).__name__, metrics)):

@@ -1,4 +1,4 @@
-"""Run folders, and the data that they were made from."""
+"""Run folders, and the data that runs were trained on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 
 Source = dict[str, Any]
-"""The arguments of `SASRecDataSet` for a file, or {"synthetic": those of `synthetic`}."""
+"""The arguments of `SASRecDataSet` for a file, or {"synthetic": arguments of `synthetic`}."""
 
 
 def new_run_folder(out: str | None) -> Path:
-    """The folder for a new run, by default one named by the time; a ValueError if it is not empty."""
+    """Return the folder for a new run, by default named after the current time; a ValueError if it is not empty."""
     folder = Path(out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"--out {folder} is not empty: choose a new folder, or remove it first")
@@ -34,22 +34,22 @@ def new_run_folder(out: str | None) -> Path:
 
 
 def run_file(run: Path) -> Path:
-    """The record of a run; a ValueError if there is none."""
+    """Return the path of a run's run.json; a ValueError if there is none."""
     path = run / RUN_FILE
     if not path.is_file():
-        raise ValueError(f"{run} is no run folder: {path} is missing")
+        raise ValueError(f"{run} is not a run folder: {path} is missing")
     return path
 
 
 def write_run_file(run: Path, source: Source, options: dict[str, Any]) -> None:
-    """Record the source of the data and the options of a training, in a folder made if it is missing."""
+    """Write the source of the data and the options of a run to its folder, which is made if missing."""
     run.mkdir(parents=True, exist_ok=True)
     record = json.dumps({"data": source, "options": options}, indent=2)
     replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
 
 
 def read_run_file(run: Path) -> tuple[Source, dict[str, Any]]:
-    """The source of the data, and the options of the training."""
+    """Return the source of the data and the options of a run."""
     path = run_file(run)
     try:
         record = json.loads(path.read_text())
@@ -61,7 +61,7 @@ def read_run_file(run: Path) -> tuple[Source, dict[str, Any]]:
 def open_run(
     options: argparse.Namespace,
 ) -> tuple[SASREC, SASRecDataSet, dict[str, Any], tuple[IdMap, IdMap] | None]:
-    """The model of a run folder, its data or those given instead, the options it was trained with, and raw ids."""
+    """Return a run's model, its data or those that `options` names instead, its options, and raw ids if any."""
     device = choose_device(options)
     source, trained_with = read_run_file(Path(options.run))
     model = SASREC.from_pretrained(options.run, backend=options.backend, device=device).eval()
@@ -72,7 +72,7 @@ def open_run(
 
 
 def given_source(options: argparse.Namespace) -> Source | None:
-    """The source that the flags name, if they do."""
+    """Return the source that the flags name; None if they name none."""
     if options.data is not None:
         return {"filename": str(Path(options.data).resolve()), "col_sep": options.col_sep}
     if options.col_sep is not None:
@@ -81,19 +81,19 @@ def given_source(options: argparse.Namespace) -> Source | None:
 
 
 def synthetic_source() -> Source:
-    """The synthetic data set with all its sizes."""
+    """Return the source of the synthetic data set, with all its arguments."""
     parameters = inspect.signature(synthetic).parameters
     return {"synthetic": {name: parameter.default for name, parameter in parameters.items()}}
 
 
 def load_data(source: Source) -> SASRecDataSet:
-    """Read, or make, the data of a source."""
+    """Read or generate the data of a source."""
     if "synthetic" in source:
         return synthetic(**source["synthetic"])
     return SASRecDataSet(**source)
 
 
 def load_ids(source: Source) -> tuple[IdMap, IdMap] | None:
-    """The raw ids of users and items that `ssept prepare` wrote beside the data, if it did."""
+    """Return the raw ids of users and items that `ssept prepare` wrote next to the data; None if there are none."""
     path = Path(f"{source.get('filename')}{IDS_SUFFIX}")
     return load_id_maps(path) if path.is_file() else None

@@ -45,7 +45,7 @@ from ssept_ext.training.presets import PRESETS, preset_options
 from ssept_ext.training.recipe import Recipe, hidden_size, option_names
 
 VAL_EPOCH = 5
-"""Validations cost little beside what they tell; `fit`, which writes no log, has none by default."""
+"""Default of --val-epoch. `fit`, which writes no log, does not validate by default."""
 
 _KINDS: dict[str, type[SASREC]] = {"ssept": SSEPT, "sasrec": SASREC}
 _ONLY_SSEPT = ("user_embedding_dim", "sse_user_prob")
@@ -55,11 +55,11 @@ _MODEL = (
     *("dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
 )
 _OWN = {"seed": 0, "n_workers": 1, "tensorboard": False}
-"""Options of a run that are not of its recipe; what a version that lacked one did."""
+"""Options of a run that are not in its recipe, with the values for runs of versions that did not have them."""
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a model, write its run folder, and print how good it is."""
+    """Train a model, write its run folder, and print its metrics."""
     kind = _KINDS[options.model]
     source = given_source(options) or synthetic_source()
     with distributed.process_group(choose_device(options), options.timeout):
@@ -71,7 +71,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def resume(options: argparse.Namespace) -> int:
-    """Go on with a training that was interrupted, as if it had not been."""
+    """Resume an interrupted training, with the same result as without the interruption."""
     run = Path(options.run)
     source, recorded = read_run_file(run)
     if not (run / TRAINING_FILE).is_file():
@@ -97,7 +97,7 @@ def _train(
 ) -> int:
     writes = distributed.rank() == 0
     callbacks: list[Callback] = [csv_log(run / METRICS_FILE)]
-    if writes:  # so that a run that is killed leaves a usable folder
+    if writes:  # so that a killed run leaves a usable folder
         callbacks.append(lambda progress: save_checkpoint(progress.model, run))
     if options.tensorboard:
         callbacks.append(tensorboard_log(run))
@@ -106,7 +106,7 @@ def _train(
     torch.manual_seed(options.seed)
     model = recipe.make_model(dataset.itemnum, dataset.usernum, options.backend)
     model = model.to(choose_device(options))
-    # First, because it is quick and refuses data that the model could not be measured on either.
+    # First, because it is fast and raises an error if the model could not be evaluated either.
     popularity = measure_popularity(dataset, model.num_neg_test, options.seed)
     interrupted: TrainingInterrupted | None = None
     with recipe.make_sampler(
@@ -124,7 +124,7 @@ def _train(
         save_checkpoint(model, run)
     if interrupted is not None:
         if writes:
-            print(f"ssept: ssept resume {run} goes on", file=sys.stderr)
+            print(f"ssept: to continue: ssept resume {run}", file=sys.stderr)
         return interrupted.code
     metrics = measure(model, dataset, options.seed)
     if writes:
@@ -134,7 +134,7 @@ def _train(
 
 
 def _given(options: argparse.Namespace, kind: type[SASREC]) -> dict[str, Any]:
-    """The options of a recipe that the command line gives."""
+    """Return the recipe's options that the command line gives."""
     names = [name for group in option_names(SSEPT).values() for name in group]
     given = {n: v for n in names if (v := getattr(options, n, None)) is not None}
     for name in _ONLY_SSEPT:
@@ -150,14 +150,14 @@ def _given(options: argparse.Namespace, kind: type[SASREC]) -> dict[str, Any]:
 
 
 def _record(options: argparse.Namespace, recipe: Recipe[SASREC]) -> dict[str, Any]:
-    """All options of a run, for run.json."""
+    """Return all options of a run, for run.json."""
     model = next(name for name, kind in _KINDS.items() if kind is recipe.kind)
     own = {name: getattr(options, name) for name in _OWN}
     return {"model": model, **own, **recipe.options()}
 
 
 def _updated(recorded: dict[str, Any], kind: type[SASREC]) -> dict[str, Any]:
-    """Recorded options under today's names: earlier versions recorded the parsed command line."""
+    """Rename options that earlier versions recorded, which stored the parsed command line."""
     renamed = {"epochs": "num_epochs", "workers": "n_workers"}
     updated = {renamed.get(name, name): value for name, value in recorded.items()}
     if updated.pop("bf16", False):
@@ -167,24 +167,24 @@ def _updated(recorded: dict[str, Any], kind: type[SASREC]) -> dict[str, Any]:
     updated["embedding_dim"] = updated.pop("item_embedding_dim")
     updated["item_embedding_dim"] = None
     if updated["user_embedding_dim"] is None:
-        updated["user_embedding_dim"] = 16  # the default then
+        updated["user_embedding_dim"] = 16  # the default of those versions
     if (inner := updated.pop("ffn_dim")) is not None:
         updated["conv_dims"] = (inner, hidden_size(kind, updated))
     return updated
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what `train` reads."""
+    """Add the options of `train`."""
     defaults = Recipe.of(SSEPT, None, {"val_epoch": VAL_EPOCH}, num_users=10**9).options()
     add_data(parser, "a synthetic data set")
     group = parser.add_argument_group(
-        "model", "Defaults of all options below are those of the preset for --model ssept."
+        "model", "The defaults shown below are those of the preset for --model ssept."
     )
     group.add_argument("--model", choices=_KINDS, default="ssept", help="SSE-PT or SASRec")
     group.add_argument(
         "--preset",
         choices=PRESETS,
-        help="settings to start from (default: the best of the model, sampled softmax)",
+        help="settings to start from (default: the model's best, with sampled softmax)",
     )
     add_fields(group, SSEPTConfig, defaults, _MODEL)
     width = defaults["embedding_dim"]
@@ -200,7 +200,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_integer(group, "--ffn-dim", 1, None, text)
     group = parser.add_argument_group(
         "stochastic shared embeddings",
-        "Probabilities of replacing an id in training by one drawn at random. The authors' flags are "
+        "Probabilities of replacing an id in training by a random one. The authors' flags are "
         "probabilities of keeping: --threshold_user 0.08 --threshold_item 0.9 is --sse-user-prob 0.92 "
         "--sse-item-prob 0.1 --sse-joint.",
     )
@@ -220,12 +220,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     others = [name for name in names["training"] if name not in ("precision", "bf16")]
     add_fields(group, TrainingOptions, defaults, others)
-    add_integer(group, "--workers", 1, 1, "threads that draw batches", dest="n_workers")
+    add_integer(group, "--workers", 1, 1, "number of threads that draw batches", dest="n_workers")
     add_integer(group, "--seed", 0, 0, "makes parameters, batches and negatives reproducible")
     group.add_argument(
         "--tensorboard",
         action="store_true",
-        help="log to the run folder for TensorBoard, beside metrics.csv",
+        help="also log to the run folder for TensorBoard",
     )
     group.add_argument("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
     add_timeout(group)
@@ -233,7 +233,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what `resume` reads."""
+    """Add the options of `resume`."""
     add_run(parser)
     add_timeout(parser)
     add_device(parser)

@@ -35,6 +35,18 @@ class EvaluationCandidates:
     """The input history and the items to rank, for each user of an evaluation.
 
     Made by `draw_candidates`; different models can be compared on the same candidates.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> data = synthetic(num_users=20)
+    >>> drawn = draw_candidates(data, "test", num_neg_test=5, seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     drawn.save(f"{folder}/candidates.npz")
+    ...     loaded = EvaluationCandidates.load(f"{folder}/candidates.npz", data)
+    >>> bool((loaded.candidates == drawn.candidates).all())
+    True
     """
 
     split: Split

@@ -1,4 +1,4 @@
-"""Recommendations, similar items, vectors, and export."""
+"""Recommendations, similar items, vectors for a nearest-neighbour index, and export."""
 
 from ssept_ext.serving.by_index import Recommendations
 from ssept_ext.serving.recommendation import recommend, similar_items

@@ -20,12 +20,12 @@ from ssept_ext.utils.checks import check_at_least
 
 
 class Recommendations(NamedTuple):
-    """For each of n users their k best items, best first; equal scores by rising id."""
+    """The k best items of each of n users, best first; ties are ordered by ascending id."""
 
     items: IntArray
-    """(n, k) ids; 0 where fewer than k items were left."""
+    """(n, k) item ids; 0 where fewer than k items were left."""
     scores: NDArray[np.floating]
-    """(n, k) float32 or wider, those of `predict` to rounding; -inf where there is no item."""
+    """(n, k) float32 or wider: the scores of `predict`, up to rounding; -inf where there is no item."""
 
 
 def recommend_by_index(
@@ -38,34 +38,40 @@ def recommend_by_index(
     exclude_seen: bool = True,
     batch_size: int = 256,
 ) -> Recommendations:
-    """Rank all items of 1..item_num as each user's next and return the best k.
+    """Score all items 1..item_num as each user's next item and return the k best.
 
-    The memory is bounded: scores are computed and thrown away in blocks of 16 MiB, whatever the
-    number of users and items.
+    Scores are computed in blocks of 16 MiB, so that memory does not depend on the number of users or items.
 
     Parameters
     ----------
     histories
-        User id to item ids, oldest first: in service what a user did until now, which no
-        data set holds. Of a data set all events are used, held-out ones as well.
+        User id to item ids, oldest first, or a data set, of which all events are used, including held-out ones.
     users
-        Whom to recommend to, each with a history; None for all of `histories`, in its order.
+        Users to recommend to, each with a history; None for all of `histories`, in its order.
     k
-        As many columns are returned, or as many as there are items or candidates.
+        Number of items per user; fewer if there are fewer items or candidates.
     candidates
-        The items to choose from; None for all.
+        Items to choose from; None for all.
     exclude_seen
-        Never recommend an item of the user's history.
+        Whether to leave out the items of the user's history.
     batch_size
-        Users that are encoded at a time.
+        Users per forward pass.
 
     Raises
     ------
     ValueError
-        If a user has no history, an id is no integer from 1, there is no candidate, `k` or
-        `batch_size` is below 1, or a score is not finite.
+        If a user has no history, an id is not an integer from 1, `candidates` is empty, `k` or `batch_size` is below 1,
+        or a score is not finite.
     IndexError
-        If an id is outside the model's table; names id and table size.
+        If an id is outside the model's table; names the id and the size of the table.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> model = SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+    >>> found = recommend_by_index(model, {1: [3, 5], 2: [7]}, k=2, candidates=[3, 4, 5])
+    >>> found.items.shape, found.items[0].tolist()  # user 1 has seen 3 and 5
+    ((2, 2), [4, 0])
     """
     asked = _histories_of(histories, users)
     check_inside("user", asked.users, getattr(model, "user_num", None))  # SASREC has no users
@@ -85,7 +91,7 @@ def rank_catalogue(
     exclude_seen: bool,
     batch_size: int,
 ) -> Recommendations:
-    """The best k items for histories, none empty; user 0 is an unknown one."""
+    """Return the k best items for each history; none may be empty. User 0 is an unknown user."""
     check_at_least("k", k, 1)
     check_at_least("batch_size", batch_size, 1)
     item_weight, seen_items = model.item_embedding_layer.weight, asked
@@ -113,7 +119,7 @@ def rank_catalogue(
 
 
 def _within(histories: Histories, catalogue: IntArray) -> Histories:
-    """Events of items in `catalogue` (sorted), which become their places in it."""
+    """Keep the events whose item is in `catalogue`, which is sorted, and replace each item by its place there."""
     place = np.searchsorted(catalogue, histories.items)
     kept = catalogue[np.minimum(place, len(catalogue) - 1)] == histories.items
     offsets = np.append(0, np.cumsum(kept))[histories.offsets]
@@ -121,6 +127,7 @@ def _within(histories: Histories, catalogue: IntArray) -> Histories:
 
 
 def concatenated(found: Sequence[TopK], k: int) -> Recommendations:
+    """Concatenate the results of consecutive groups of rows."""
     if not found:
         return Recommendations(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
     return Recommendations(
@@ -132,7 +139,7 @@ def concatenated(found: Sequence[TopK], k: int) -> Recommendations:
 def _histories_of(
     events: SASRecDataSet | Mapping[int, Sequence[int]], users: Sequence[int] | None
 ) -> Histories:
-    """The histories of `users` in their order, None for all; a user may be asked for twice."""
+    """Return the histories of `users` in the given order; None for all. Users may be repeated."""
     if isinstance(events, SASRecDataSet):
         num_users = events.num_users
         found = events.histories("all", None if users is None else check_ids(users, "user"))
@@ -150,6 +157,7 @@ def _histories_of(
 
 
 def check_inside(name: str, ids: IntArray, largest: int | None) -> None:
+    """Raise an IndexError if an id is above `largest`, unless that is None; names the id and the table size."""
     if largest is not None and ids.size and ids.max() > largest:
         raise IndexError(
             f"{name} has id {ids.max()}, outside the model's table of {largest + 1} rows (0..{largest})"
@@ -157,31 +165,39 @@ def check_inside(name: str, ids: IntArray, largest: int | None) -> None:
 
 
 ITEM_BLOCK = 1024
+"""Number of items whose neighbours are searched together."""
 
 
 def similar_by_index(
     model: SequentialRecommender, items: Sequence[int], k: int = 10
 ) -> Recommendations:
-    """Rank all other items by the cosine of their vectors with each of `items`, in bounded memory.
+    """Return the k items with the highest cosine similarity to each of `items`, without the item itself.
 
     Parameters
     ----------
     items
         (n,) item ids.
     k
-        As many columns are returned, or item_num - 1.
+        Number of similar items; at most item_num - 1 are returned.
 
     Returns
     -------
     Recommendations
-        (n, k) items and their cosines, float32 or wider; 0 with a vector of zeros.
+        (n, k) items, and their cosines as scores, float32 or wider. The cosine with a zero vector is 0.
 
     Raises
     ------
     ValueError
-        If an id is no integer from 1, `k` is below 1, or a vector is not finite.
+        If an id is not an integer from 1, `k` is below 1, or a vector is not finite.
     IndexError
-        If an id is outside the model's table; names id and table size.
+        If an id is outside the model's table; names the id and the size of the table.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> model = SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+    >>> similar_by_index(model, [3, 5], k=2).items.shape
+    (2, 2)
     """
     check_at_least("k", k, 1)
     asked = check_ids(items, "item")
@@ -203,7 +219,9 @@ def _most_similar(weight: Tensor, scale: Tensor, items: Tensor, k: int) -> TopK:
     top = TopK(len(items), k, like=queries)
     for first, scores in score_blocks(queries, weight):
         count = min(scores.shape[1], len(weight) - first)
-        scores[:, :count] *= scale[first : first + count]
+        scores[:, :count] *= scale[
+            first : first + count
+        ]  # in place: the block is ours until the next
         itself = items - first
         inside = (itself >= 0) & (itself < count)
         scores[inside.nonzero()[:, 0], itself[inside]] = -math.inf
@@ -213,7 +231,7 @@ def _most_similar(weight: Tensor, scale: Tensor, items: Tensor, k: int) -> TopK:
 
 
 def _inverse_norms(weight: Tensor) -> Tensor:
-    """(I + 1,) float32 or wider; 1 for vectors of zeros."""
+    """Return (I + 1,) inverse norms, float32 or wider; 1 for zero vectors."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide)
     return norms.where(norms != 0, 1).reciprocal()

@@ -1,4 +1,4 @@
-"""Recommendations by raw ids, as data frames."""
+"""Recommendations and similar items by raw ids, as data frames."""
 
 from __future__ import annotations
 
@@ -27,43 +27,55 @@ def recommend_by_raw_id(
     with_scores: bool = True,
     batch_size: int = 256,
 ) -> Any:
-    """As `recommend`, on raw ids, for anybody; a model that knows raw ids has it as `recommend`.
+    """Return the k best items of each user, by raw ids: `recommend` of a model trained by `fit`.
 
-    A user who was not trained on gets the mean of all users' vectors (SASREC has none and needs
-    none). A user without any event of a known item gets the most popular items, those with the most
-    events in the model's histories, and NaN for scores.
+    Users who were not in training are served too: they get the mean of all users' vectors (SASREC has no user
+    vectors). Users without an event of a known item get the most popular items, those with the most events in training,
+    and NaN as scores.
 
     Parameters
     ----------
     histories
-        Raw user id to raw item ids, oldest first, to be used instead of what the model knows
-        of these users. Events of items that it does not know are dropped, with a warning that
-        counts them.
+        Raw user id to raw item ids, oldest first. They replace the histories that the model stores for these users.
+        Events of unknown items are dropped, with a warning that counts them.
     users
-        Whom to recommend to; None for all of `histories`, or else for all users the model knows.
+        Users to recommend to; None for all of `histories` or, without it, for all users of the model.
     k
-        Rows for each user, fewer where fewer items are left.
+        Items per user, fewer if fewer are left.
     candidates
-        The items to choose from; unknown ones are dropped as above; None for all.
+        Items to choose from; None for all. Unknown ones are dropped, with a warning.
     with_scores
-        False leaves the column out.
-    exclude_seen, batch_size
-        As for `recommend`.
+        Whether the data frame has a column of scores.
+    exclude_seen
+        Whether to leave out the items of the user's history.
+    batch_size
+        Users per forward pass.
 
     Returns
     -------
     data frame
-        A data frame with the columns user, item, score and rank (from 1), users in the order asked for and
-        best items first.
+        Columns user, item, score and rank (from 1); users in the given order, each with the best item first.
 
     Raises
     ------
     TypeError
-        If an id is not of the type that the model was trained with; names both.
+        If an id does not have the type of the ids in training; names both types.
     ValueError
-        As `recommend`; and if the model was saved without histories, and none is passed of a user that it knows.
+        If `k` or `batch_size` is below 1, no candidate is known, a score is not finite, or the model was saved without
+        histories and a known user has none in `histories`.
     ImportError
-        If narwhals is missing: it comes with `ssept_ext[data]`.
+        If narwhals is not installed; it comes with `ssept_ext[data]`.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> from ssept_ext import SASREC, Interactions
+    >>> events = pa.table({"user": ["ann", "ann", "bob", "bob"], "item": [10, 20, 20, 30], "timestamp": [1, 2, 3, 4]})
+    >>> sizes = {"seq_max_len": 4, "embedding_dim": 4, "num_epochs": 1}
+    >>> model = SASREC.fit(Interactions.from_dataframe(events), **sizes, verbose=False)
+    >>> frame = model.recommend(users=["ann"], k=5)  # ann has seen 10 and 20
+    >>> list(frame["item"])
+    [30]
     """
     known = known_of(model)
     catalogue = None
@@ -104,19 +116,21 @@ def recommend_by_raw_id(
 
 
 def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int = 10) -> Any:
-    """As `similar_items`, on raw ids; a model that knows raw ids has it as `similar_items`.
+    """Return the k most similar items of each item, by raw ids: `similar_items` of a model trained by `fit`.
 
     Returns
     -------
     data frame
-        A data frame with the columns item, similar_item, score (the cosine) and rank (from 1).
+        Columns item, similar_item, score (the cosine of their vectors) and rank (from 1).
 
     Raises
     ------
     KeyError, TypeError
-        If an item is unknown, or an id is not of the type that the model was trained with; names it.
-    ValueError, ImportError
-        As `recommend_by_raw_id`.
+        If an item is unknown, or does not have the type of the ids in training; names it.
+    ValueError
+        If `k` is below 1, or a vector is not finite.
+    ImportError
+        If narwhals is not installed; it comes with `ssept_ext[data]`.
     """
     known = known_of(model)
     check_raw_type(known.item_ids, items)
@@ -133,6 +147,6 @@ def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int
 
 
 def _most_popular(known: KnownHistories, catalogue: IntArray | None, k: int) -> IntArray:
-    """(k,) items with the most events, best first; equal ones by rising number."""
+    """Return the (k,) items with the most events, most popular first; ties are ordered by ascending index."""
     items = np.arange(1, len(known.popularity)) if catalogue is None else np.unique(catalogue)
     return items[np.argsort(-known.popularity[items], kind="stable")[:k]]

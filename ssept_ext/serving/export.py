@@ -1,6 +1,6 @@
-"""Models for other runtimes: `torch.export` and ONNX.
+"""Export of models for other runtimes, by `torch.export` and ONNX.
 
-What is exported is made of plain PyTorch, `ssept_ext.ops.reference`: it runs where this package is not installed.
+Exported models use the reference ops, which are plain PyTorch, so that they run without this package.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 
 
 INPUTS = ("user", "input_seq", "candidate")
+"""Names of the exported model's inputs."""
 
 
 OUTPUT = "score"
+"""Name of the exported model's output."""
 
 
 MAX_ONNX_SIZE = 2**31
-"""What protocol buffers can hold, in bytes."""
+"""Size limit of a protocol buffer, in bytes."""
 
 
 class Scorer(nn.Module):
-    """`predict` on tensors, with no shape that depends on values."""
+    """`predict` as a module with a copy of the parameters, without shapes that depend on values."""
 
     def __init__(self, model: SequentialRecommender) -> None:
         super().__init__()
@@ -43,20 +45,20 @@ class Scorer(nn.Module):
         self.eval()
 
     def forward(self, user: Tensor, input_seq: Tensor, candidate: Tensor) -> Tensor:
-        """As `SASREC.predict`, whose "user" (B,), "input_seq" (B, T) and "candidate" (B, C) these are; (B, C).
+        """Score candidates (B, C) as the next item of users (B,) with sequences (B, T), where T is `seq_max_len`.
 
-        T is `seq_max_len`. Ids outside the tables are not detected.
+        Ids outside the tables are not detected.
         """
         return self.model.score(pack_statically(user, input_seq), candidate)
 
 
 def export_program(model: SequentialRecommender) -> ExportedProgram:
-    """Export the scoring model with `torch.export`: for `torch.export.save`, AOTInductor, ExecuTorch and others.
+    """Export a model with `torch.export`, for `torch.export.save`, AOTInductor, ExecuTorch and others.
 
-    The program's inputs are `user` (B,), `input_seq` (B, seq_max_len), left-padded by 0, and `candidate`
-    (B, C), all int64, for any B and C from 1; its result is what `predict` returns, (B, C). SASREC ignores
-    `user`. Ids outside the tables count as padding. It runs on the device that the model is on, and keeps the
-    parameters that the model has now.
+    The inputs of the program are `user` (B,), `input_seq` (B, seq_max_len), left-padded with 0, and `candidate`
+    (B, C), all int64, for any B and C from 1. It returns (B, C) scores, as `predict` does. SASREC ignores `user`. Ids
+    outside the tables count as padding. The program has a copy of the current parameters, and runs on the model's
+    device.
     """
     scorer = Scorer(model)
     sizes = ((2,), (2, model.seq_max_len), (2, 3))
@@ -68,16 +70,16 @@ def export_program(model: SequentialRecommender) -> ExportedProgram:
 
 
 def export_onnx(model: SequentialRecommender, path: str | os.PathLike[str]) -> None:
-    """Write the program of `export_program` as an ONNX file, inputs and output (`score`) under their names.
+    """Write the program of `export_program` as an ONNX file, with the same names of inputs, and the output `score`.
 
-    The file is replaced in one step.
+    The file is replaced atomically.
 
     Raises
     ------
     ImportError
-        If onnx or onnxscript is missing: they come with `ssept_ext[export]`.
+        If onnx or onnxscript is not installed; they come with `ssept_ext[export]`.
     ValueError
-        If the parameters take 2 GiB or more, which is the most that an ONNX file can hold.
+        If the parameters take 2 GiB or more, the size limit of an ONNX file.
     OSError
         If the file cannot be written.
     """
@@ -107,7 +109,7 @@ def _searchsorted(
     side: str | None = None,
     sorter: Tensor | None = None,
 ) -> Tensor:
-    """`torch.searchsorted(..., right=True)`, which ONNX lacks, as the reference ops call it: by comparing all."""
+    """Decomposition of `torch.searchsorted(..., right=True)`, which ONNX lacks: compares all pairs."""
     assert right
     assert sorter is None
     return (sorted_sequence <= self[..., None]).sum(-1)

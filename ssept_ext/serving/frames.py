@@ -1,4 +1,4 @@
-"""Data frames of the first library that is installed: pandas, Polars or PyArrow."""
+"""Data frames as results, made with whichever library is installed: pandas, Polars or PyArrow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FRAMES = ("pandas", "polars", "pyarrow")
 
 
 def take_rows(ids: Sequence[RawId], row: IntArray) -> NDArray[Any]:
-    """`ids[row]` as they were given, whatever their type."""
+    """Return `ids[row]` as an array of the original Python objects."""
     taken = np.empty(len(ids), object)
     taken[:] = list(ids)
     return taken[row]
 
 
 def to_frame(columns: dict[str, NDArray[Any]]) -> Any:
-    """A data frame of the first library that is installed."""
+    """Make a data frame, with the first of pandas, Polars and PyArrow that is installed."""
     narwhals = require("narwhals", "data")
     backend = next((name for name in _FRAMES if find_spec(name)), _FRAMES[-1])
     lists = {name: values.tolist() for name, values in columns.items()}

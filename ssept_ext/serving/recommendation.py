@@ -1,4 +1,4 @@
-"""`recommend` and `similar_items` as methods of a model: by raw ids if the model has them, else by index."""
+"""The methods `recommend` and `similar_items`: by raw ids for a model that has them, else by index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recommend(
 ) -> Any:
     """Return each user's k best items.
 
-    A model that `fit` trained takes raw ids and returns a data frame: see
+    A model trained by `fit` takes raw ids and returns a data frame: see
     `ssept_ext.serving.by_raw_id.recommend_by_raw_id`. Other models, and calls with a `SASRecDataSet`, use the
     indices of the embedding tables: `histories` is required, and the result is `Recommendations`; see
     `ssept_ext.serving.by_index.recommend_by_index`.
@@ -32,7 +32,7 @@ def recommend(
     Raises
     ------
     ValueError
-        If the model has no histories and none are given, or `with_scores` is False for indices.
+        If the model stores no histories and none are given, or `with_scores` is False for indices.
 
     Examples
     --------
@@ -59,11 +59,18 @@ def recommend(
 
 
 def similar_items(model: SequentialRecommender, items: Sequence[Any], k: int = 10) -> Any:
-    """Return the k items closest to each of `items` by cosine similarity of their vectors, itself left out.
+    """Return the k items most similar to each of `items`, by cosine similarity, without the item itself.
 
-    A model that `fit` trained takes raw ids and returns a data frame: see
-    `ssept_ext.serving.by_raw_id.similar_by_raw_id`. Others take indices and return `Recommendations`: see
+    A model trained by `fit` takes raw ids and returns a data frame: see
+    `ssept_ext.serving.by_raw_id.similar_by_raw_id`. Other models take indices and return `Recommendations`: see
     `ssept_ext.serving.by_index.similar_by_index`.
+
+    Examples
+    --------
+    >>> from ssept_ext import SSEPT
+    >>> model = SSEPT(item_num=9, user_num=2, seq_max_len=4, embedding_dim=4, conv_dims=[8, 8])
+    >>> model.similar_items([3], k=2).items.shape
+    (1, 2)
     """
     if model.known is None:
         return similar_by_index(model, items, k)

@@ -1,4 +1,4 @@
-"""Users and histories of a request, as the model's indices."""
+"""Conversion of the users and histories in a request to the model's indices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ _ACCEPTED = {"int64": (int, np.integer), "str": str, "uuid": UUID}
 
 
 def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntArray:
-    """Numbers of a history's items, raw ids if the model knows them; unknown ones are dropped with a warning.
+    """Return the indices of a history's items.
 
-    Raises as `recommend` and `recommend_by_raw_id`.
+    If the model has raw ids, the history consists of these, and unknown ones are dropped with a warning; otherwise it
+    consists of indices.
+
+    Raises
+    ------
+    ValueError
+        If an index is not an integer from 1.
+    TypeError, IndexError
+        If a raw id does not have the type of the ids in training, or an index is outside the table.
     """
     if model.known is not None:
         return encode_items(model.known, {"history": history}, "events")[0]
@@ -31,7 +39,7 @@ def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntA
 
 
 def encode_user(model: SequentialRecommender, user: Any | None) -> int:
-    """The number of a user, by raw id if the model knows these; 0 for None and for an unknown one."""
+    """Return the index of a user, given by raw id if the model has raw ids; 0 for None or an unknown user."""
     if user is None:
         return 0
     if model.known is not None:
@@ -43,17 +51,16 @@ def encode_user(model: SequentialRecommender, user: Any | None) -> int:
 
 
 def known_of(model: SequentialRecommender) -> KnownHistories:
+    """Return the raw ids and histories of a model; a ValueError if it has none."""
     if model.known is None:
-        raise ValueError(
-            f"the model knows no raw ids: {type(model).__name__}.fit makes one that does"
-        )
+        raise ValueError(f"this model has no raw ids: train it with {type(model).__name__}.fit")
     return model.known
 
 
 def encode_items(
     known: KnownHistories, histories: Mapping[Any, Sequence[Any]], what: str
 ) -> list[IntArray]:
-    """Numbers of the items of each history; unknown ones are dropped and counted in a warning."""
+    """Return the indices of each history's items; unknown items are dropped, with a warning that counts them."""
     encoded = []
     for items in histories.values():
         check_raw_type(known.item_ids, items)
@@ -62,7 +69,7 @@ def encode_items(
     kept = [numbers[numbers != 0] for numbers in encoded]
     if unknown := num_all - sum(map(len, kept)):
         warnings.warn(
-            f"dropped {unknown} of {num_all} {what}: their items are none of the "
+            f"dropped {unknown} of {num_all} {what}, because their items are not among the "
             f"{len(known.item_ids)} that the model knows",
             stacklevel=4,
         )
@@ -70,7 +77,7 @@ def encode_items(
 
 
 def check_raw_type(id_map: IdMap, ids: Sequence[RawId]) -> None:
-    """Refuse ids of another type, which could only be unknown, and would look like new ones."""
+    """Raise a TypeError if an id has another type than in training: such ids would pass for new users or items."""
     if isinstance(ids, str):
         raise TypeError(f"{id_map.noun}s must be a sequence of ids, got the string {ids!r}")
     for value in ids:

@@ -1,4 +1,4 @@
-"""Vectors of items and users for an index of nearest neighbours."""
+"""Vectors of items and users, for a nearest-neighbour index."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from ssept_ext.serving.requests import encode_history, encode_user
 
 
 def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
-    """The vectors of the items 1..item_num, for an index of nearest neighbours by inner product.
+    """Return the vectors of all items, for a nearest-neighbour index by inner product.
 
-    Row r is that of item number r + 1, which a model of raw ids calls `model.known.item_ids.raw[r]`.
+    Row r is item r + 1; in a model with raw ids, that is `model.known.item_ids.raw[r]`.
 
     Returns
     -------
     NDArray[np.floating]
         (item_num, Di) float32 or wider.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4]).item_vectors().shape
+    (9, 4)
     """
     weight = model.item_embedding_layer.weight.detach()[1:]
     return _to_numpy(weight.to(torch.promote_types(weight.dtype, torch.float32)))
@@ -33,18 +39,17 @@ def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
 def user_state(
     model: SequentialRecommender, history: Sequence[Any], user: Any | None = None
 ) -> NDArray[np.floating]:
-    """The vector whose inner products with `item_vectors` order items as `recommend` does.
+    """Return the query vector of a user: its inner products with `item_vectors` rank items as `recommend` does.
 
-    They are the scores, but for what is the same for all items. Nothing hides the items of `history`: ask an
-    index for as many more.
+    The inner products equal the scores except for the user's part, which is the same for all items. The items of
+    `history` are not excluded: retrieve that many more from the index.
 
     Parameters
     ----------
     history
-        Items, oldest first: raw ids if the model knows them, and then those that it does not know
-        are dropped with a warning; numbers otherwise.
+        Items, oldest first: raw ids if the model has them, else indices. Unknown raw ids are dropped, with a warning.
     user
-        Raw id or number; None, or one who is unknown, gets the mean of all users' vectors.
+        The user's raw id or index. None, or an unknown user, gets the mean of all users' vectors.
 
     Returns
     -------
@@ -54,9 +59,16 @@ def user_state(
     Raises
     ------
     ValueError
-        If no event is left, or a number is no integer from 1.
+        If no event is left, or an index is not an integer from 1.
     TypeError, IndexError
-        If a raw id is of another type than in training, or a number is outside its table.
+        If a raw id does not have the type of the ids in training, or an index is outside its table.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> model = SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+    >>> (model.item_vectors() @ model.user_state([3, 5])).shape
+    (9,)
     """
     items = encode_history(model, history)
     if not len(items):

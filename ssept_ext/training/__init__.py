@@ -1,4 +1,4 @@
-"""Training: the loop, its options, callbacks, and `fit`."""
+"""Training: the loop, its options and callbacks, and `fit`."""
 
 from ssept_ext.training.callbacks import Callback, EpochFigures, Progress, csv_log, tensorboard_log
 from ssept_ext.training.fitting import fit

@@ -1,4 +1,4 @@
-"""What is called after each epoch of a training, and ready-made logs of its figures."""
+"""Callbacks after each epoch of training, and two that log its metrics."""
 
 from __future__ import annotations
 
@@ -17,44 +17,59 @@ from ssept_ext.utils.optional import require
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """What is known of an epoch when it is over; None where no validation followed it."""
+    """Metrics of a completed epoch."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     step: int
-    """Steps from the start of the training to the end of this epoch."""
+    """Number of steps from the start of training to the end of this epoch."""
     seconds: float
-    """Of training up to there, in milliseconds' precision, validation not counted."""
+    """Seconds of training up to the end of this epoch, rounded to milliseconds, without validation."""
     loss: float
-    """Mean of the epoch's steps."""
+    """Mean loss of the epoch's steps."""
     val_ndcg: float | None
-    """NDCG@10."""
+    """Validation NDCG@10; None if the epoch was not validated."""
     val_hr: float | None
-    """HR@10."""
+    """Validation HR@10; None if the epoch was not validated."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told."""
+    """The argument of a callback."""
 
     model: SequentialRecommender
-    """As it is now, in training mode; to look at, to measure and to save."""
+    """The live model, in training mode. Read, evaluate or save it; do not modify it."""
     epochs: list[EpochFigures]
-    """All that are over, the newest last. A training that was taken up again has those from before, too."""
+    """All completed epochs, newest last, including those before a resumed training was interrupted."""
 
 
 Callback = Callable[[Progress], bool | None]
-"""Called after each epoch and its validation, in every process. True ends the training, for good: called again with
-its checkpoint, it returns at once. The state is saved after the callbacks, so that a training killed in between calls
-them again for the same epoch: better replace what was written than add to it."""
+"""A function that is called after each epoch and its validation, in every process. If it returns True, training ends
+for good: resuming from its checkpoint returns at once. Checkpoints are saved after the callbacks, so a training that is
+killed in between calls them again for the same epoch: callbacks should overwrite their output instead of appending."""
 
 
 def csv_log(path: str | os.PathLike[str]) -> Callback:
-    """Make a callback that keeps a CSV file with a line for each epoch, under the names in `EpochFigures`.
+    """Make a callback that writes a CSV file with one row per epoch and the fields of `EpochFigures` as columns.
 
-    The whole file is replaced in one step each time, and its folder made where missing: no line is lost
-    or there twice, however often the training is interrupted. Cells without a figure are empty. Of several
-    processes, process 0 writes.
+    The file is replaced atomically after each epoch, so no row is lost or duplicated, however often the training is
+    interrupted. Its folder is made if missing. Cells without a value are empty. If several processes train, process 0
+    writes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from ssept_ext import SASREC, WarpSampler
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> data = synthetic(num_users=20)
+    >>> model = SASREC(item_num=data.itemnum, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = csv_log(f"{folder}/metrics.csv")
+    ...     with WarpSampler(data.user_train, data.usernum, data.itemnum, batch_size=10, maxlen=4) as sampler:
+    ...         _ = model.train_model(data, sampler, num_epochs=1, batch_size=10, verbose=False, callbacks=[log])
+    ...     Path(f"{folder}/metrics.csv").read_text().splitlines()[0]
+    'epoch,step,seconds,loss,val_ndcg,val_hr'
     """
     path = Path(path)
 
@@ -74,16 +89,16 @@ def csv_log(path: str | os.PathLike[str]) -> Callback:
 
 
 def tensorboard_log(folder: str | os.PathLike[str]) -> Callback:
-    """Make a callback that logs figures for TensorBoard in `folder`, over the steps of the training.
+    """Make a callback that logs the scalars "loss", "validation/NDCG@10" and "validation/HR@10" for TensorBoard.
 
-    The scalars are "loss", "validation/NDCG@10" and "validation/HR@10", at the time of training from which they
-    are. A training that is taken up again logs all its epochs anew and has TensorBoard forget what it logged before, so
-    that none is missing or there twice. Use another folder, and another callback, for each training.
+    The x axis is the training step; wall times are those of training. A resumed training logs all its epochs again and
+    makes TensorBoard discard the earlier logs, so that no epoch is missing or duplicated. Use a new folder and a new
+    callback for each training.
 
     Raises
     ------
     ImportError
-        If tensorboard is missing: it comes with `ssept_ext[tensorboard]`.
+        If tensorboard is not installed; it comes with `ssept_ext[tensorboard]`.
     """
     require("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
@@ -95,7 +110,7 @@ def tensorboard_log(folder: str | os.PathLike[str]) -> Callback:
         nonlocal writer, num_logged
         if distributed.rank() > 0:
             return
-        if writer is None:  # not before there is something to log, because it makes a file
+        if writer is None:  # only now, because a SummaryWriter creates a file
             writer = SummaryWriter(folder, purge_step=0)
         start = time.time() - progress.epochs[-1].seconds
         for figures in progress.epochs[num_logged:]:

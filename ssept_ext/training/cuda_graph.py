@@ -1,4 +1,4 @@
-"""Capture one training step in a CUDA graph, and replay it on new batches."""
+"""Captures one training step in a CUDA graph and replays it on new batches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ssept_ext.data.packed import PackedBatch
 from ssept_ext.training.step import EagerStep, Step, draw_seed
 
 Replay = Callable[[], Tensor]
-"""Takes the step that was captured; its loss."""
+"""Replays the captured step and returns its loss."""
 
 _EAGER_STEPS_BEFORE_CAPTURE = 3
 _MISFIT_RATES = (1e-4, 1e-8, 0.0)
-"""Of batches with more tokens than a graph has room for: of the first graph, and of those that replace it."""
+"""Expected rates of batches that exceed the capacity of the first graph and of its two replacements."""
 
 
 def training_step(
@@ -32,7 +32,7 @@ def training_step(
     num_processes: int = 1,
     lengths: NDArray[np.int64] | None = None,
 ) -> Step:
-    """The fastest step for a device: on a GPU by CUDA graphs, see `growing_step`, unless processes share it."""
+    """Make the fastest step for a device: CUDA graphs (see `growing_step`) on a GPU, if this is the only process."""
     if device.type == "cuda" and num_processes > 1:
         warnings.warn(
             f"training takes eager steps, because {num_processes} processes share them",
@@ -51,11 +51,15 @@ def growing_step(
     lengths: NDArray[np.int64] | None = None,
     gpu: _Gpu | None = None,
 ) -> Step:
-    """A step by CUDA graphs, captured again with a larger capacity where a batch has too many tokens.
+    """Make a step that replays a CUDA graph, and captures a larger one if a batch has too many tokens.
 
-    `lengths` are the lengths that sequences are drawn from; if they are not known, those of the first batch
-    stand for them. The capacity grows at most twice, the second time to the most tokens that a batch can have.
-    The graph sees changes of the optimizer's settings only in tensors that are written in place.
+    The capacity grows at most twice; the second time, it becomes the largest number of tokens that a batch can have.
+    Changes of the optimizer's settings affect the graph only if they are tensors that are changed in place.
+
+    Parameters
+    ----------
+    lengths
+        The lengths that the lengths of sequences are drawn from; by default those of the first batch.
     """
     if gpu is None and device.type == "cuda":
         gpu = _Gpu(device)
@@ -78,12 +82,14 @@ def growing_step(
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The sizes that a graph is captured for."""
+    """The tensor sizes that a graph is captured for."""
 
     capacity: int
-    """Tokens that fit; those a batch has not are spare, see `PackedBatch`."""
+    """Number of tokens in the captured buffers. Smaller batches have tail padding, see `PackedBatch`."""
     batch_size: int
+    """Number of sequences."""
     num_negatives: int
+    """Number of negatives per token."""
 
     @staticmethod
     def like(
@@ -92,9 +98,10 @@ class BatchShape:
         lengths: NDArray[np.int64] | None = None,
         misfit_rate: float = _MISFIT_RATES[0],
     ) -> BatchShape:
-        """A shape for this batch on the CPU and all but `misfit_rate` of the batches like it.
+        """Choose a shape that fits this batch and all but a share `misfit_rate` of the batches like it.
 
-        Their sequences' lengths are drawn from `lengths`, or from those of this batch.
+        Lengths of sequences are assumed to be drawn from `lengths`, by default the lengths in this batch, which must be
+        on the CPU.
         """
         assert batch.negatives is not None
         if lengths is None:
@@ -107,7 +114,7 @@ class BatchShape:
         return BatchShape(-(-capacity // 64) * 64, batch_size, batch.negatives.shape[1])
 
     def fits(self, batch: PackedBatch) -> bool:
-        """Whether the batch can take the place of the one that was captured."""
+        """Whether the batch can be copied into the captured buffers."""
         assert batch.negatives is not None
         return (
             len(batch.items) <= self.capacity
@@ -117,20 +124,25 @@ class BatchShape:
 
 
 def tokens_for(lengths: NDArray[np.int64], batch_size: int, misfit_rate: float) -> int:
-    """The number that the tokens of `batch_size` sequences exceed with a probability of at most `misfit_rate`.
+    """Return the number of tokens that a batch exceeds with a probability of at most `misfit_rate`.
 
-    Their lengths are drawn from `lengths`, each as likely, with replacement.
+    The lengths of its `batch_size` sequences are drawn uniformly from `lengths`, with replacement.
+
+    Examples
+    --------
+    >>> tokens_for(np.array([1, 2]), batch_size=2, misfit_rate=0.3)  # 2, 3, 3 or 4 tokens, equally likely
+    3
     """
     shares = np.bincount(lengths, minlength=1) / max(len(lengths), 1)
     num_sums = batch_size * (len(shares) - 1) + 1
-    # The distribution of a sum is the convolution of those of its terms, exact to rounding (1e-13).
+    # The distribution of a sum is the convolution of the distributions of its terms; here to 1e-13.
     sums = np.fft.irfft(np.fft.rfft(shares, num_sums) ** batch_size, num_sums)
     at_least = np.cumsum(sums[::-1])[::-1]
     return int((at_least > misfit_rate).sum()) - 1
 
 
 class _Buffer:
-    """A dropout seed and a batch of fixed shape in one piece of memory, so that one copy moves all of it."""
+    """A seed and a batch of fixed shape in one block of memory, so that one copy moves everything."""
 
     def __init__(
         self, shape: BatchShape, max_seqlen: int, device: torch.device, pinned: bool = False
@@ -143,7 +155,7 @@ class _Buffer:
             "positions": tokens,
             "positives": tokens,
             "negatives": tokens * shape.num_negatives,
-            "cu_seqlens": (sequences + 2) // 2,  # int32 in the room of int64
+            "cu_seqlens": (sequences + 2) // 2,  # int32, two to an int64
         }
         self.memory = torch.zeros(
             sum(sizes.values()), dtype=torch.int64, device=device, pin_memory=pinned
@@ -161,7 +173,7 @@ class _Buffer:
         )
 
     def fill(self, batch: PackedBatch, seed: Tensor) -> None:
-        """Take over a batch and a seed on the CPU; spare tokens become zeros."""
+        """Copy a batch and a seed on the CPU into this buffer; tail padding becomes zeros."""
         self.seed.copy_(seed)
         for name in (f.name for f in fields(PackedBatch) if f.name != "max_seqlen"):
             mine, given = getattr(self.batch, name), getattr(batch, name)
@@ -170,14 +182,14 @@ class _Buffer:
 
 
 class CudaGraphStep:
-    """A training step on batches of up to a fixed number of tokens.
+    """A training step on batches with up to a fixed number of tokens.
 
-    The first steps run eagerly, as a capture needs; then one is captured in a CUDA graph, and all later ones replay
-    it. Each batch is written to pinned memory and copied to the GPU on a stream of its own while the step before it
-    runs. Nothing waits for the GPU. A batch that does not fit takes an eager step. Where the capture fails, a warning
-    says why, and all steps are eager. On a CPU they always are, on the same padded buffers.
+    The first steps are eager, to warm up; then one step is captured in a CUDA graph, and all later steps replay it.
+    Each batch is written to pinned memory and copied to the GPU on another stream while the previous step runs. The
+    host does not wait for the step. A batch that does not fit takes an eager step. If the capture fails, a warning says
+    why, and all steps are eager. On a CPU, all steps are eager, on the same padded buffers.
 
-    The optimizer's settings are captured as they are then, but for tensors, which are read in every step.
+    The graph keeps the optimizer's settings at the time of the capture, except for tensors, which every replay reads.
     """
 
     def __init__(
@@ -189,7 +201,7 @@ class CudaGraphStep:
         shape: BatchShape,
         gpu: _Gpu | None = None,
     ) -> None:
-        """Prepare for batches of `shape`; sets `capturable` in an optimizer on a GPU that has it."""
+        """Prepare for batches of `shape`. On a GPU, sets the optimizer's `capturable` flag, if it has one."""
         self.shape = shape
         self._eager_step, self._optimizer, self._device = step, optimizer, device
         self._input = _Buffer(shape, seq_max_len, device)
@@ -203,7 +215,7 @@ class CudaGraphStep:
             self._gpu.prepare(self._input, shape)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """Take a step on a batch on the CPU; the loss is overwritten by the next step."""
+        """Take a step on a batch on the CPU and return the loss, which the next step overwrites."""
         seed = draw_seed()
         if not self.shape.fits(batch):
             return self._eager_step(batch.to(self._device), seed.to(self._device))
@@ -219,7 +231,7 @@ class CudaGraphStep:
         return self._gpu.run(self._step_on_input)
 
     def may_grow_for(self, batch: PackedBatch) -> bool:
-        """Whether a graph with room for more tokens would do for this batch, and this one does not."""
+        """Whether this batch does not fit, and would fit a graph with a larger capacity."""
         tokens = len(batch.items)
         has_failed = math.isinf(self._eager_steps_left)
         return (
@@ -229,7 +241,7 @@ class CudaGraphStep:
         )
 
     def close(self) -> None:
-        """Give the memory of the graph back, in which the gradients lie, too."""
+        """Free the memory of the graph, including the gradients, which are in it."""
         self._replay = None
         self._optimizer.zero_grad()
 
@@ -237,39 +249,39 @@ class CudaGraphStep:
         return self._eager_step(self._input.batch, self._input.seed)
 
     def _capture(self, gpu: _Gpu) -> None:
-        self._optimizer.zero_grad()  # so that the captured backward makes gradients of its own
+        self._optimizer.zero_grad()  # so that the captured backward allocates the gradients in the graph's memory
         try:
             self._replay = gpu.capture(self._step_on_input)
         except CaptureError as error:
-            warnings.warn(f"training takes eager steps, as {error}", stacklevel=3)
+            warnings.warn(f"training takes eager steps, because {error}", stacklevel=3)
             self._eager_steps_left = math.inf
 
 
 class CaptureError(RuntimeError):
-    """A step cannot be captured in a CUDA graph; says why, and what else is then impossible."""
+    """A step could not be captured in a CUDA graph; says why, and whether the process can still capture others."""
 
 
 class _Gpu:
-    """What graphed steps do on a GPU, on two streams beside the current one."""
+    """The GPU side of `CudaGraphStep`: a stream for copies, and one for warm-up and capture."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # For the eager steps too: autograd remembers the stream on which a parameter was first used.
+        # The eager steps use this stream too: autograd remembers the stream on which a parameter was first used.
         self._capturing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._transfers: list[_Transfer] = []
 
     def prepare(self, target: _Buffer, shape: BatchShape) -> None:
-        """Make ways to `target` for batches of this shape, in the place of those to another one."""
+        """Make the double buffer for copies to `target`, replacing any earlier one."""
         self._transfers = [_Transfer(target, shape) for _ in range(2)]
 
     def send(self, batch: PackedBatch, seed: Tensor) -> None:
-        """Queue a batch on the CPU into the target, behind what the current stream has to do."""
+        """Queue the copy of a batch on the CPU to the graph's input, after the work of the current stream."""
         self._transfers.reverse()
         self._transfers[0].send(batch, seed, self._copies)
 
     def run(self, step: Callable[[], Tensor]) -> Tensor:
-        """Take a step on the stream that a later one will be captured on."""
+        """Take an eager step on the stream that is used for the capture later, to warm up."""
         current = torch.cuda.current_stream(self._device)
         self._capturing.wait_stream(current)
         with torch.cuda.stream(self._capturing):
@@ -278,9 +290,9 @@ class _Gpu:
         return loss
 
     def capture(self, step: Callable[[], Tensor]) -> Replay:
-        """Capture a step without taking it; what takes it gives its loss, always in the same memory."""
+        """Capture a step without running it. Replays return its loss, always in the same memory."""
         graph = torch.cuda.CUDAGraph()
-        # The allocator's name of it is needed where the capture fails: `graph.pool()` then does not tell.
+        # Made here, because `graph.pool()` is not available after a failed capture.
         pool = torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream(self._device)
         reason: Exception | None = None
@@ -292,9 +304,9 @@ class _Gpu:
                     reason = error
                     raise
         except RuntimeError as error:
-            # `torch.cuda.graph` leaves its own stream behind where it fails.
+            # After a failure, `torch.cuda.graph` does not restore the current stream.
             torch.cuda.set_stream(current)
-            # After a step that failed, the end of the capture fails as well, and has less to say.
+            # If the step failed, ending the capture fails too, with a less helpful error.
             message = f"capturing one in a CUDA graph failed: {reason or error}"
             try:
                 _undo_failed_capture(graph, pool, self._capturing)
@@ -315,16 +327,16 @@ _failed_graphs: list[torch.cuda.CUDAGraph] = []
 def _undo_failed_capture(
     graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.cuda.Stream
 ) -> None:
-    """Let torch capture, empty its cache and draw random numbers again; raises RuntimeError where it cannot.
+    """Repair torch's state after a failed capture; raises a RuntimeError if that is impossible.
 
-    Where a capture fails, `CUDAGraph.capture_end` (torch 2.11) throws before it has told the allocator and the
-    generator that it is over. The allocator then refuses `empty_cache`, which every capture begins with, and the
-    generator refuses to draw outside a graph.
+    If a capture fails, `CUDAGraph.capture_end` (torch 2.11) throws before it has told the allocator and the random
+    generator that the capture is over. The allocator then refuses `empty_cache`, which every capture starts with, and
+    the generator refuses to draw numbers outside a graph.
     """
-    # The allocator of pinned memory is not told either, and Python cannot. It calls the graph, which must outlive it.
+    # The allocator of pinned memory still refers to the graph, and Python cannot change that: keep the graph alive.
     _failed_graphs.append(graph)
     index = stream.device.index
-    # The first raises where `capture_end` came that far. Then the graph releases the pool.
+    # The first call raises if `capture_end` already made it; the graph then releases the pool.
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(index, pool)
         torch._C._cuda_releasePool(index, pool)
@@ -332,7 +344,7 @@ def _undo_failed_capture(
         graph.reset()
     current = torch.cuda.current_stream(index)
     try:
-        # The end of a capture that succeeds resets the generator. An empty one would cause a warning.
+        # A successful capture resets the generator. It must not be empty, which would cause a warning.
         with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
             torch.zeros(1, device=stream.device)
     finally:
@@ -348,11 +360,11 @@ class _Transfer:
         self._pinned = _Buffer(shape, target.batch.max_seqlen, torch.device("cpu"), pinned=True)
         self._staging = torch.empty_like(target.memory)
         self._arrived, self._taken = (torch.cuda.Event() for _ in range(2))  # type: ignore[no-untyped-call]
-        torch.cuda.current_stream(device).synchronize()  # `_staging` is there for every stream
+        torch.cuda.current_stream(device).synchronize()  # so that all streams may use `_staging`
 
     def send(self, batch: PackedBatch, seed: Tensor, copies: torch.cuda.Stream) -> None:
-        """Queue the batch into the target, behind what the current stream has to do."""
-        self._arrived.synchronize()  # of two steps ago: the pinned memory may be written again
+        """Queue the copy of a batch to the graph's input, after the work of the current stream."""
+        self._arrived.synchronize()  # the copy of two steps ago is done: the pinned memory is free
         self._pinned.fill(batch, seed)
         copies.wait_event(self._taken)
         with torch.cuda.stream(copies):

@@ -14,7 +14,7 @@ from ssept_ext.training.step import Loss
 
 
 def check_batch_size(batch_size: int, num_processes: int) -> None:
-    """Refuse, by a ValueError, a batch that leaves processes without a sequence."""
+    """Raise a ValueError if a batch has fewer sequences than there are processes."""
     if batch_size < num_processes:
         raise ValueError(
             f"batch_size must be at least {num_processes}, the number of processes that share a "
@@ -23,10 +23,10 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
 
 
 def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
-    """The part of a batch on the CPU that one process trains on: consecutive sequences, at least one.
+    """Return the part of a batch on the CPU that one process trains on: one or more consecutive sequences.
 
-    The parts are disjoint, make up the batch, and are cut where their numbers of tokens are closest
-    to equal.
+    The parts of all processes are disjoint and cover the batch. The cuts are chosen to make their numbers of tokens as
+    equal as possible.
     """
     num_sequences = len(batch.users)
     check_batch_size(num_sequences, num_processes)
@@ -35,7 +35,7 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
     offsets = batch.cu_seqlens.numpy().astype(np.int64)
     inner = np.arange(1, num_processes)
     nearest = np.searchsorted((offsets[1:] + offsets[:-1]) / 2, offsets[-1] * inner / num_processes)
-    # One sequence each, whatever their lengths.
+    # Every part gets at least one sequence, whatever the lengths.
     spare = np.maximum.accumulate(nearest - inner).clip(0, num_sequences - num_processes)
     bounds = [0, *(spare + inner).tolist(), num_sequences]
     first, last = bounds[process : process + 2]
@@ -58,7 +58,7 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
 
 
 def check_same_batch(batch: PackedBatch) -> None:
-    """Refuse samplers that draw another batch in another process."""
+    """Check that the samplers of all processes drew the same batch; a ValueError otherwise."""
     sha = hashlib.sha256()
     for ids in (batch.users, batch.items, batch.positives, batch.negatives):
         assert ids is not None
@@ -67,7 +67,7 @@ def check_same_batch(batch: PackedBatch) -> None:
 
 
 class _LossModule(nn.Module):
-    """A model's loss as what it computes, because DistributedDataParallel reduces the gradients of a forward."""
+    """Computes the loss in `forward`, because DistributedDataParallel only hooks `forward`."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -79,10 +79,9 @@ class _LossModule(nn.Module):
 
 
 def data_parallel(model: nn.Module, loss: Loss) -> Loss:
-    """The loss of a `BatchPart` such that gradients, averaged over processes, are those of the whole batch.
+    """Make a loss of a `BatchPart` whose average over the processes, and that of its gradients, is the whole batch's.
 
-    Its own average over processes is the loss of the whole batch. All processes begin with the
-    parameters of process 0.
+    All processes start from the parameters of process 0.
     """
     with raise_if_peer_lost():
         parallel = DistributedDataParallel(_LossModule(model, loss), gradient_as_bucket_view=True)

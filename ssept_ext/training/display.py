@@ -1,4 +1,4 @@
-"""What a training shows on stderr while it runs."""
+"""Progress of a training run on stderr."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ EPOCHS_PER_LINE = 10
 
 
 class Display:
-    """A progress bar for each epoch on a terminal; elsewhere a line after every tenth epoch and the last.
+    """Shows a progress bar per epoch on a terminal, elsewhere a line after every tenth epoch and the last.
 
     Parameters
     ----------
     enabled
-        False shows nothing.
+        Whether to show anything.
     """
 
     def __init__(self, num_epochs: int, num_steps: int, enabled: bool) -> None:
@@ -29,7 +29,7 @@ class Display:
 
     @contextmanager
     def epoch(self, epoch: int, num_done: int) -> Iterator[None]:
-        """Show an epoch, from 1, of which `num_done` steps are done already."""
+        """Show the progress of an epoch, numbered from 1, of which `num_done` steps are already completed."""
         with tqdm(
             total=self._num_steps,
             initial=num_done,
@@ -40,24 +40,24 @@ class Display:
             yield
 
     def update(self, num_done: int, loss: float, samples_per_second: float) -> None:
-        """Show how many steps of the epoch are done, and their mean loss."""
+        """Show the number of completed steps of the epoch, and their mean loss."""
         self._figures = f"loss {loss:.4f}, {samples_per_second:,.0f} samples/s"
         self._bar.set_postfix_str(self._figures, refresh=False)
         self._bar.update(num_done - self._bar.n)
 
     def validated(self, ndcg: float, hr: float) -> None:
-        """Show the figures of a validation."""
+        """Show the metrics of a validation."""
         self._validation = f", valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}"
         self._bar.set_postfix_str(f"{self._figures}{self._validation}")
 
     def epoch_is_over(self, epoch: int) -> None:
-        """Print a line where one is due. It has the newest validation's figures."""
+        """Print a line with the newest metrics, if one is due after this epoch."""
         due = epoch % EPOCHS_PER_LINE == 0 or epoch == self._num_epochs
         if self._prints_lines and due:
             figures = f"{self._figures}{self._validation}"
             print(f"epoch {epoch}/{self._num_epochs}: {figures}", file=sys.stderr, flush=True)
 
     def say(self, message: str) -> None:
-        """Print a message, unless nothing is shown."""
+        """Print a message, if the display is enabled."""
         if self._shows_bar or self._prints_lines:
             print(message, file=sys.stderr)

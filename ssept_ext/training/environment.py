@@ -1,4 +1,4 @@
-"""State of the process that training changes, and restores: memory kept by the heap, TF32."""
+"""Settings of the process that training changes and restores: memory kept by the allocator, TF32."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ssept_ext.training.options import Precision
 
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep memory that a training step on the CPU frees, for the next step.
+    """Keep the memory that a training step on the CPU frees, for the next step to use.
 
-    If it went back to the system, every step would map it in again page by page, which takes a quarter of the
-    time of a small step. Enter this once for a whole training, because leaving it gives everything back. Does
-    nothing without the extension, or where the C library is not glibc.
+    Otherwise the allocator returns it to the system, and every step spends up to a quarter of its time on page faults.
+    Enter this once per training, because leaving it returns all memory. It does nothing without the extension, or with
+    another C library than glibc.
     """
     if _extension.native is None or device.type != "cpu":
         yield
@@ -31,13 +31,13 @@ def kept_memory(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def matmul_precision(precision: Precision | None) -> Iterator[None]:
-    """Let GPUs compute float32 products, torch's and ours, in TF32 if `precision` is "tf32"."""
+    """If `precision` is "tf32", compute float32 products in TF32 on GPUs, in torch and in our kernels."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     if precision != "tf32" or before == "tf32":
         yield
         return
-    # Not torch.set_float32_matmul_precision("high"), which makes CPUs round as well.
+    # torch.set_float32_matmul_precision("high") would also make CPUs round.
     matmul.allow_tf32 = True
     try:
         yield

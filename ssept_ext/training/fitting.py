@@ -1,4 +1,4 @@
-"""From events under raw ids to a trained model, in one call."""
+"""`fit`: from events with raw ids to a trained model, in one call."""
 
 from __future__ import annotations
 
@@ -38,41 +38,53 @@ def fit(
 ) -> Model:
     """Make a model for the users and items of `interactions` and train it.
 
-    Without options, this trains the best model found for its class (`DEFAULT_PRESETS`), as `ssept train` does.
-    The constructor and `train_model`, in contrast, have recommenders' defaults.
+    Without options, this trains the best known model of the class (`DEFAULT_PRESETS`), as `ssept train` does.
+    The constructor and `train_model`, in contrast, have the defaults of recommenders.
 
-    The model keeps the raw ids and all histories as its `known`; `save_pretrained` writes them, and `recommend`
-    and `similar_items` take and return raw ids.
+    The model stores the raw ids and all histories in its attribute `known`: `save_pretrained` saves them, and
+    `recommend` and `similar_items` take and return raw ids.
 
     Parameters
     ----------
     kind
         SSEPT or SASREC; `SSEPT.fit(interactions)` is `fit(SSEPT, interactions)`.
+    interactions
+        The events, with raw ids.
     preset
-        A name in `ssept_ext.training.presets.PRESETS`, such as "sse-pt++"; None for the class's default.
+        Name of a preset in `ssept_ext.training.presets.PRESETS`, such as "sse-pt++"; None for the class's default.
     hold_out
-        Leave the last two events of each user with three or more out of training, for
-        `val_epoch` and for `model.evaluate(interactions.to_dataset())`. False trains on all events, for
-        a model in service: nothing is left to evaluate it on. Recommendations use all events either way.
+        Whether to leave the last two events of each user with three or more out of training, for validation and for
+        `model.evaluate(interactions.to_dataset())`. False trains on all events, for a model in production, which can
+        then not be evaluated. Recommendations use all events in either case.
     verbose, checkpoint, callbacks
-        As for `ssept_ext.training.train_model`.
+        See `ssept_ext.training.train_model`.
     seed
-        For parameters, batches and dropout; torch's global generator is left as it was.
+        Seed of parameters, batches and dropout. The state of torch's global generator is restored.
     n_workers
-        Threads that draw batches.
+        Number of threads that draw batches.
     device
-        None for CUDA where there is a GPU.
+        Where to train; None for CUDA if there is a GPU, else the CPU.
     options
-        Changes of the preset: the constructor's arguments except `item_num` and `user_num` (`conv_dims`
-        defaults to the model's width), fields of `SamplerOptions`, `LoopOptions` and `TrainingOptions`.
+        Changes to the preset: constructor arguments, except `item_num` and `user_num` (`conv_dims` defaults to the
+        hidden size), and fields of `SamplerOptions`, `LoopOptions` and `TrainingOptions`.
 
     Raises
     ------
     TypeError
-        If `interactions` is something else, or an option is unknown; names it.
+        If `interactions` has another type, or an option is unknown; names it.
     ValueError
-        If an option is out of range, there is nobody to train on, or to validate on, or a user has seen every item;
-        names the user by raw id.
+        If an option is out of range, there is no user to train or validate on, or a user has seen every item; names the
+        user by raw id.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> from ssept_ext import SASREC, Interactions
+    >>> events = {"user": ["ann"] * 4 + ["bob"] * 4, "item": [10, 20, 30, 40, 20, 30, 40, 50], "timestamp": range(8)}
+    >>> interactions = Interactions.from_dataframe(pa.table({name: list(column) for name, column in events.items()}))
+    >>> model = fit(SASREC, interactions, seq_max_len=4, embedding_dim=4, num_epochs=1, verbose=False)
+    >>> len(model.recommend(users=["ann"], k=1))
+    1
     """
     if not isinstance(interactions, Interactions):
         raise TypeError(
@@ -104,7 +116,7 @@ def fit(
 
 @contextmanager
 def _raw_ids_in_errors(user_ids: IdMap) -> Iterator[None]:
-    """Let the error of a user who has seen every item name the user by raw id."""
+    """Name a user who has seen every item by raw id in the error."""
     try:
         yield
     except NothingUnseenError as error:

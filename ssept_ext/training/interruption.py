@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop."""
+"""SIGINT and SIGTERM as requests to stop training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from ssept_ext import distributed
 
 
 class TrainingInterrupted(SystemExit):
-    """A signal stopped a training, whose state was saved first.
+    """A signal has stopped training, after the state was saved.
 
-    Uncaught, it ends the process with the exit code `code`: 128 + the signal's number, as shells report it, so
-    130 for SIGINT and 143 for SIGTERM.
+    If it is not caught, the process exits with `code`.
+
+    Attributes
+    ----------
+    code
+        128 + the number of the signal, as shells report it: 130 for SIGINT and 143 for SIGTERM.
     """
 
     code: int
@@ -26,17 +30,17 @@ class TrainingInterrupted(SystemExit):
 
 
 class StopRequest:
-    """Whether SIGINT (Ctrl-C) or SIGTERM has asked this training to stop, in any of its processes.
+    """True once SIGINT (Ctrl-C) or SIGTERM has asked the training to stop, in any of its processes.
 
-    As a context manager, it notes these signals instead of letting them act. A SIGINT after another signal
-    raises KeyboardInterrupt, for users who do not want to wait; further SIGTERMs are only noted, because some
-    supervisors send several. Signals that the process ignores stay ignored. Outside the main thread, where
-    Python takes no handlers, nothing is ever noted.
+    As a context manager, it records these signals instead of letting them act. A SIGINT after another signal raises
+    KeyboardInterrupt, for users who do not want to wait; more SIGTERMs are only recorded, because some supervisors
+    send several. Signals that the process ignores stay ignored. Outside the main thread, where Python cannot install
+    handlers, no signal is recorded.
 
     Parameters
     ----------
     listen
-        False lets signals act as always, and never asks to stop.
+        If False, signals act as usual, and this is never true.
     """
 
     def __init__(self, listen: bool) -> None:
@@ -47,7 +51,7 @@ class StopRequest:
         self._replaced: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
-        """Whether to stop: at once in a single process; where several train, once all have heard of it."""
+        """Whether to stop: at once in a single process; with several, once they have exchanged their signals."""
         return bool(self._agreed)
 
     @property
@@ -56,14 +60,17 @@ class StopRequest:
         return self._agreed[0]
 
     def share(self, noted_everywhere: Sequence[Sequence[signal.Signals]]) -> None:
-        """Take over what all processes have noted: the signals of the first process that has any."""
+        """Adopt the signals of the first process that has recorded any, so that all processes agree."""
         self._agreed = next((noted for noted in noted_everywhere if noted), self._agreed)
 
     def __enter__(self) -> StopRequest:
         if self._listen and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
-                if handler not in (signal.SIG_IGN, None):  # None: not Python's, so not restorable
+                if handler not in (
+                    signal.SIG_IGN,
+                    None,
+                ):  # None: not installed by Python, so cannot be restored
                     self._replaced[number] = handler
                     signal.signal(number, self._note)
         return self

@@ -1,10 +1,10 @@
-"""Tables too big for one device: their rows spread over the processes, by TorchRec.
+"""Embedding tables that are too large for one device, with rows sharded over the processes by TorchRec.
 
-Needs `torchrec` and FBGEMM (`pip install 'ssept_ext[large-tables]'`, or `fbgemm-gpu-cpu` instead of
-`fbgemm-gpu` on a machine without a GPU), and a process group, see `ssept_ext.distributed`. What a
-process looks up for its part of a batch makes two small tables, on which model and ops work as
-always; their gradients go back to the processes that hold the rows, and change these at once.
-`docs/large_tables.md` has the numbers and the limits.
+This needs `torchrec` and FBGEMM (`pip install 'ssept_ext[large-tables]'`, or `fbgemm-gpu-cpu` instead of
+`fbgemm-gpu` on a machine without a GPU), and a process group, see `ssept_ext.distributed`. Each process looks up the
+rows that its part of a batch needs. They form two small tables, which the model uses like its own. In the backward
+pass, their gradients are sent to the processes that own the rows, which update them at once. `docs/large_tables.md`
+has measurements and limits.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
     "adam": EmbOptimType.ADAM,
 }
-_MULTIPLE = 4  # FBGEMM's rows are multiples of so many features
+_MULTIPLE = 4  # FBGEMM needs rows of a multiple of 4 features
 
 
 class ShardedTables:
-    """The item table, and the user table of `SSEPT`, each with its rows spread evenly over the processes.
+    """The item table and, for `SSEPT`, the user table, each sharded evenly by rows over the processes.
 
-    Rows change in the backward of a lookup, only those looked up and each by the sum of its gradients:
-    "sgd", "rowwise_adagrad" (one number of state a row), or "adam" (two rows of state a row, on GPUs
-    only), which, other than `train_model`'s, leaves the moments of all other rows as they are.
+    The backward pass of a lookup updates the rows that were looked up, each by the sum of its gradients, with "sgd",
+    "rowwise_adagrad" (one number of state per row) or "adam" (two rows of state per row; GPUs only). Unlike the Adam
+    of `train_model`, this one does not change the moments of other rows.
 
     Attributes
     ----------
     shards
-        By "item" and "user", TorchRec's sharded collections; their `state_dict` holds ShardedTensors.
+        TorchRec's sharded collections, with the keys "item" and "user"; their `state_dict` holds ShardedTensors.
     """
 
     def __init__(
@@ -61,15 +61,18 @@ class ShardedTables:
         learning_rate: float,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make the tables of a model, and draw them. Every process of the default group must call this.
+        """Make and initialise the tables of a model. Every process of the default group must call this.
 
-        A ValueError names an unknown optimizer, or an `l2_reg` in the config, which cannot be had.
+        Raises
+        ------
+        ValueError
+            If the optimizer is unknown, or `config.l2_reg` is not 0, which is not supported.
         """
         if optimizer not in _OPTIMIZERS:
             raise ValueError(f'optimizer must be one of {tuple(_OPTIMIZERS)}, got "{optimizer}"')
         if config.l2_reg:
             raise ValueError(
-                f"l2_reg must be 0, as rows change only when they are looked up, got {config.l2_reg}"
+                f"l2_reg must be 0, because only rows that are looked up change, got {config.l2_reg}"
             )
         self.config = config
         sizes = {"item": (config.item_num, config.item_dim)}
@@ -78,7 +81,7 @@ class ShardedTables:
         self._widths = {noun: width for noun, (_, width) in sizes.items()}
         fused = {"optimizer": _OPTIMIZERS[optimizer], "learning_rate": learning_rate, "eps": 1e-7}
         sharder = EmbeddingCollectionSharder(fused_params=fused)
-        # A group of its own, so that DistributedDataParallel's reductions cannot get in between.
+        # A separate process group, so that communication cannot interleave with DistributedDataParallel's.
         env = ShardingEnv.from_process_group(dist.new_group())
         self.shards: dict[str, nn.Module] = {}
         seed = distributed.broadcast_from_rank0(lambda: int(torch.randint(2**62, (1,))))
@@ -105,9 +108,9 @@ class ShardedTables:
                 nn.init.uniform_(rows, -limit, limit, generator)
 
     def local_rows(self, noun: str) -> list[tuple[int, Tensor]]:
-        """What this process holds of a table: the id of the first row, and the rows, to be written to.
+        """Return this process's shards of a table: pairs of the first row's id and the rows, which may be modified.
 
-        (rows, width), where the width is the next multiple of 4.
+        Rows have shape (n, width), with the width rounded up to a multiple of 4.
         """
         weight = self.shards[noun].state_dict()[f"embeddings.{noun}.weight"]
         return [
@@ -116,13 +119,13 @@ class ShardedTables:
         ]
 
     def look_up(self, batch: PackedBatch) -> tuple[dict[str, Tensor], PackedBatch]:
-        """Fetch the rows that a batch with targets needs; all processes must call it together.
+        """Fetch the rows that a batch with targets needs; all processes must call this together.
 
         Returns
         -------
         tuple[dict[str, Tensor], PackedBatch]
-            The parameters of a model that these rows stand for, row 0 zero, and the batch with ids that are
-            rows of theirs.
+            The small tables, by names of the model's parameters, with zeros as row 0; and the batch, with ids that are
+            rows of these tables.
         """
         assert batch.positives is not None
         assert batch.negatives is not None
@@ -145,10 +148,10 @@ class ShardedTables:
     def loss(
         self, model: SequentialRecommender, loss: Literal["bce", "gbce", "bpr"] = "bce"
     ) -> Loss:
-        """The loss of a model that `without_tables` made, for `ssept_ext.training.data_parallel.data_parallel`.
+        """Make the loss of a model from `without_tables`, for `ssept_ext.training.data_parallel.data_parallel`.
 
-        Ids are replaced by SSE as the config of the tables says. The losses that need more than the rows
-        of a batch, "softmax" and "sampled_softmax", cannot be had.
+        SSE replaces ids as the config of the tables says. The losses that need more than the rows of a batch, "softmax"
+        and "sampled_softmax", are not supported.
         """
         parts = _TrainingLoss(model)
         user_num = getattr(self.config, "user_num", 0)
@@ -163,7 +166,7 @@ class ShardedTables:
         return value
 
     def _rows(self, noun: str, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of the distinct ids, behind one of zeros for id 0, and which of them each id has."""
+        """Look up the distinct ids: a row of zeros for id 0, then their rows; and the index of each id's row."""
         distinct, places = torch.unique(torch.cat([ids.new_zeros(1), ids]), return_inverse=True)
         wanted = KeyedJaggedTensor(
             keys=[noun], values=distinct[1:], lengths=ids.new_tensor([len(distinct) - 1])
@@ -173,7 +176,7 @@ class ShardedTables:
 
 
 class _TrainingLoss(nn.Module):
-    """`training_loss` as a forward, which is what `functional_call` calls."""
+    """Computes `training_loss` in `forward`, because `functional_call` calls `forward`."""
 
     def __init__(self, model: SequentialRecommender) -> None:
         super().__init__()
@@ -188,7 +191,7 @@ class _TrainingLoss(nn.Module):
 def without_tables(
     config: SASRECConfig, device: torch.device | str = "cpu"
 ) -> SequentialRecommender:
-    """A model of this config whose item and user tables take no memory, and whose SSE is `ShardedTables`'."""
+    """Make a model without item and user tables and without SSE: `ShardedTables` does both."""
     config = replace(config, sse_item_prob=0.0, sse_target_prob=0.0, sse_joint=False)
     if isinstance(config, SSEPTConfig):
         config = replace(config, sse_user_prob=0.0)

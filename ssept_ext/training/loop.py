@@ -81,21 +81,21 @@ def train_model(
     model
         `SASREC` or `SSEPT`, on any device.
     dataset
-        Gives the number of steps, and the users and items of validation.
+        The data set that the sampler draws from: it gives the number of steps, and the users and items of validation.
     sampler
-        Any sampler with recommenders' `next_batch` will do; `checkpoint` needs `seek` and `tell`, too.
+        `WarpSampler`, or any sampler with recommenders' `next_batch`; `checkpoint` also needs `seek` and `tell`.
     num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size
-        See `LoopOptions`.
+        See `ssept_ext.training.options.LoopOptions`.
     verbose
-        Show loss, samples (sequences) per second and validation on stderr: a progress bar on a terminal,
-        elsewhere a line for every tenth epoch.
+        Whether to show loss, samples (sequences) per second and validation on stderr: as a progress bar on a terminal,
+        elsewhere in a line for every tenth epoch.
     checkpoint
-        Folder that keeps the state of the training, and from which it resumes.
+        Folder where the state of the training is saved, and from which it resumes if there is one.
     callbacks
-        Called in every process, in order, after each epoch, see `ssept_ext.training.callbacks`; any that
-        returns True ends the training.
+        Functions that are called in every process, in order, after each epoch; training ends if one returns True. See
+        `ssept_ext.training.callbacks`.
     options
-        Fields of `TrainingOptions`, such as `loss`.
+        Fields of `ssept_ext.training.TrainingOptions`, such as `loss`.
 
     Returns
     -------
@@ -106,16 +106,27 @@ def train_model(
     Raises
     ------
     ValueError
-        If an argument is out of range (named) or differs between processes, the dataset has ids that the model does
-        not know, there is nobody to validate on, or `checkpoint` is damaged or of another training.
+        If an argument is out of range or differs between processes (names it), the model has no vectors for some ids of
+        the data set, there is no user to validate on, or `checkpoint` is damaged or belongs to another training.
     TypeError
         If one of `callbacks` cannot be called.
     ssept_ext.training.TrainingInterrupted
-        If SIGTERM or SIGINT came in a training with `checkpoint`; a SystemExit with the code 143 or 130.
+        If SIGTERM or SIGINT arrives and `checkpoint` is given; a SystemExit with the code 143 or 130.
     ProcessLostError
         If another process ends, or does not answer within the timeout of the process group.
     FloatingPointError
-        If the loss of a step is not finite; names the first such step. The parameters are then of no use.
+        If the loss of a step is not finite; names the first such step. The parameters are then unusable.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC, WarpSampler
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> data = synthetic(num_users=20)
+    >>> model = SASREC(item_num=data.itemnum, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+    >>> with WarpSampler(data.user_train, data.usernum, data.itemnum, batch_size=10, maxlen=4) as sampler:
+    ...     history = model.train_model(data, sampler, num_epochs=2, batch_size=10, verbose=False)
+    >>> len(history["loss"])
+    2
     """
     loop = LoopOptions(
         num_epochs=num_epochs,
@@ -187,7 +198,7 @@ def _check(
     num_steps: int,
     callbacks: Sequence[Callback],
 ) -> None:
-    """Refuse arguments of `train_model` that do not fit together, or differ between processes."""
+    """Check that the arguments of `train_model` fit together and are the same in all processes."""
     data_parallel.check_batch_size(loop.batch_size, distributed.size())
     check_together(loop, options)
     for callback in callbacks:
@@ -206,7 +217,7 @@ def _validation_candidates(
 def _run_epoch(
     run: Run, next_batch: Callable[[], PackedBatch], display: Display, stop: StopRequest
 ) -> None:
-    """Take the steps that are left of the current epoch, or as many as until `stop` asks to stop.
+    """Take the remaining steps of the current epoch, until `stop` asks to stop.
 
     The losses stay on the device and are only read when the display is due, because reading makes the host
     wait for the device. All processes read after the same steps, and then exchange the signals they received.
@@ -242,7 +253,7 @@ def _run_epoch(
 
 
 def _finite(losses: Tensor, epoch: int) -> Tensor:
-    """The losses on the CPU, once the device has computed them; a FloatingPointError if one is not finite."""
+    """Wait for the losses and return them on the CPU; a FloatingPointError if one is not finite."""
     values = losses.cpu()
     ops.raise_pending_errors()
     finite = values.isfinite()
@@ -256,7 +267,7 @@ def _finite(losses: Tensor, epoch: int) -> Tensor:
 
 
 def _batch_source(sampler: Sampler, seq_max_len: int) -> Callable[[], PackedBatch]:
-    """The cheapest way to packed batches from this sampler."""
+    """Return a function that draws packed batches, without making padded ones if the sampler can."""
     if isinstance(sampler, PackingSampler):
         return lambda: align(sampler.next_packed(), sampler.maxlen, seq_max_len)
 
@@ -268,7 +279,7 @@ def _batch_source(sampler: Sampler, seq_max_len: int) -> Callable[[], PackedBatc
 
 
 def _checked_batch(batch: Iterable[ArrayLike]) -> list[Tensor]:
-    """What `next_batch` of any sampler returned, as int64 tensors."""
+    """Check what a sampler's `next_batch` returned, and convert it to int64 tensors."""
     tensors = []
     names = (("users", 1), ("input_seq", 2), ("positive", 2), ("negative", 2))
     for (name, ndim), ids in zip(names, batch, strict=True):

@@ -1,4 +1,4 @@
-"""Options of training: each is declared once, here."""
+"""Options of training. Each is declared once, here; see `ssept_ext.utils.options`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,24 @@ Precision = Literal["float32", "tf32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How long to train and on how much at a time: recommenders' arguments of `train_model`, with its defaults.
+    """The arguments of recommenders' `train_model`, with its defaults.
 
     Raises
     ------
     ValueError
-        If an option is out of range; names option, limit and value.
+        If an option is out of range; names the option, its limit and the value.
+
+    Examples
+    --------
+    >>> LoopOptions(num_epochs=3).batch_size
+    128
     """
 
     num_epochs: int = option(10, "passes of (users / batch size) steps", Range(1), flag="epochs")
-    batch_size: int = option(128, "sequences in a batch, of all processes together", Range(1))
+    batch_size: int = option(128, "sequences in a batch, over all processes", Range(1))
     learning_rate: float = option(0.001, "step size of Adam", POSITIVE)
-    val_epoch: int = option(0, "validate after every so many epochs; 0 for never", NOT_NEGATIVE)
-    eval_batch_size: int = option(256, "users that validation encodes at a time", Range(1))
+    val_epoch: int = option(0, "validate after every N epochs; 0 for never", NOT_NEGATIVE)
+    eval_batch_size: int = option(256, "users per forward pass in validation", Range(1))
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -43,21 +48,26 @@ class LoopOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train, beyond recommenders' arguments: more keywords of `SSEPT.train_model`.
+    """More keyword arguments of `train_model`, which recommenders does not have.
 
     Raises
     ------
     ValueError
-        If an option is out of range; names option, limit and value.
+        If an option is out of range; names the option, its limit and the value.
+
+    Examples
+    --------
+    >>> TrainingOptions(schedule="cosine").learning_rate_factor(step=50, num_steps=100)
+    0.5
     """
 
-    loss: LossName = option("bce", "what is minimised, see ssept_ext.network.losses")
-    gbce_t: float = option(0.75, 'calibration of "gbce"', PROBABILITY)
+    loss: LossName = option("bce", "training loss, see ssept_ext.network.losses")
+    gbce_t: float = option(0.75, 'degree of calibration of "gbce"', PROBABILITY)
     adam_betas: tuple[float, float] = option(
         (0.9, 0.999), "decay rates of Adam's moments", PROPER_FRACTION
     )
     schedule: Schedule = option(
-        "constant", 'of the learning rate: "cosine" decays to 0 over all epochs'
+        "constant", 'schedule of the learning rate: "cosine" decays it to 0 over all epochs'
     )
     warmup_steps: int = option(
         0, "steps over which the learning rate first rises linearly", NOT_NEGATIVE
@@ -67,11 +77,11 @@ class TrainingOptions:
     )
     precision: Precision | None = option(
         None,
-        'of matrix products and attention in training steps: "float32" (the default), "tf32" for the '
+        'precision of matrix products and attention in training steps: "float32" (the default), "tf32" for the '
         'tensor cores of GPUs (float32 on CPUs), or "bf16", hidden states in bfloat16 by autocast',
     )
     bf16: InitVar[bool | None] = None
-    """True is an older spelling of precision="bf16"."""
+    """Older spelling of `precision`: True means "bf16"."""
     patience: int = option(
         0, "stop after this many validations without improvement; 0 for never", NOT_NEGATIVE
     )
@@ -87,7 +97,7 @@ class TrainingOptions:
         check_options(self)
 
     def learning_rate_factor(self, step: int, num_steps: int) -> float:
-        """The factor of the learning rate at step `step`, from 0, of `num_steps`."""
+        """Return the factor of the learning rate at step `step`, counted from 0, of `num_steps`."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -97,6 +107,6 @@ class TrainingOptions:
 
 
 def check_together(loop: LoopOptions, options: TrainingOptions) -> None:
-    """Refuse, by a ValueError, options that need validations when there are none."""
+    """Raise a ValueError if an option needs validations and there are none."""
     if (options.patience or options.restore_best) and not loop.val_epoch:
         raise ValueError("patience and restore_best need a val_epoch of at least 1, got 0")

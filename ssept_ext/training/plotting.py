@@ -1,4 +1,4 @@
-"""Learning curves of trainings, from the files that `ssept_ext.training.callbacks.csv_log` writes."""
+"""Plots of learning curves, from the files that `ssept_ext.training.callbacks.csv_log` writes."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ Axis = Literal["epoch", "step", "seconds"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 _PANELS = {"loss": "training loss", "val_ndcg": "validation NDCG@10"}
-# Matplotlib has ten colours before it starts again: the next ten curves get the next marker.
+# Matplotlib repeats its colours after ten curves: each ten get another marker.
 _COLOURS, _MARKERS = 10, (".", "x", "^", "s")
 
 
 def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> None:
-    """Draw the loss and the validation NDCG@10 of all trainings in one picture.
+    """Plot the loss and the validation NDCG@10 of several training runs in one picture.
 
     Parameters
     ----------
     logs
-        The CSV file of each training, under the name that it gets in the legend.
+        The CSV file of each run, by its name in the legend.
     out
-        The picture, replaced in one step; of the type that its suffix says, PNG without one.
+        The picture, which is replaced atomically. Its suffix gives the file type, by default PNG.
     over
-        What the curves are drawn over.
+        The x axis: "epoch", "step" or "seconds".
 
     Raises
     ------
     ImportError
-        If Matplotlib is missing: it comes with `ssept_ext[plot]`.
+        If Matplotlib is not installed; it comes with `ssept_ext[plot]`.
     OSError
-        If a file cannot be read, or the picture not be written.
+        If a file cannot be read, or the picture cannot be written.
     ValueError
-        If a CSV file has no epoch yet or is damaged, or `out` is of an unknown type.
+        If a CSV file has no epoch yet or is damaged, or the file type of `out` is unknown.
     """
     figures = require("matplotlib.figure", "plot")
     curves = {name: _read(path, over) for name, path in logs.items()}
-    height = 3.8 + 0.21 * len(logs)  # inches; so much takes a name in the legend
+    height = 3.8 + 0.21 * len(logs)  # inches, with room for the legend's names
     figure = figures.Figure(figsize=(11, height), layout="constrained")
     for axes, (column, title) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
@@ -51,13 +51,15 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
         axes.xaxis.get_major_locator().set_params(integer=over != "seconds")
         axes.grid(alpha=0.3)
     handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center")  # names of runs are long
+    figure.legend(
+        *handles, loc="outside lower center"
+    )  # below the axes, because names of runs are long
     kind = out.suffix[1:] or "png"
     replace_file(out, lambda part: figure.savefig(part, format=kind, dpi=150))
 
 
 def _read(path: Path, over: Axis) -> dict[str, tuple[list[float], list[float]]]:
-    """The points of the curve in each panel."""
+    """Return the x and y values of the curve in each panel."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:

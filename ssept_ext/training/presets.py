@@ -1,8 +1,8 @@
-"""Named settings of model, sampler and training, with what they reach.
+"""Named settings of model, sampler and training.
 
-`SSEPT.fit(events, preset="sse-pt")` and `ssept train --preset sse-pt` use them; `bench/reproduce.py` measures them
-(docs/reproducing.md has the figures). Settings of the model and of SSE are the SSE-PT authors' for ML-1M. They
-train at a constant rate of .001 for up to 2001 epochs; a higher rate that decays needs fewer.
+Use them as `SSEPT.fit(events, preset="sse-pt")` or `ssept train --preset sse-pt`. `bench/reproduce.py` evaluates
+them; docs/reproducing.md has the results. The settings of the model and of SSE are the authors' of SSE-PT for ML-1M.
+They train at a constant learning rate of .001 for up to 2001 epochs; a higher rate that decays needs fewer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SASREC: dict[str, Any] = {
     "adam_betas": (0.9, 0.98),
     "schedule": "cosine",
 }
-# Found by validation on ML-1M. Losses over many items learn more in an epoch.
+# Found by validation on ML-1M. With more negatives, an epoch teaches more, so fewer are needed.
 _SAMPLED_SOFTMAX: dict[str, Any] = {
     "loss": "sampled_softmax",
     "num_negatives": 64,
@@ -54,10 +54,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sse-pt++-sampled-softmax": _SSE_PT | _PLUS_PLUS | _SAMPLED_SOFTMAX,
     "sasrec-sampled-softmax": _SASREC | _SAMPLED_SOFTMAX | {"num_epochs": 60},
 }
-"""Keywords of `fit`, by name. The plain names train with the papers' loss, BCE against one negative."""
+"""Keyword arguments of `fit`, by preset. Names without a loss use that of the papers, BCE with one negative."""
 
 DEFAULT_PRESETS = {"SSEPT": "sse-pt-sampled-softmax", "SASREC": "sasrec-sampled-softmax"}
-"""What `fit` and `ssept train` start from, by class: the best models found for the time they take."""
+"""The preset that `fit` and `ssept train` start from, by class: the best known result for its training time."""
 
 
 def preset_options(model: str, preset: str | None = None) -> dict[str, Any]:
@@ -66,7 +66,12 @@ def preset_options(model: str, preset: str | None = None) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If there is no such preset, or it is of the other class; names those there are.
+        If there is no such preset for this class; names those that there are.
+
+    Examples
+    --------
+    >>> preset_options("SASREC")["loss"]
+    'sampled_softmax'
     """
     fitting = [name for name in PRESETS if name.startswith("sasrec") == (model == "SASREC")]
     name = DEFAULT_PRESETS[model] if preset is None else preset

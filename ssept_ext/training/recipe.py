@@ -1,4 +1,4 @@
-"""From keywords to a model, a sampler and a training: what `fit`, the command line and benchmarks share."""
+"""Makes model, sampler and training run from keyword arguments, for `fit`, the command line and benchmarks."""
 
 from __future__ import annotations
 
@@ -27,17 +27,26 @@ _COUNTED = ("item_num", "user_num")
 
 @dataclass(frozen=True)
 class Recipe(Generic[Model]):
-    """How to make and train a model, whatever the data.
+    """All options to make and train a model, independent of the data.
 
-    `Recipe.of(SSEPT, "sse-pt", {"num_epochs": 20})` begins with a preset and changes it.
+    Examples
+    --------
+    >>> from ssept_ext import SSEPT
+    >>> recipe = Recipe.of(SSEPT, "sse-pt", {"num_epochs": 20}, num_users=6040)
+    >>> recipe.loop.num_epochs, recipe.training.schedule
+    (20, 'cosine')
     """
 
     kind: type[Model]
+    """The class of the model."""
     model: Mapping[str, Any]
-    """Arguments of the constructor, without `item_num`, `user_num` and `backend`."""
+    """Constructor arguments, except `item_num`, `user_num` and `backend`."""
     sampler: SamplerOptions
+    """Options of the sampler."""
     loop: LoopOptions
+    """Options of `train_model` that recommenders has too."""
     training: TrainingOptions
+    """The other options of `train_model`."""
 
     def __post_init__(self) -> None:
         check_together(self.loop, self.training)
@@ -46,18 +55,21 @@ class Recipe(Generic[Model]):
     def of(
         cls, kind: type[Model], preset: str | None, changes: Mapping[str, Any], num_users: int
     ) -> Recipe[Model]:
-        """Begin with a preset, by default the class's own, and change some of its options.
+        """Start from a preset, by default the class's own, and change some of its options.
 
-        A preset's warm-up is cut to a tenth of a short training, which depends on the number of users.
+        Unless `changes` has `warmup_steps`, the preset's warm-up is cut to at most a tenth of all steps, whose number
+        depends on `num_users`.
 
         Raises
         ------
         TypeError
-            If an option is unknown; names it and those there are.
+            If an option is unknown; names it and the known ones.
         ValueError
             If an option is out of range, or there is no such preset for this class.
         """
         options = preset_options(kind.__name__, preset)
+        if changes.get("bf16") is not None:  # deprecated spelling of `precision`
+            options.pop("precision", None)
         recipe = cls.from_options(kind, {**options, **changes})
         if "warmup_steps" in changes:
             return recipe
@@ -67,12 +79,12 @@ class Recipe(Generic[Model]):
 
     @classmethod
     def from_options(cls, kind: type[Model], options: Mapping[str, Any]) -> Recipe[Model]:
-        """Sort options by what they belong to; what is not given has the default of its dataclass."""
+        """Make a recipe of options; those that are not given have the defaults of their dataclasses."""
         groups = option_names(kind)
         known = [name for group in groups.values() for name in group]
         for name in options:
             if name in _COUNTED:
-                raise TypeError(f"{name} is that of the data and cannot be given")
+                raise TypeError(f"{name} comes from the data and cannot be given")
             if name not in known:
                 raise TypeError(
                     f'{kind.__name__} has no option "{name}"; there are {", ".join(known)}'
@@ -81,7 +93,7 @@ class Recipe(Generic[Model]):
             {name: options[name] for name in group if name in options} for group in groups.values()
         )
         model = _defaults(kind) | model
-        if "conv_dims" not in options:  # as wide as the model
+        if "conv_dims" not in options:  # default to the hidden size
             width = hidden_size(kind, model)
             model["conv_dims"] = (width, width)
         return cls(
@@ -93,7 +105,7 @@ class Recipe(Generic[Model]):
         )
 
     def options(self) -> dict[str, Any]:
-        """All options, defaults included: `from_options` makes the same recipe of them."""
+        """Return all options, including defaults; `from_options` makes the same recipe from them."""
         return {
             **self.model,
             **asdict(self.sampler),
@@ -102,7 +114,7 @@ class Recipe(Generic[Model]):
         }
 
     def make_model(self, item_num: int, user_num: int, backend: Backend = "auto") -> Model:
-        """Make the model for so many items and users; SASREC needs no users."""
+        """Make a model for this number of items and users; SASREC ignores the users."""
         sizes: dict[str, Any] = {"item_num": item_num}
         if issubclass(self.kind.config_class, SSEPTConfig):
             sizes["user_num"] = user_num
@@ -111,7 +123,7 @@ class Recipe(Generic[Model]):
     def make_sampler(
         self, dataset: SASRecDataSet, seq_max_len: int, seed: int, n_workers: int = 1
     ) -> WarpSampler:
-        """Make the sampler of a data set's training events."""
+        """Make a sampler of a data set's training events."""
         return WarpSampler(
             dataset.histories("train"),
             dataset.usernum,
@@ -133,7 +145,7 @@ class Recipe(Generic[Model]):
         checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> History:
-        """Train as `ssept_ext.training.train_model` does."""
+        """Train a model with the options of this recipe; see `ssept_ext.training.train_model`."""
         return train_model(
             model,
             dataset,
@@ -147,7 +159,7 @@ class Recipe(Generic[Model]):
 
 
 def option_names(kind: type[SequentialRecommender]) -> dict[str, list[str]]:
-    """The names of all options of a class, by what they belong to."""
+    """Return the names of all options of a class, grouped as in `Recipe`."""
     return {
         "model": [f.name for f in fields(kind.config_class) if f.name not in _COUNTED],
         "sampler": [f.name for f in fields(SamplerOptions)],
@@ -157,7 +169,7 @@ def option_names(kind: type[SequentialRecommender]) -> dict[str, list[str]]:
 
 
 def hidden_size(kind: type[SequentialRecommender], options: Mapping[str, Any]) -> int:
-    """Width of the model of a class that these options, which must have its embeddings' widths, make."""
+    """Return the hidden size of a model with these options, which must include the widths of its embeddings."""
     width: int = options["embedding_dim"]
     if not issubclass(kind.config_class, SSEPTConfig):
         return width
@@ -166,5 +178,5 @@ def hidden_size(kind: type[SequentialRecommender], options: Mapping[str, Any]) -
 
 
 def _defaults(kind: type[SequentialRecommender]) -> dict[str, Any]:
-    """The defaults of the constructor's arguments."""
+    """Return the default values of the constructor arguments."""
     return {f.name: f.default for f in fields(kind.config_class) if f.name not in _COUNTED}

@@ -1,4 +1,4 @@
-"""A training in progress: model, optimizer, history, and everything that a checkpoint of it holds."""
+"""The state of a training run: model, optimizer, history, and everything else that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ History = dict[str, list[float]]
 
 
 class Run:
-    """A training in progress.
+    """A training run in progress.
 
     Attributes
     ----------
     epoch
         Number of completed epochs.
     losses
-        (steps completed in the current epoch,) float64.
+        (completed steps of the current epoch,) float64 losses.
     seconds
         Seconds spent on the current epoch's completed steps.
     history
-        Figures of the completed epochs, as `train_model` returns them.
+        Metrics of the completed epochs, as `train_model` returns them.
     best
         The parameters at the best validation so far; empty unless `restore_best`.
     stopped
@@ -65,7 +65,7 @@ class Run:
         self.best: dict[str, Tensor] = {}
         self._steps_done = 0
         self._learning_rate = loop.learning_rate
-        if model.device.type == "cuda":  # where a captured step reads it
+        if model.device.type == "cuda":  # a tensor, because a captured step reads it
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(loop.learning_rate, device=model.device)
         loss = make_loss(model, sampler, options)
@@ -82,10 +82,10 @@ class Run:
         self._must_compare_batches = distributed.size() > 1
 
     def take_step(self, batch: PackedBatch) -> Tensor:
-        """Take a training step on a batch on the CPU and return its loss; never waits for the device.
+        """Take a training step on a batch on the CPU and return its loss, without waiting for the device.
 
-        If several processes train, each computes a part of the batch, and the average of their losses is the
-        loss of the batch.
+        If several processes train, each takes a part of the batch, and the average of their losses is the loss of the
+        batch.
         """
         num_steps = self.num_steps * self.loop.num_epochs
         factor = self.options.learning_rate_factor(self._steps_done, num_steps)
@@ -100,7 +100,7 @@ class Run:
             return self._step(batch)
 
     def _set_learning_rate(self, learning_rate: float) -> None:
-        if learning_rate == self._learning_rate:  # spares a GPU the launches
+        if learning_rate == self._learning_rate:  # avoids kernel launches on a GPU
             return
         self._learning_rate = learning_rate
         for group in self.optimizer.param_groups:
@@ -111,30 +111,30 @@ class Run:
 
     @contextmanager
     def in_training_mode(self) -> Iterator[None]:
-        """Training mode; afterwards the mode from before, and no gradients."""
+        """Put the model in training mode; on exit, restore its mode and free the gradients."""
         was_training = self.model.training
         self.model.train()
         try:
             yield
         finally:
             self.model.train(was_training)
-            self.optimizer.zero_grad()  # they may hold the memory of a CUDA graph
+            self.optimizer.zero_grad()  # they may be in the memory of a CUDA graph
 
     def is_over(self) -> bool:
-        """Whether all epochs are done, a callback ended the training, or patience ran out."""
+        """Whether all epochs are completed, a callback has ended the training, or patience has run out."""
         ndcgs, patience = self.history["val_ndcg"], self.options.patience
         ran_out = 0 < patience < len(ndcgs) and max(ndcgs[-patience:]) <= max(ndcgs[:-patience])
         return self.stopped or ran_out or self.epoch >= self.loop.num_epochs
 
     def end_epoch(self) -> None:
-        """Enter the current epoch, whose steps are all done, in the history."""
+        """Add the current epoch, whose steps are all completed, to the history."""
         self.history["loss"].append(self.losses.mean().item())
         self.history["seconds"].append(sum(self.history["seconds"][-1:]) + self.seconds)
         self.epoch += 1
         self.losses, self.seconds = self.losses[:0], 0.0
 
     def note_validation(self, ndcg: float, hr: float) -> None:
-        """Enter a validation after the last epoch, and keep the parameters if it is the best so far."""
+        """Add a validation to the history and, for `restore_best`, keep the parameters if it is the best so far."""
         is_best = ndcg > max(self.history["val_ndcg"], default=-math.inf)
         self.history["val_ndcg"].append(ndcg)
         self.history["val_hr"].append(hr)
@@ -142,14 +142,14 @@ class Run:
             self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
 
     def call(self, callbacks: Sequence[Callback]) -> None:
-        """Call the callbacks after an epoch; any of them, in any process, may end the training."""
+        """Call the callbacks after an epoch; the training ends if any of them, in any process, returns True."""
         if callbacks:
             progress = Progress(self.model, self._figures())
             wishes = [callback(progress) for callback in callbacks]
             self.stopped = any(distributed.gather(any(wishes)))
 
     def _figures(self) -> list[EpochFigures]:
-        """The history, epoch by epoch."""
+        """Return the history, epoch by epoch."""
         history, val_epoch = self.history, self.loop.val_epoch
         validations = zip(history["val_ndcg"], history["val_hr"], strict=True)
         epochs = []
@@ -162,7 +162,7 @@ class Run:
         return epochs
 
     def where(self) -> str:
-        """How far the training is, for messages."""
+        """Describe the progress of the training, for messages."""
         epochs = f"{self.loop.num_epochs}"
         if len(self.losses):
             step = f"step {len(self.losses)} of {self.num_steps}"
@@ -170,7 +170,7 @@ class Run:
         return f"epoch {self.epoch} of {epochs}"
 
     def settings(self) -> dict[str, Any]:
-        """What a training must have in common with the one that it resumes, as JSON stores it."""
+        """Return the settings that a run must share with a checkpoint to resume from it, as JSON types."""
         assert isinstance(self.sampler, SeekableSampler)
         settings = {
             "model": type(self.model).__name__,
@@ -187,7 +187,7 @@ class Run:
         return plain
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save the whole state, between two steps."""
+        """Save the complete state, between two steps."""
         assert isinstance(self.sampler, SeekableSampler)
         moments = self.optimizer.state_dict()["state"]
         state = TrainingState(
@@ -206,12 +206,12 @@ class Run:
         save_training(state, folder)
 
     def resume(self, folder: str | os.PathLike[str]) -> None:
-        """Continue the training whose state is in `folder`, if there is one.
+        """Resume from the state in `folder`, if there is one.
 
         Raises
         ------
         ValueError
-            If the sampler cannot seek, or the saved training has other settings; names the first.
+            If the sampler cannot seek, or the state was saved with other settings; names the first that differs.
         """
         if not isinstance(self.sampler, SeekableSampler):
             raise ValueError(
@@ -221,12 +221,12 @@ class Run:
         state = load_training(folder)
         if state is None:
             return
-        if "precision" not in state.settings:  # saved when there was only `bf16`
+        if "precision" not in state.settings:  # saved by a version that only had `bf16`
             state.settings["precision"] = TrainingOptions(bf16=state.settings.get("bf16")).precision
         for name, value in self.settings().items():
             if state.settings.get(name) != value:
                 raise ValueError(
-                    f"checkpoint {folder} is of a training with {name} = "
+                    f"checkpoint {folder} was saved by a training with {name} = "
                     f"{state.settings.get(name)!r}, got {value!r}"
                 )
         self.model.load_state_dict(state.model)

@@ -1,4 +1,4 @@
-"""One training step: the loss of a batch, its gradients, and the update."""
+"""One training step: loss, gradients and update."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ssept_ext.sampling.protocols import Sampler
 from ssept_ext.training.options import TrainingOptions
 
 Loss = Callable[[PackedBatch, Tensor], Tensor]
-"""(batch, seed (1,) int64), both on the model's device -> scalar loss. Tokens behind the last sequence do not count."""
+"""(batch, (1,) int64 seed), both on the model's device -> scalar loss. Tail padding does not count."""
 EagerStep = Callable[[PackedBatch, Tensor], Tensor]
-"""(batch, seed), both on the model's device -> loss, detached; takes a training step."""
+"""Takes a training step: (batch, seed), both on the model's device -> detached loss."""
 Step = Callable[[PackedBatch], Tensor]
-"""(batch with positives and negatives on the CPU) -> loss, detached, on the model's device; takes a training step."""
+"""Takes a training step: (batch with positives and negatives, on the CPU) -> detached loss, on the model's device."""
 
 
 def draw_seed() -> Tensor:
-    """(1,) int64 on the CPU, from torch's global generator: the seed of all that a step draws."""
+    """Draw the (1,) int64 seed of a step's dropout and SSE from torch's global generator, on the CPU."""
     return torch.randint(2**63 - 1, (1,))
 
 
 def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingOptions) -> Loss:
-    """The loss that the options name, with the sampler's probabilities of negatives, under autocast for bf16."""
+    """Make the loss that the options name. It uses the sampler's probabilities of negatives, and autocast for bf16."""
     log_probs = None
     if options.loss == "sampled_softmax":
         drawn = getattr(sampler, "negative_log_probs", None)
@@ -52,7 +52,7 @@ def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingO
 def make_optimizer(
     model: SequentialRecommender, learning_rate: float, betas: tuple[float, float]
 ) -> torch.optim.Adam:
-    """Adam with Keras' epsilon; its (coupled) weight decay is the gradient of the L2 term."""
+    """Make Adam with the epsilon of Keras. Its coupled weight decay on the tables is the gradient of the L2 term."""
     tables = model.embedding_tables()
     ids = {id(table) for table in tables}
     others = [p for p in model.parameters() if id(p) not in ids]
@@ -72,7 +72,7 @@ def make_optimizer(
 def eager_step(
     optimizer: torch.optim.Optimizer, loss: Loss, max_grad_norm: float | None = None
 ) -> EagerStep:
-    """Make a step of loss, gradients, clipping to a norm if one is given, and update. It never waits for the device."""
+    """Make an eager training step, with gradient clipping if a norm is given. It never waits for the device."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(batch: PackedBatch, seed: Tensor) -> Tensor:

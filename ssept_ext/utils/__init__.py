@@ -1,1 +1,1 @@
-"""What every room may use: files that are replaced in one step, checks of arguments, optional dependencies."""
+"""Helpers for all packages: atomic file replacement, argument checks, options, optional dependencies."""

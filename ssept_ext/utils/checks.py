@@ -1,4 +1,4 @@
-"""Checks of arguments that several rooms share."""
+"""Argument checks that several packages share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Any
 def check_at_least(name: str, value: Any, limit: int) -> int:
     """Check that `value` is an integer of at least `limit`, and return it as an int.
 
-    Integers of NumPy and torch are fine; booleans are not integers.
+    Integers of NumPy and torch are accepted; booleans are not.
 
     Raises
     ------
     ValueError
         If it is not; names the argument, the limit and the value.
+
+    Examples
+    --------
+    >>> check_at_least("k", 3, 1)
+    3
     """
     try:
         number = operator.index(value)

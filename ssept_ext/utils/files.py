@@ -1,4 +1,4 @@
-"""Files that are replaced in one step: killed at any moment, a process leaves the old one or the new one."""
+"""Atomic file replacement: a process killed at any moment leaves either the old file or the new one."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _DIGITS = 16
 
 
 def replace_file(path: Path, write: Write) -> None:
-    """Let `write` make a file beside `path`, force it to disk, and put it in the place of `path`."""
+    """Let `write` make a temporary file, sync it to disk, and rename it to `path`."""
     _put(path, write, lambda _: path)
 
 
 def store_file(folder: Path, stem: str, suffix: str, write: Write) -> str:
-    """Write a file named `stem-DIGEST.suffix` by its content, and return its name.
+    """Write a file that is named `stem-DIGEST.suffix` after its content, and return its name.
 
-    Files of other content are left alone: whoever holds their names can still read them.
+    Files with other content are left alone, so that readers who know their names can still open them.
     """
     path = folder / f"{stem}.{suffix}"
     return _put(path, write, lambda part: folder / f"{stem}-{digest(part)}.{suffix}").name
 
 
 def digest(path: Path) -> str:
-    """The first 64 bits of the file's SHA-256, in hexadecimal."""
+    """Return the first 64 bits of the file's SHA-256, in hexadecimal."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -36,15 +36,15 @@ def digest(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what processes that were killed left in `folder` of replacing, or storing, a file `name`."""
+    """Remove temporary files that killed processes left in `folder` while writing a file `name`."""
     for path in folder.glob(f".{name}.*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(path: Path, write: Write, final: Callable[[Path], Path]) -> Path:
-    # A folder, because writers such as safetensors' have temporary files of their own.
+    # A temporary folder, because some writers, such as safetensors, make temporary files of their own.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of another process that had this number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with this process id
     temporary.mkdir()
     try:
         part = temporary / path.name
@@ -60,8 +60,8 @@ def _put(path: Path, write: Write, final: Callable[[Path], Path]) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make new names last through a loss of power, and in the order in which they were given."""
-    if os.name == "nt":  # which cannot open folders
+    """Sync a folder, so that renames survive a power failure, in the order in which they were made."""
+    if os.name == "nt":  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Dependencies that come with an extra."""
+"""Optional dependencies, which extras of this package install."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def require(module: str, extra: str) -> Any:
     Raises
     ------
     ImportError
-        If it is missing; says how to install it.
+        If it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(module)

@@ -1,8 +1,8 @@
 """Options as fields of dataclasses.
 
-A field made by `option` has its default, its help text and its range in one place. Constructors check values by
-them (`check_options`), the command line makes its flags of them (`ssept_ext.cli.options`), and so do the tables
-of the documentation.
+`option` declares a field with its default, help text and range in one place. Constructors check values with
+`check_options`; the flags of the command line (`ssept_ext.cli.options`) and the tables of the documentation are
+generated from the same fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """An interval of numbers. NaN is in none, and infinity only where `high` says so."""
+    """An interval of finite numbers.
+
+    Examples
+    --------
+    >>> 1.0 in Range(0, 1, open_high=True)
+    False
+    >>> str(Range(0, 1, open_high=True))
+    'in [0, 1)'
+    """
 
     low: float
     high: float = math.inf
@@ -53,13 +61,13 @@ def option(default: T, help: str, within: Range | None = None, *, flag: str | No
     Parameters
     ----------
     default
-        Of the field.
+        Default value of the field.
     help
-        One line, which begins in lower case and ends without a full stop.
+        One line that starts in lower case and ends without a full stop.
     within
-        Of numbers; None leaves the check to the dataclass.
+        Range of a number; None leaves the check to the dataclass.
     flag
-        On the command line, without the leading dashes; the field's name with dashes if not given.
+        Name on the command line, without the leading dashes; by default the field's name with dashes.
     """
     metadata = {"help": help, "within": within, "flag": flag}
     made: T = field(default=default, metadata=metadata)
@@ -67,7 +75,7 @@ def option(default: T, help: str, within: Range | None = None, *, flag: str | No
 
 
 def check_options(options: Any) -> None:
-    """Check the fields that `option` declared, and turn numbers of other types into Python's.
+    """Check the fields that `option` declared, and convert integers of other types to int.
 
     Raises
     ------
@@ -88,7 +96,7 @@ def check_options(options: Any) -> None:
 
 
 def checked_value(declared: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
-    """A value of a field that `option` declared, of the type `kind`; raises as `check_options`."""
+    """Check one value of a field that `option` declared with the type `kind`, and return it; see `check_options`."""
     name, within = declared.name, declared.metadata["within"]
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
@@ -113,7 +121,7 @@ def checked_value(declared: dataclasses.Field[Any], kind: Any, value: Any) -> An
 
 
 def without_none(kind: Any) -> Any:
-    """X of `X | None`; any other type as it is."""
+    """Return X for `X | None`, and any other type unchanged."""
     given = [x for x in get_args(kind) if x is not type(None)]
     is_optional = len(given) == 1 and type(None) in get_args(kind)
     return given[0] if is_optional else kind

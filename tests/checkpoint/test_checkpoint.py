@@ -168,6 +168,128 @@ def test_a_class_that_could_not_be_loaded_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("stem", ["config", "model", "ids", "histories"])
+def test_a_missing_file_is_named(folder, stem):
+    save_checkpoint(knowing(make_ssept()), folder)
+    path = folder / CONFIG_FILE if stem == "config" else named(folder, stem)
+    path.unlink()
+
+    with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing: .* is not a checkpoint"):
+        SASREC.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1,', b"\xff\xfe", b"[1, 2]", b'{"a": 1}'])
+def test_a_config_that_is_none_is_named(folder, content):
+    (folder / CONFIG_FILE).write_bytes(content)
+
+    with pytest.raises(ValueError, match=rf"{CONFIG_FILE} (is damaged|was not written by)"):
+        SASREC.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this version reads 1 to {FORMAT}"),
+        ({"format": "new"}, "has format new"),
+        ({"files": {}}, "is damaged: its files are {}"),
+        ({"files": None}, "is damaged: its files are None"),
+        ({"files": {"model": "../model-0123456789abcdef.safetensors"}}, "is damaged: its files"),
+        ({"class": "GRU4Rec"}, "names the class GRU4Rec, this version knows SASREC, SSEPT"),
+        ({"class": ["SSEPT"]}, "names the class"),
+        ({"arguments": {"item_num": 20}}, "arguments that do not fit: SSEPT needs .* user_num"),
+        ({"arguments": {"colour": 1}}, 'do not fit: SSEPT has no argument "colour"'),
+        ({"arguments": [1]}, "arguments that do not fit"),
+    ],
+)
+def test_a_config_of_another_version_or_class_is_named(folder, changes, message):
+    edit_config(folder, **changes)
+
+    with pytest.raises(ValueError, match=rf"{CONFIG_FILE} .*{message}"):
+        SASREC.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+@pytest.mark.parametrize("stem", ["model", "ids", "histories"])
+def test_a_truncated_file_is_named(folder, stem, keep):
+    save_checkpoint(knowing(make_ssept()), folder)
+    path = named(folder, stem)
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
+        SASREC.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights_of_format_1_are_named(folder, keep):
+    as_format_1(folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        SASREC.from_pretrained(folder)
+
+
+def test_one_changed_bit_is_noticed(folder):
+    content = bytearray(named(folder).read_bytes())
+    content[-1] ^= 1
+    named(folder).write_bytes(content)
+
+    with pytest.raises(
+        ValueError, match=rf"{named(folder).name} is damaged: its content does not match"
+    ):
+        SASREC.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("item_embedding_layer.weight"),
+        lambda tensors: tensors.update(extra=torch.zeros(1)),
+        lambda tensors: tensors.update({"item_embedding_layer.weight": torch.zeros(3, 6)}),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_weights_of_another_model_are_named(folder, change):
+    tensors = load_file(named(folder))
+    change(tensors)
+    write_tensors(folder, "model", tensors)
+
+    with pytest.raises(ValueError, match=rf"{named(folder).name} does not belong to .*config.json"):
+        SASREC.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": torch.tensor([4, 1, 21, 4])},
+        {"items": torch.tensor([4, 1])},
+        {"offsets": torch.tensor([0, 4])},
+        {"offsets": torch.tensor([0, 3, 2, 4, 4, 4, 4, 4])},
+    ],
+    ids=["unknown item", "too few", "other users", "falling"],
+)
+def test_histories_of_other_ids_are_named(folder, change):
+    save_checkpoint(knowing(make_ssept()), folder)
+    tensors = load_file(named(folder, "histories"))
+    write_tensors(folder, "histories", tensors | change)
+
+    with pytest.raises(ValueError, match=r"histories-.* does not belong to .*ids-"):
+        SASREC.from_pretrained(folder)
+
+
+def test_raw_ids_of_another_model_are_named(tmp_path):
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    save_checkpoint(knowing(make_ssept()), folder)
+    save_checkpoint(knowing(make_ssept(user_num=6), users="abcdef"), other)
+    files = json.loads((folder / CONFIG_FILE).read_text())["files"]
+    for stem in ("ids", "histories"):
+        files[stem] = named(other, stem).rename(folder / named(other, stem).name).name
+    edit_config(folder, files=files)
+
+    with pytest.raises(ValueError, match="ids-.* does not belong to .*: the model has 7 users"):
+        SASREC.from_pretrained(folder)
+
+
 def test_a_loaded_model_does_not_follow_later_changes_of_the_file(folder):
     model = SASREC.from_pretrained(folder)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -277,3 +277,234 @@ def test_a_mistake_is_the_same_error_in_both_processes(results, mistake, message
 
     assert first == second
     assert message in first
+
+
+def packed(*lengths):
+    torch.manual_seed(0)
+    ids = torch.randint(1, 31, (sum(lengths), 3))
+    return PackedBatch(
+        users=torch.arange(1, len(lengths) + 1),
+        items=ids[:, 0].contiguous(),
+        positions=torch.cat([torch.arange(100 - n, 100) for n in lengths]),
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+        max_seqlen=max(lengths),
+        positives=ids[:, 1] * (torch.rand(sum(lengths)) < 0.8),
+        negatives=ids[:, 2:],
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ((3, 3, 3, 3), [[3], [3], [3], [3]]),
+        ((1, 2, 3, 4, 5, 5), [[1, 2, 3], [4], [5], [5]]),
+        ((97, 1, 1, 1, 1), [[97], [1], [1], [1, 1]]),
+        ((1, 1, 1, 1, 97), [[1, 1], [1], [1], [97]]),
+        ((0, 0, 0, 0), [[0], [0], [0], [0]]),
+    ],
+)
+def test_parts_have_a_sequence_each_and_about_as_many_tokens(lengths, expected):
+    parts = [data_parallel.shard(packed(*lengths), process, 4) for process in range(4)]
+
+    assert [part.cu_seqlens.diff().tolist() for part in parts] == expected
+    assert [part.max_seqlen for part in parts] == [max(group) for group in expected]
+    assert all(part.cu_seqlens[0] == 0 for part in parts)
+
+
+def test_the_shares_of_parts_are_those_of_their_targets():
+    batch = packed(5, 1, 9, 3)
+
+    parts = [data_parallel.shard(batch, process, 3) for process in range(3)]
+
+    targets = int(batch.positives.count_nonzero())
+    assert [part.target_share * targets for part in parts] == pytest.approx(
+        [int(part.positives.count_nonzero()) for part in parts]
+    )
+    assert sum(part.target_share for part in parts) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("sse", [SSE(0.9, 0.5, joint=True), SSE(0.9, 0.5, 0.5)])
+def test_ids_are_replaced_in_parts_as_in_the_whole_batch(sse):
+    batch, seed = packed(5, 1, 9, 3), torch.tensor([7])
+
+    parts = [
+        replace_ids(data_parallel.shard(batch, process, 3), sse, 9, 30, seed)
+        for process in range(3)
+    ]
+
+    whole = replace_ids(batch, sse, 9, 30, seed)
+    for name in ("users", "items", "positives"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(joined, getattr(whole, name)), name
+        assert not torch.equal(joined, getattr(batch, name)), name
+
+
+def test_every_process_drops_out_by_a_seed_of_its_own():
+    model = make_model(dropout_rate=0.5)
+    with make_sampler() as sampler:
+        part = data_parallel.shard(sampler.next_packed(), 0, 1)
+
+    losses = [
+        model.training_loss(replace(part, process=process), seed=torch.tensor([7])).item()
+        for process in (0, 0, 1)
+    ]
+
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_on_a_gpu_shared_steps_are_eager():
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+
+    with pytest.warns(UserWarning, match="takes eager steps, because 2 processes share them"):
+        step = cuda_graph.training_step(None, optimizer, torch.device("cuda"), 6, num_processes=2)
+
+    assert not isinstance(step, cuda_graph.CudaGraphStep)
+
+
+@pytest.fixture
+def _second_of_four(monkeypatch):
+    """The environment that torchrun makes on a machine with two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    variables = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("_second_of_four")
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+    device = main._choose_device(argparse.Namespace(device=None, backend="auto"))
+
+    assert device == torch.device("cuda", 1)
+
+
+@pytest.mark.usefixtures("_second_of_four")
+def test_more_processes_than_gpus_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+
+    assert main.main(["train"]) == 2
+
+    assert capsys.readouterr().err == (
+        "ssept process 1 of 4: error: LOCAL_RANK must be below 2, the number of CUDA devices, got 2: "
+        "start fewer processes with --nproc-per-node\n"
+    )
+
+
+def test_other_errors_are_not_taken_for_lost_processes():
+    with (
+        pytest.raises(RuntimeError, match="shapes do not fit"),
+        distributed.raise_if_peer_lost(),
+    ):
+        raise RuntimeError("shapes do not fit")
+
+
+class DeadlySampler(WarpSampler):
+    """Kills process 0 where batch 5 is asked for: 2 are an epoch."""
+
+    def next_packed(self):
+        if self.tell() == 5 and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().next_packed()
+
+
+def command_line(command, *options):
+    return [command, *options, "--device", "cpu", "--timeout", str(TIMEOUT_SECONDS)]
+
+
+class TerminatingSampler(WarpSampler):
+    """Asks process 1, and no other, to end where batch 5 is asked for."""
+
+    def next_packed(self):
+        if self.tell() == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().next_packed()
+
+
+def train_with(sampler, data):
+    main.WarpSampler = sampler
+    sys.exit(main.main(command_line("train", *options_of_run(data))))
+
+
+def options_of_run(data, out="run"):
+    return [
+        *("--data", data, "--out", out, "--epochs", "4", "--val-epoch", "1", "--batch-size", "10"),
+        *("--seq-max-len", "6", "--num-blocks", "1", "--item-embedding-dim", "4"),
+        *("--dropout-rate", "0", "--sse-item-prob", "0.2", "--num-neg-test", "5"),
+    ]
+
+
+def figures_of(run):
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    return [[float(row[name]) for name in ("loss", "val_ndcg", "val_hr")] for row in rows]
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [f"{u} {i}\n" for u in range(1, NUM_USERS + 1) for i in rng.permutation(30)[:9] + 1]
+    path = tmp_path / "events.txt"
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with two_processes(
+        f"import test_distributed as t; t.train_with(t.DeadlySampler, {data!r})", tmp_path, **pipes
+    ) as (killed, left):
+        assert killed.wait(timeout=120) == -signal.SIGKILL
+        output, error = left.communicate(timeout=TIMEOUT_SECONDS + 10)
+
+    assert left.returncode == 1
+    assert output == ""  # process 0 prints
+    assert error.splitlines()[-1].startswith(
+        "ssept process 1 of 2: error: another process has ended or does not answer ("
+    )
+    assert "Traceback" not in error
+    assert load_training("run").epoch == 2
+    shutil.copytree("run", "copy")
+
+    assert main.main(command_line("train", *options_of_run(data, "whole"))) == 0
+    assert main.main(command_line("resume", "run")) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    both = subprocess.run(
+        [*torchrun, "-m", "ssept_ext", *command_line("resume", "copy")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    assert both.stdout.count("popularity") == 1
+    for run in ("run", "copy"):
+        assert figures_of(Path(run)) == pytest.approx(np.array(figures_of(Path("whole"))), rel=1e-3)
+        assert sorted(p.suffix for p in Path(run).iterdir()) == sorted(
+            p.suffix for p in Path("whole").iterdir()
+        )
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_run_goes_on(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with two_processes(
+        f"import test_distributed as t; t.train_with(t.TerminatingSampler, {data!r})",
+        tmp_path,
+        stderr=subprocess.PIPE,
+    ) as processes:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2
+    assert ["to continue: ssept resume run" in error for error in errors] == [True, False]
+    state = load_training("run")
+    assert (state.epoch, len(state.losses), state.next_batch) == (2, 2, 6)
+
+    assert main.main(command_line("resume", "run")) == 0
+    assert main.main(command_line("train", *options_of_run(data, "whole"))) == 0
+
+    assert figures_of(Path("run")) == pytest.approx(np.array(figures_of(Path("whole"))), rel=1e-3)

@@ -245,14 +245,14 @@ def test_a_run_that_ran_out_of_patience_stays_ended(tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, changes, message):
     train(tmp_path, epochs=1)
 
-    with pytest.raises(ValueError, match=f"is of a training with {message}"):
+    with pytest.raises(ValueError, match=f"was saved by a training with {message}"):
         train(tmp_path, **changes)
 
 
 def test_a_schedule_that_ends_cannot_be_extended(tmp_path):
     train(tmp_path, epochs=2, schedule="cosine")
 
-    with pytest.raises(ValueError, match="is of a training with num_epochs = 2, got 3"):
+    with pytest.raises(ValueError, match="was saved by a training with num_epochs = 2, got 3"):
         train(tmp_path, epochs=3, schedule="cosine")
 
 
