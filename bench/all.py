@@ -1,4 +1,4 @@
-"""Run every benchmark and keep what they print in bench/results/DATE-MACHINE.txt."""
+"""Run every benchmark and save the output in bench/results/DATE-MACHINE.txt."""
 
 from __future__ import annotations
 

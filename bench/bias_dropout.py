@@ -1,4 +1,4 @@
-"""`bias_dropout`, forward and backward, against plain PyTorch on as many tokens."""
+"""Benchmark `bias_dropout`, forward and backward, against plain PyTorch on the same number of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`causal_attention` against PyTorch's attention given the same padding and causal mask."""
+"""Benchmark `causal_attention` against PyTorch's attention with the same padding and causal mask."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`evaluate` on every user, against the eager baseline evaluated as recommenders does it.
+"""Benchmark `evaluate` on every user, against an eager baseline that evaluates as recommenders does.
 
-That is: candidates drawn in Python, batches of 256 users, every position computed.
+The baseline draws candidates in Python, in batches of 256 users, and computes every position.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""A quarter of an hour on a GPU: install or build, test, measure and sanitize, most valuable first.
+"""Check a GPU in a quarter of an hour: install or build, test, measure and sanitize, most valuable first.
 
-On a machine without a GPU, fill a folder with all that one without a network needs:
+On a machine without a GPU, prepare a folder with everything that a GPU machine without a network needs:
 
     python bench/gpu_check.py --prepare FOLDER --data ml-1m.txt.gz --python python3.12
 
-There, or in a checkout on a machine with a GPU, run the check:
+On the GPU machine, from that folder or from a checkout, run the check:
 
     python FOLDER/bench/gpu_check.py --out RESULTS
 
-Each figure is in RESULTS/figures.jsonl as soon as it exists; what is printed last, summary.txt, has the targets
-beside what was measured. A stage that fails does not stop those after it, but the exit code is 1. `--dry-run` takes
-the same way, on tiny data, on a CPU.
+Each figure is written to RESULTS/figures.jsonl as soon as it is measured. At the end, summary.txt compares the figures
+with the targets. A failing stage does not stop later stages, but makes the exit code 1. `--dry-run` runs the same
+stages on tiny data, on a CPU.
 """
 
 from __future__ import annotations

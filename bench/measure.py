@@ -1,7 +1,7 @@
-"""What every benchmark shares: options, timing side by side, peak memory, floors, tables.
+"""Helpers of all benchmarks: options, side-by-side timing, peak memory, machine floors, tables.
 
-Times on a CPU are shown as ratios only: each alternative runs once in every round, and a ratio is
-the median over rounds, so that a busy neighbour slows both sides of it.
+Times on a CPU are only shown as ratios. Every round runs each alternative once, and a ratio is the median over
+rounds, so that other load on the machine affects both sides alike.
 """
 
 from __future__ import annotations

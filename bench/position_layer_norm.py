@@ -1,4 +1,4 @@
-"""`position_layer_norm`, forward and backward, against plain PyTorch on packed tokens and padded."""
+"""Benchmark `position_layer_norm`, forward and backward, against plain PyTorch, packed and padded."""
 
 from __future__ import annotations
 

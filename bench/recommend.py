@@ -1,7 +1,7 @@
-"""`recommend` for 1,000 users over 1,000,000 items, k=10, seen items excluded, and the product alone.
+"""Benchmark `recommend` for 1,000 users and 1,000,000 items, with k=10 and seen items excluded.
 
-The plain way beside it scores and sorts the same blocks: it needs as little memory, but `topk` on
-all scores.
+It is compared with the matrix product alone, and with a simple version that scores the same blocks, so it needs as
+little memory, but calls `topk` on all scores.
 """
 
 from __future__ import annotations

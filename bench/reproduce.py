@@ -1,11 +1,11 @@
-"""Train as the papers say, keep the best model by validation, and set its test figures beside the published ones.
+"""Train with the papers' settings, keep the best model by validation, and compare its test metrics with the papers'.
 
     python bench/reproduce.py --dataset ml-1m --preset sse-pt
     python bench/reproduce.py --dataset ml-1m --preset sasrec --seed 1 --set dropout_rate=0.3
 
-A run has a folder DIR/DATASET/PRESET-seed-N with `run.json` (settings), `metrics.csv` (over steps and seconds), the
-best model's checkpoint and, in the end, `result.json`. An interrupted run goes on where it was when called again. The
-folder above has `curves.png` and `table.md` of all its runs. The test set is looked at once, when a run is over.
+Each run has a folder DIR/DATASET/PRESET-seed-N with `run.json` (settings), `metrics.csv` (by step and second), the
+best model's checkpoint and, at the end, `result.json`. Call an interrupted run again to resume it. The parent folder
+has `curves.png` and `table.md` of all its runs. The test set is evaluated once, at the end of a run.
 """
 
 from __future__ import annotations

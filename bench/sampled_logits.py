@@ -1,4 +1,4 @@
-"""`sampled_logits`, forward and backward, against a gather and an einsum in plain PyTorch."""
+"""Benchmark `sampled_logits`, forward and backward, against a gather and an einsum in plain PyTorch."""
 
 from __future__ import annotations
 

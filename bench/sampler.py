@@ -1,4 +1,4 @@
-"""Batches of `WarpSampler` on one thread, against Python loops as recommenders has them."""
+"""Benchmark `WarpSampler` on one thread, against Python loops as in recommenders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training step (forward, backward, Adam) of ours and of others, on the same batch."""
+"""A training step (forward, backward, Adam) on our kernels, against other implementations on the same batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`user_item_embedding` against plain PyTorch, on packed tokens and padded as recommenders does it."""
+"""Benchmark `user_item_embedding` against plain PyTorch, on packed tokens, and padded as in recommenders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data that benchmarks run on: MovieLens-1M and Amazon Games where they lie beside the checkout."""
+"""The data of the benchmarks: MovieLens-1M and Amazon Games, if they are in a folder next to the checkout."""
 
 from __future__ import annotations
 

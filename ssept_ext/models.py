@@ -76,7 +76,18 @@ class SASREC(PaddedInterface):
 
     @classmethod
     def fit(cls: type[Self], interactions: Interactions, **options: Any) -> Self:
-        """Train a model on events with raw ids: see `ssept_ext.training.fit`."""
+        """Train a model on events with raw ids: see `ssept_ext.training.fit`.
+
+        Examples
+        --------
+        >>> import pyarrow as pa
+        >>> from ssept_ext import SASREC, Interactions
+        >>> frame = pa.table({"user": ["ann", "ann", "bob"], "item": [10, 20, 30], "timestamp": [1, 2, 3]})
+        >>> options = {"seq_max_len": 4, "embedding_dim": 4, "num_epochs": 1}
+        >>> model = SASREC.fit(Interactions.from_dataframe(frame), **options, verbose=False)
+        >>> model.item_num
+        3
+        """
         return fit(cls, interactions, **options)
 
     @classmethod
@@ -140,10 +151,8 @@ class SSEPT(SASREC):
         return self.config.user_num
 
 
-for _kind in (
-    SASREC,
-    SSEPT,
-):  # so that `inspect.signature` and `help` show every argument with its default
+# `inspect.signature` and `help` then show every argument with its default.
+for _kind in (SASREC, SSEPT):
     _kind.__init__.__signature__ = _signature(_kind.config_class)  # type: ignore[attr-defined]
 
 _CLASSES = {kind.__name__: kind for kind in (SASREC, SSEPT)}

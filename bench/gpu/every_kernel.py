@@ -1,6 +1,6 @@
-"""Every kernel of ours, forward and backward, once on a small ragged batch, for compute-sanitizer to watch.
+"""Runs every kernel, forward and backward, once on a small ragged batch, for compute-sanitizer.
 
-Inputs are drawn on the CPU, so that next to no kernels of torch run.
+Inputs are drawn on the CPU, so that hardly any kernels of torch run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was measured, a line of JSON each, in a file that is whole whenever its writer is killed."""
+"""A file of measured figures, one JSON object per line, that stays valid if its writer is killed."""
 
 from __future__ import annotations
 

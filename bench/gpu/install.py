@@ -1,4 +1,4 @@
-"""Put ssept_ext into a folder of its own: from the wheel that was brought along, or built where that does not load."""
+"""Install ssept_ext in a folder of its own: from the prepared wheel or, if that does not load, by a build."""
 
 from __future__ import annotations
 

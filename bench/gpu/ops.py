@@ -1,4 +1,4 @@
-"""Each op alone, by captured graph: microseconds, bytes or FLOPs over time, and the share of the measured ceiling."""
+"""Times each op alone, in a captured graph: microseconds, bandwidth or FLOP/s, and share of the measured ceiling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scripts that measure share: their command line, and how one goes on after a part that fails."""
+"""Helpers of the measuring scripts: their command line, and continuing after a part that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fill a folder with all that the check needs on a machine with a GPU and without a network."""
+"""Fills a folder with everything that the check needs on a GPU machine without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One of compute-sanitizer's tools over gpu/every_kernel.py; what it says of torch's own kernels is not counted."""
+"""Runs a tool of compute-sanitizer on gpu/every_kernel.py, ignoring reports about torch's own kernels."""
 
 from __future__ import annotations
 

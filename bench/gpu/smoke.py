@@ -1,4 +1,4 @@
-"""Is it right at all, on what does it run, and how fast can anything be there."""
+"""Checks versions, correctness of gradients, and the ceilings of the machine."""
 
 from __future__ import annotations
 

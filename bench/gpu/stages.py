@@ -1,4 +1,4 @@
-"""The stages of the check, in order of worth, each a process that is ended where its time is over."""
+"""The stages of the check, most valuable first. Each is a process that is killed when its time is up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training step on ML-1M: by graph, the eager baseline's, ours without a graph, and every kernel of it."""
+"""Times the training step on ML-1M: with a CUDA graph, eager, and the eager baseline; and lists its kernels."""
 
 from __future__ import annotations
 

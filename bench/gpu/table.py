@@ -1,4 +1,4 @@
-"""The targets of a GPU beside what was measured, and how the stages went."""
+"""Compares the measured figures with the targets for a GPU, and lists the outcome of each stage."""
 
 from __future__ import annotations
 

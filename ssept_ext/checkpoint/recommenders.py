@@ -60,8 +60,8 @@ def load_recommenders(
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no state dict of tensors: {error}") from error
-    foreign = f"{path} holds no {kind.__name__} of recommenders"
+        raise ValueError(f"{path} is damaged or not a state dict of tensors: {error}") from error
+    foreign = f"{path} is not a state dict of recommenders' {kind.__name__}"
     try:
         sizes = _sizes(tensors, kind)
     except (LookupError, TypeError, AttributeError, ValueError) as error:

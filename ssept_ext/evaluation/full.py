@@ -34,7 +34,18 @@ from ssept_ext.utils.checks import check_at_least
 
 @dataclass(frozen=True)
 class FullMetrics:
-    """Ranking metrics over the whole catalogue, averaged over the users, each with one relevant item."""
+    """Ranking metrics over the whole catalogue, averaged over the users, each with one relevant item.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> data = synthetic(num_users=20)
+    >>> model = SASREC(item_num=data.itemnum, seq_max_len=8, embedding_dim=4, conv_dims=[4, 4])
+    >>> metrics = evaluate_full(model, data, ks=[5, 10])
+    >>> metrics.num_users, sorted(metrics.ndcg)
+    (20, [5, 10])
+    """
 
     num_users: int
     """Number of users evaluated."""
@@ -80,16 +91,6 @@ def evaluate_full(
     ValueError
         If an argument is out of range, no user can be evaluated, an item id is outside 1..itemnum, the model has no
         vector for a user or item, or a score is not finite.
-
-    Examples
-    --------
-    >>> from ssept_ext import SASREC
-    >>> from ssept_ext.data.synthetic import synthetic
-    >>> data = synthetic(num_users=20)
-    >>> model = SASREC(item_num=data.itemnum, seq_max_len=8, embedding_dim=4, conv_dims=[4, 4])
-    >>> metrics = evaluate_full(model, data, ks=[5, 10])
-    >>> metrics.num_users, sorted(metrics.ndcg)
-    (20, [5, 10])
     """
     if not len(ks):
         raise ValueError("ks must have at least one cut-off")

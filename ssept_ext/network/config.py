@@ -50,11 +50,13 @@ class SASRECConfig:
     )
     attention_num_heads: int = option(1, "attention heads of a block", Range(1))
     conv_dims: Sequence[int] = option(
-        (100, 100), "widths of the feed-forward layers; the second is the model's width"
+        (100, 100), "widths of the feed-forward layers; the second is the hidden size"
     )
     dropout_rate: float = option(0.5, "dropout probability", PROPER_FRACTION)
     l2_reg: float = option(
-        0.0, "weight of half the squared norm of the embedding tables in the loss", NOT_NEGATIVE
+        0.0,
+        "L2 regularisation: weight of half the squared norm of the embedding tables",
+        NOT_NEGATIVE,
     )
     num_neg_test: int = option(
         100, "sampled negatives that each held-out item is ranked among", Range(1)
@@ -86,11 +88,11 @@ class SASRECConfig:
         width, heads = self.hidden_size, self.attention_num_heads
         if len(conv_dims) != 2 or conv_dims[1] != width:
             raise ValueError(
-                f"conv_dims must be two widths, the second the model's {width}, got {list(conv_dims)}"
+                f"conv_dims must be two widths, the second the hidden size {width}, got {list(conv_dims)}"
             )
         if width % heads:
             raise ValueError(
-                f"attention_num_heads must divide the model's width {width}, got {heads}"
+                f"attention_num_heads must divide the hidden size {width}, got {heads}"
             )
         if width // heads > MAX_HEAD_SIZE:
             raise ValueError(
@@ -133,7 +135,7 @@ class SSEPTConfig(SASRECConfig):
 
     user_num: int = field(metadata={"help": "users have the ids 1..user_num", "within": Range(1)})
     conv_dims: Sequence[int] = option(
-        (200, 200), "widths of the feed-forward layers; the second is the model's width"
+        (200, 200), "widths of the feed-forward layers; the second is the hidden size"
     )
     user_embedding_dim: int | None = option(
         None, "Du: width of a user vector; embedding_dim if not given", Range(1)

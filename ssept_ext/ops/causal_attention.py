@@ -36,14 +36,6 @@ def causal_attention(
         q0   x  x  x  x  .
         q1   x  x  x  x  x
 
-    With nq = 4 and nk = 2, the first two queries see no key:
-
-            k0 k1
-        q0   .  .
-        q1   .  .
-        q2   x  .
-        q3   x  x
-
     The dropout mask of an attention weight depends only on (seed, site, query token · H + head, index of the key in
     its sequence).
 
@@ -87,9 +79,7 @@ def causal_attention(
 
     Examples
     --------
-    Equal scores: each of three queries averages the values up to its own.
-
-    >>> q = k = torch.zeros(3, 1, 4)
+    >>> q = k = torch.zeros(3, 1, 4)  # equal scores: each query averages the values up to its own
     >>> v = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1).expand(3, 1, 4).contiguous()
     >>> offsets = torch.tensor([0, 3], dtype=torch.int32)
     >>> out, lse = causal_attention(q, k, v, offsets, offsets, 3, 3, scale=0.5)

@@ -219,9 +219,8 @@ def _most_similar(weight: Tensor, scale: Tensor, items: Tensor, k: int) -> TopK:
     top = TopK(len(items), k, like=queries)
     for first, scores in score_blocks(queries, weight):
         count = min(scores.shape[1], len(weight) - first)
-        scores[:, :count] *= scale[
-            first : first + count
-        ]  # in place: the block is ours until the next
+        # In place, which `score_blocks` allows.
+        scores[:, :count] *= scale[first : first + count]
         itself = items - first
         inside = (itself >= 0) & (itself < count)
         scores[inside.nonzero()[:, 0], itself[inside]] = -math.inf

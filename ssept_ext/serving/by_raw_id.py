@@ -1,4 +1,16 @@
-"""Recommendations and similar items by raw ids, as data frames."""
+"""Recommendations and similar items by raw ids, as data frames.
+
+Examples
+--------
+>>> import pyarrow as pa
+>>> from ssept_ext import SASREC, Interactions
+>>> events = pa.table({"user": ["ann", "ann", "bob", "bob"], "item": [10, 20, 20, 30], "timestamp": [1, 2, 3, 4]})
+>>> sizes = {"seq_max_len": 4, "embedding_dim": 4, "num_epochs": 1}
+>>> model = SASREC.fit(Interactions.from_dataframe(events), **sizes, verbose=False)
+>>> frame = model.recommend(users=["ann"], k=5)  # ann has seen 10 and 20
+>>> list(frame["item"])
+[30]
+"""
 
 from __future__ import annotations
 
@@ -29,27 +41,23 @@ def recommend_by_raw_id(
 ) -> Any:
     """Return the k best items of each user, by raw ids: `recommend` of a model trained by `fit`.
 
-    Users who were not in training are served too: they get the mean of all users' vectors (SASREC has no user
-    vectors). Users without an event of a known item get the most popular items, those with the most events in training,
-    and NaN as scores.
+    Unknown users get the mean of all users' vectors, if the model has any. Users without an event of a known item get
+    the most popular items, those with the most events in the stored histories, and NaN as scores.
 
     Parameters
     ----------
     histories
-        Raw user id to raw item ids, oldest first. They replace the histories that the model stores for these users.
-        Events of unknown items are dropped, with a warning that counts them.
+        Raw user id to raw item ids, oldest first; they replace stored ones. Unknown items are dropped, with a warning.
     users
         Users to recommend to; None for all of `histories` or, without it, for all users of the model.
     k
         Items per user, fewer if fewer are left.
     candidates
         Items to choose from; None for all. Unknown ones are dropped, with a warning.
+    exclude_seen, batch_size
+        See `ssept_ext.serving.by_index.recommend_by_index`.
     with_scores
-        Whether the data frame has a column of scores.
-    exclude_seen
-        Whether to leave out the items of the user's history.
-    batch_size
-        Users per forward pass.
+        Whether to return scores.
 
     Returns
     -------
@@ -61,24 +69,11 @@ def recommend_by_raw_id(
     TypeError
         If an id does not have the type of the ids in training; names both types.
     ValueError
-        If `k` or `batch_size` is below 1, no candidate is known, a score is not finite, or the model was saved without
-        histories and a known user has none in `histories`.
+        If an argument is out of range, a score is not finite, or histories are neither stored nor given.
     ImportError
         If narwhals is not installed; it comes with `ssept_ext[data]`.
-
-    Examples
-    --------
-    >>> import pyarrow as pa
-    >>> from ssept_ext import SASREC, Interactions
-    >>> events = pa.table({"user": ["ann", "ann", "bob", "bob"], "item": [10, 20, 20, 30], "timestamp": [1, 2, 3, 4]})
-    >>> sizes = {"seq_max_len": 4, "embedding_dim": 4, "num_epochs": 1}
-    >>> model = SASREC.fit(Interactions.from_dataframe(events), **sizes, verbose=False)
-    >>> frame = model.recommend(users=["ann"], k=5)  # ann has seen 10 and 20
-    >>> list(frame["item"])
-    [30]
     """
-    known = known_of(model)
-    catalogue = None
+    known, catalogue = known_of(model), None
     if candidates is not None:
         catalogue = encode_items(known, {"candidates": list(candidates)}, "candidates")[0]
     live = {}

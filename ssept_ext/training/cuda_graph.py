@@ -364,7 +364,7 @@ class _Transfer:
 
     def send(self, batch: PackedBatch, seed: Tensor, copies: torch.cuda.Stream) -> None:
         """Queue the copy of a batch to the graph's input, after the work of the current stream."""
-        self._arrived.synchronize()  # the copy of two steps ago is done: the pinned memory is free
+        self._arrived.synchronize()  # wait for the copy of two steps ago: the pinned memory is reused
         self._pinned.fill(batch, seed)
         copies.wait_event(self._taken)
         with torch.cuda.stream(copies):

@@ -39,10 +39,9 @@ def fit(
     """Make a model for the users and items of `interactions` and train it.
 
     Without options, this trains the best known model of the class (`DEFAULT_PRESETS`), as `ssept train` does.
-    The constructor and `train_model`, in contrast, have the defaults of recommenders.
-
-    The model stores the raw ids and all histories in its attribute `known`: `save_pretrained` saves them, and
-    `recommend` and `similar_items` take and return raw ids.
+    The constructor and `train_model`, in contrast, have the defaults of recommenders. The model stores the raw ids and
+    all histories in its attribute `known`: `save_pretrained` saves them, and `recommend` and `similar_items` take and
+    return raw ids.
 
     Parameters
     ----------
@@ -75,16 +74,6 @@ def fit(
     ValueError
         If an option is out of range, there is no user to train or validate on, or a user has seen every item; names the
         user by raw id.
-
-    Examples
-    --------
-    >>> import pyarrow as pa
-    >>> from ssept_ext import SASREC, Interactions
-    >>> events = {"user": ["ann"] * 4 + ["bob"] * 4, "item": [10, 20, 30, 40, 20, 30, 40, 50], "timestamp": range(8)}
-    >>> interactions = Interactions.from_dataframe(pa.table({name: list(column) for name, column in events.items()}))
-    >>> model = fit(SASREC, interactions, seq_max_len=4, embedding_dim=4, num_epochs=1, verbose=False)
-    >>> len(model.recommend(users=["ann"], k=1))
-    1
     """
     if not isinstance(interactions, Interactions):
         raise TypeError(

@@ -67,10 +67,8 @@ class StopRequest:
         if self._listen and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
-                if handler not in (
-                    signal.SIG_IGN,
-                    None,
-                ):  # None: not installed by Python, so cannot be restored
+                # A handler of None was not installed by Python, and could not be restored.
+                if handler not in (signal.SIG_IGN, None):
                     self._replaced[number] = handler
                     signal.signal(number, self._note)
         return self

@@ -11,6 +11,17 @@ sampler and of torch's generator. Killed at any time and called again with the s
 as if it had never been interrupted, on a CPU bit for bit. A finished training returns at once or, with a constant
 schedule and a larger `num_epochs`, continues. SIGTERM and Ctrl-C finish the running step (or validation; with several
 processes, a few steps, until all have heard of it), save, and raise `TrainingInterrupted`; a second Ctrl-C ends it.
+
+Examples
+--------
+>>> from ssept_ext import SASREC, WarpSampler
+>>> from ssept_ext.data.synthetic import synthetic
+>>> data = synthetic(num_users=20)
+>>> model = SASREC(item_num=data.itemnum, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+>>> with WarpSampler(data.user_train, data.usernum, data.itemnum, batch_size=10, maxlen=4) as sampler:
+...     history = model.train_model(data, sampler, num_epochs=2, batch_size=10, verbose=False)
+>>> len(history["loss"])
+2
 """
 
 from __future__ import annotations
@@ -92,8 +103,7 @@ def train_model(
     checkpoint
         Folder where the state of the training is saved, and from which it resumes if there is one.
     callbacks
-        Functions that are called in every process, in order, after each epoch; training ends if one returns True. See
-        `ssept_ext.training.callbacks`.
+        Functions that every process calls after each epoch, see `ssept_ext.training.callbacks`; True ends training.
     options
         Fields of `ssept_ext.training.TrainingOptions`, such as `loss`.
 
@@ -116,17 +126,6 @@ def train_model(
         If another process ends, or does not answer within the timeout of the process group.
     FloatingPointError
         If the loss of a step is not finite; names the first such step. The parameters are then unusable.
-
-    Examples
-    --------
-    >>> from ssept_ext import SASREC, WarpSampler
-    >>> from ssept_ext.data.synthetic import synthetic
-    >>> data = synthetic(num_users=20)
-    >>> model = SASREC(item_num=data.itemnum, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
-    >>> with WarpSampler(data.user_train, data.usernum, data.itemnum, batch_size=10, maxlen=4) as sampler:
-    ...     history = model.train_model(data, sampler, num_epochs=2, batch_size=10, verbose=False)
-    >>> len(history["loss"])
-    2
     """
     loop = LoopOptions(
         num_epochs=num_epochs,

@@ -51,9 +51,7 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
         axes.xaxis.get_major_locator().set_params(integer=over != "seconds")
         axes.grid(alpha=0.3)
     handles = axes.get_legend_handles_labels()
-    figure.legend(
-        *handles, loc="outside lower center"
-    )  # below the axes, because names of runs are long
+    figure.legend(*handles, loc="outside lower center")  # because names of runs are long
     kind = out.suffix[1:] or "png"
     replace_file(out, lambda part: figure.savefig(part, format=kind, dpi=150))
 

@@ -68,7 +68,7 @@ class Recipe(Generic[Model]):
             If an option is out of range, or there is no such preset for this class.
         """
         options = preset_options(kind.__name__, preset)
-        if changes.get("bf16") is not None:  # deprecated spelling of `precision`
+        if changes.get("bf16") is not None:  # older spelling of `precision`
             options.pop("precision", None)
         recipe = cls.from_options(kind, {**options, **changes})
         if "warmup_steps" in changes:

@@ -139,10 +139,113 @@ def test_a_packed_batch_without_targets_cannot_be_trained_on():
         tiny().sampled_logits(batch)
 
 
-def model_and_batch():
-    """A packed batch with three negatives for each event."""
-    batch = random_batch(4, 1, 7, seq_max_len=7, num_negatives=3)
-    return tiny_model(seq_max_len=7, num_blocks=2), batch
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"unknown": 1}, TypeError, 'SSEPT has no argument "unknown"'),
+        ({"item_num": 0}, ValueError, "item_num must be an integer of at least 1, got 0"),
+        ({"item_num": 2.0}, ValueError, "item_num must be an integer of at least 1, got 2.0"),
+        ({"user_num": True}, ValueError, "user_num must be an integer of at least 1, got True"),
+        ({"seq_max_len": -1}, ValueError, "seq_max_len must be an integer .* got -1"),
+        ({"num_blocks": 0}, ValueError, "num_blocks must be"),
+        ({"embedding_dim": "4"}, ValueError, "embedding_dim must be an integer .* got '4'"),
+        ({"user_embedding_dim": 0}, ValueError, "user_embedding_dim must be .* got 0"),
+        ({"num_neg_test": 0}, ValueError, "num_neg_test must be"),
+        (
+            {"conv_dims": [8, 9]},
+            ValueError,
+            r"conv_dims .* the second the hidden size 8, got \[8, 9\]",
+        ),
+        ({"conv_dims": [8]}, ValueError, r"conv_dims must be two widths.* got \[8\]"),
+        ({"attention_num_heads": 3}, ValueError, "attention_num_heads must divide .* 8, got 3"),
+        ({"dropout_rate": 1.0}, ValueError, r"dropout_rate must be in \[0, 1\), got 1.0"),
+        ({"dropout_rate": float("nan")}, ValueError, "dropout_rate must be in .* got nan"),
+        ({"l2_reg": -1e-3}, ValueError, "l2_reg must be finite and at least 0, got -0.001"),
+        ({"architecture": "other"}, ValueError, 'architecture must be one of .* got "other"'),
+        ({"backend": "gpu"}, ValueError, 'backend must be one of .* got "gpu"'),
+        (
+            {"embedding_dim": 300, "conv_dims": [4, 600]},
+            ValueError,
+            "heads of at most 256 features, got 2 heads of 300",
+        ),
+    ],
+)
+def test_a_wrong_constructor_argument_is_named(changes, error, match):
+    with pytest.raises(error, match=match):
+        tiny(**changes)
+
+
+@pytest.mark.parametrize(
+    ("cls", "missing"), [(SASREC, "item_num"), (SSEPT, "user_num")], ids=["SASREC", "SSEPT"]
+)
+def test_a_missing_constructor_argument_is_named(cls, missing):
+    arguments = {"item_num": 3, "user_num": 3} if cls is SSEPT else {"item_num": 3}
+    del arguments[missing]
+    with pytest.raises(TypeError, match=f"{cls.__name__} needs the argument {missing}"):
+        cls(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"input_seq": np.full((3, 6), 21)}, IndexError, "input_seq has id 21, .* 21 rows"),
+        ({"positive": np.full((3, 6), -1)}, IndexError, "positive has id -1, outside"),
+        ({"negative": np.full((3, 6), 99)}, IndexError, "negative has id 99, outside"),
+        ({"users": np.array([[1], [6], [1]])}, IndexError, "users has id 6, outside .* 6 rows"),
+        ({"users": np.array([[1], [2]])}, ValueError, "users must have 3 rows"),
+        ({"users": np.ones((3, 2), int)}, ValueError, "users must have"),
+        ({"input_seq": np.ones((3, 6))}, ValueError, "input_seq must hold integers, got .*float64"),
+        ({"input_seq": np.ones(6, int)}, ValueError, "input_seq must have two dimensions"),
+        ({"positive": np.ones((3, 5), int)}, ValueError, r"positive must have shape \(3, 6\)"),
+        (
+            {k: np.ones((3, 7), int) for k in ("input_seq", "positive", "negative")},
+            ValueError,
+            "input_seq has 7 columns, more than seq_max_len 6",
+        ),
+    ],
+)
+def test_wrong_model_input_is_named(changes, error, match):
+    with pytest.raises(error, match=match):
+        tiny()(padded_inputs(**changes))
+
+
+def test_a_missing_model_input_is_named():
+    inputs = padded_inputs()
+    del inputs["users"]
+    with pytest.raises(ValueError, match='the input lacks "users"; it has input_seq'):
+        tiny()(inputs)
+    positive, _, _ = tiny(SASREC)(inputs)  # has no users
+    assert positive.shape == (18, 1)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "error", "match"),
+    [
+        (np.array([[21]] * 3), IndexError, "candidate has id 21"),
+        (np.array([[0.5]] * 3), ValueError, "candidate must hold integers"),
+        (np.array([[1]] * 2), ValueError, "candidate must have 3 rows, as input_seq has, got 2"),
+    ],
+)
+def test_wrong_candidates_are_named(candidate, error, match):
+    inputs = padded_inputs()
+    with pytest.raises(error, match=match):
+        tiny().predict(
+            {"user": inputs["users"], "input_seq": inputs["input_seq"], "candidate": candidate}
+        )
+
+
+def one_batch(model, num_negatives=3):
+    lengths = [4, 1, 7]
+    num_tokens = sum(lengths)
+    return PackedBatch(
+        users=torch.tensor([1, 3, 2]),
+        items=torch.randint(1, model.item_num + 1, (num_tokens,)),
+        positions=torch.cat([torch.arange(7 - length, 7) for length in lengths]),
+        cu_seqlens=torch.tensor([0, 4, 5, 12], dtype=torch.int32),
+        max_seqlen=7,
+        positives=torch.randint(1, model.item_num + 1, (num_tokens,)),
+        negatives=torch.randint(1, model.item_num + 1, (num_tokens, num_negatives)),
+    )
 
 
 @pytest.mark.parametrize(

@@ -251,3 +251,139 @@ def test_a_model_saved_without_histories_knows_what_is_popular(model, without_hi
     np.testing.assert_equal(
         rows(without_histories.recommend(**asked)), rows(model.recommend(**asked))
     )
+
+
+def fit(**options):
+    return SSEPT.fit(interactions(), **(SIZES | {"num_epochs": 2} | options))
+
+
+def test_fit_is_reproducible_and_leaves_torch_s_generator_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+
+    first, second, other = fit(seed=1), fit(seed=1), fit(seed=2)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [m.item_embedding_layer.weight for m in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
+    calls = {}
+
+    class Sampler(fitting.WarpSampler):
+        def __init__(self, histories, *args, **options):
+            calls["histories"] = histories
+            super().__init__(histories, *args, **options)
+
+    def train_model(model, dataset, sampler, *sizes, **others):
+        calls.update(sizes=sizes, settings=sampler.settings, others=others)
+        calls["dataset"] = dataset
+
+    monkeypatch.setattr(fitting, "WarpSampler", Sampler)
+    monkeypatch.setattr(fitting, "train_model", train_model)
+
+    events = interactions(HISTORIES | {"dora": ["i11", "i7", "i8", "i9", "i10", "i0", "i6"]})
+    model = SSEPT.fit(
+        events,
+        seq_max_len=4,
+        embedding_dim=4,
+        verbose=False,
+        num_epochs=3,
+        batch_size=5,
+        learning_rate=0.01,
+        val_epoch=2,
+        eval_batch_size=7,
+        seed=4,
+        n_workers=2,
+        backend="reference",
+        checkpoint="folder",
+        callbacks=[print],
+        item_embedding_dim=6,
+        dropout_rate=0.25,
+        sse_user_prob=0.5,
+        num_negatives=2,
+        popularity_exponent=0.25,
+        window_sampling_prob=0.5,
+        loss="bpr",
+        max_grad_norm=1.0,
+    )
+
+    config = model.config
+    assert (config.user_num, config.item_num, config.seq_max_len) == (4, NUM_ITEMS, 4)
+    assert (config.item_dim, config.user_dim, config.conv_dims) == (6, 4, (10, 10))
+    assert (config.dropout_rate, config.sse_user_prob, model.backend) == (0.25, 0.5, "reference")
+    assert calls["sizes"] == (3, 5, 0.01, 2, 7, False)
+    assert calls["others"] == {
+        "checkpoint": "folder",
+        "callbacks": [print],
+        "loss": "bpr",
+        "max_grad_norm": 1.0,
+    }
+    assert calls["settings"] == {
+        "batch_size": 5,
+        "maxlen": 4,
+        "seed": 4,
+        "num_negatives": 2,
+        "popularity_exponent": 0.25,
+        "window_sampling_prob": 0.5,
+    }
+    assert calls["histories"].to_dict() == events.to_dataset().user_train
+
+
+@pytest.mark.parametrize(("hold_out", "left"), [(True, 2), (False, 0)])
+def test_the_last_two_events_are_trained_on_only_without_hold_out(monkeypatch, hold_out, left):
+    seen = {}
+
+    def train_model(model, dataset, *args, **options):
+        seen.update(dataset.user_train)
+
+    monkeypatch.setattr(fitting, "train_model", train_model)
+
+    events = interactions(HISTORIES | {"dora": [f"i{i}" for i in range(5)]})
+    SSEPT.fit(events, hold_out=hold_out, **SIZES)
+
+    all_events = events.to_dataset().User
+    assert seen == {u: row[: len(row) - left * (len(row) > 2)] for u, row in all_events.items()}
+
+
+def test_fit_learns_what_comes_next():
+    """Everybody walks along the same ring of items."""
+    ring = {f"u{u}": [f"i{(u + step) % 10}" for step in range(9)] for u in range(10)}
+    training = {"num_epochs": 150, "learning_rate": 0.01, "batch_size": 10, "hold_out": False}
+    sizes = SIZES | {"embedding_dim": 16, "dropout_rate": 0.0}
+    model = SASREC.fit(interactions(ring), **training, **sizes)
+
+    frame = model.recommend({"zoe": ["i4", "i5", "i6"]}, k=1)
+
+    assert rows(frame)[0][1] == "i7"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"colour": 1}, TypeError, 'SSEPT.fit has no argument "colour"; it takes seq_max_len'),
+        ({"item_num": 1}, TypeError, "item_num comes from the data"),
+        ({"hold_out": False, "val_epoch": 1}, ValueError, "val_epoch must be 0 without hold_out"),
+        ({"dropout_rate": 1}, ValueError, "dropout_rate must be in"),
+        ({"gbce_t": 2}, ValueError, "gbce_t must be in"),
+        ({"bf16": True, "precision": "tf32"}, ValueError, "bf16=True contradicts precision"),
+    ],
+)
+def test_a_wrong_argument_of_fit_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        fit(**options)
+
+
+@pytest.mark.parametrize("make", [str, lambda x: 10**6 + int(x)], ids=["str", "int64"])
+def test_a_user_who_has_seen_everything_is_named_by_raw_id(make):
+    histories = {make(7): [make(1), make(2)], make(8): [make(i) for i in range(1, 6)]}
+
+    with pytest.raises(ValueError, match=f"user {make(8)!r} has seen all 5 items"):
+        SSEPT.fit(interactions(histories), **SIZES, hold_out=False)
+
+
+def test_fit_wants_interactions():
+    with pytest.raises(TypeError, match=r"must be Interactions, such as .* makes, got dict"):
+        SSEPT.fit({"anna": ["i1"]})
