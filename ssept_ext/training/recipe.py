@@ -19,6 +19,7 @@ from ssept_ext.training.loop import train_model
 from ssept_ext.training.options import LoopOptions, TrainingOptions, check_together
 from ssept_ext.training.presets import preset_options
 from ssept_ext.training.run import History
+from ssept_ext.utils.checks import check_at_least
 
 Model = TypeVar("Model", bound=SequentialRecommender)
 
@@ -67,9 +68,9 @@ class Recipe(Generic[Model]):
         ValueError
             If an option is out of range, or there is no such preset for this class.
         """
-        options = preset_options(kind.__name__, preset)
-        if changes.get("bf16") is not None:  # older spelling of `precision`
-            options.pop("precision", None)
+        # By config: the name of a class that a user derives is not one of ours.
+        base = "SSEPT" if issubclass(kind.config_class, SSEPTConfig) else "SASREC"
+        options = preset_options(base, preset)
         recipe = cls.from_options(kind, {**options, **changes})
         if "warmup_steps" in changes:
             return recipe
@@ -170,11 +171,11 @@ def option_names(kind: type[SequentialRecommender]) -> dict[str, list[str]]:
 
 def hidden_size(kind: type[SequentialRecommender], options: Mapping[str, Any]) -> int:
     """Return the hidden size of a model with these options, which must include the widths of its embeddings."""
-    width: int = options["embedding_dim"]
-    if not issubclass(kind.config_class, SSEPTConfig):
-        return width
-    given = (options[f"{noun}_embedding_dim"] for noun in ("item", "user"))
-    return sum(width if value is None else value for value in given)
+    widths = [options["embedding_dim"]]
+    if issubclass(kind.config_class, SSEPTConfig):
+        given = [options[f"{side}_embedding_dim"] for side in ("item", "user")]
+        widths = [widths[0] if width is None else width for width in given]
+    return sum(check_at_least("embedding_dim", width, 1) for width in widths)
 
 
 def _defaults(kind: type[SequentialRecommender]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -75,7 +74,7 @@ def option(default: T, help: str, within: Range | None = None, *, flag: str | No
 
 
 def check_options(options: Any) -> None:
-    """Check the fields that `option` declared, and convert integers of other types to int.
+    """Check the fields that `option` declared, and convert numbers of other types to Python's.
 
     Raises
     ------

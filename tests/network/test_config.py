@@ -31,7 +31,11 @@ def test_defaults_are_those_of_recommenders():
         ({"embedding_dim": "4"}, ValueError, "embedding_dim must be an integer .* got '4'"),
         ({"user_embedding_dim": 0}, ValueError, "user_embedding_dim must be .* got 0"),
         ({"num_neg_test": 0}, ValueError, "num_neg_test must be"),
-        ({"conv_dims": [8, 9]}, ValueError, r"conv_dims .* the second the model's 8, got \[8, 9\]"),
+        (
+            {"conv_dims": [8, 9]},
+            ValueError,
+            r"conv_dims .* the second the hidden size 8, got \[8, 9\]",
+        ),
         ({"conv_dims": [8]}, ValueError, r"conv_dims must be two widths.* got \[8\]"),
         ({"attention_num_heads": 3}, ValueError, "attention_num_heads must divide .* 8, got 3"),
         ({"dropout_rate": 1.0}, ValueError, r"dropout_rate must be in \[0, 1\), got 1.0"),

@@ -90,6 +90,17 @@ def test_feed_forward_layers_are_as_wide_as_the_model_if_not_given(kind, changes
     assert config.hidden_size == hidden_size
 
 
+@pytest.mark.parametrize("base", [SSEPT, SASREC])
+def test_a_class_that_a_user_derives_has_the_preset_of_its_base(base):
+    class Derived(base):
+        pass
+
+    recipe = of(Derived)
+
+    assert recipe.kind is Derived
+    assert recipe.options() == of(base).options()
+
+
 @pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "float32")])
 def test_the_older_spelling_of_a_precision_is_taken(bf16, precision):
     assert of(bf16=bf16).training.precision == precision
@@ -100,8 +111,8 @@ def test_the_older_spelling_of_a_precision_is_taken(bf16, precision):
     [
         (SSEPT, "colour", 'SSEPT has no option "colour"; there are seq_max_len, .*, restore_best'),
         (SASREC, "sse_user_prob", 'SASREC has no option "sse_user_prob"; there are seq_max_len'),
-        (SSEPT, "item_num", "item_num is that of the data and cannot be given"),
-        (SASREC, "user_num", "user_num is that of the data and cannot be given"),
+        (SSEPT, "item_num", "item_num comes from the data and cannot be given"),
+        (SASREC, "user_num", "user_num comes from the data and cannot be given"),
     ],
 )
 def test_an_unknown_option_is_named(kind, name, message):
