@@ -35,7 +35,7 @@ def test_a_missing_file_is_named(folder, stem):
     path = folder / CONFIG_FILE if stem == "config" else named(folder, stem)
     path.unlink()
 
-    with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing: .* is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing: .* is not a checkpoint"):
         SASREC.from_pretrained(folder)
 
 
@@ -95,7 +95,9 @@ def test_one_changed_bit_is_noticed(folder):
     content[-1] ^= 1
     named(folder).write_bytes(content)
 
-    with pytest.raises(ValueError, match=rf"{named(folder).name} is damaged: it is not as it was"):
+    with pytest.raises(
+        ValueError, match=rf"{named(folder).name} is damaged: its content does not match"
+    ):
         SASREC.from_pretrained(folder)
 
 

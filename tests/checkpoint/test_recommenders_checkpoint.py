@@ -50,11 +50,14 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (Evil(), "damaged or no state dict of tensors"),
-        ({"item_embedding_layer.weight": Evil()}, "damaged or no state dict of tensors"),
-        ({"weight": torch.zeros(1)}, "holds no SSEPT of recommenders"),
-        ([1, 2], "holds no SSEPT of recommenders"),
-        (make_sasrec().state_dict(), "holds no SSEPT of recommenders: .*user_embedding_layer"),
+        (Evil(), "damaged or not a state dict of tensors"),
+        ({"item_embedding_layer.weight": Evil()}, "damaged or not a state dict of tensors"),
+        ({"weight": torch.zeros(1)}, "not a state dict of recommenders' SSEPT"),
+        ([1, 2], "not a state dict of recommenders' SSEPT"),
+        (
+            make_sasrec().state_dict(),
+            "not a state dict of recommenders' SSEPT: .*user_embedding_layer",
+        ),
     ],
     ids=["code", "code inside", "other tensors", "a list", "SASREC"],
 )

@@ -59,7 +59,7 @@ def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(data, tmp_path, capsys
     assert code == 130
     assert capsys.readouterr().err.splitlines()[-2:] == [
         "SIGINT after step 1 of 2 of epoch 3 of 9: the training is saved in run, and the same call resumes it",
-        "ssept: ssept resume run goes on",
+        "ssept: to continue: ssept resume run",
     ]
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
     assert cli.main(["evaluate", "run"]) == 0
@@ -109,10 +109,10 @@ def test_a_run_interrupted_twice_ends_like_one_that_was_not(data, tmp_path, caps
     table = rows_of(capsys.readouterr().out)
     # 2 steps are in an epoch.
     code, error = run_and_send(signal.SIGTERM, 2, "train", "--out", "run", *options)
-    assert (code, error.splitlines()[-1]) == (143, "ssept: ssept resume run goes on")
+    assert (code, error.splitlines()[-1]) == (143, "ssept: to continue: ssept resume run")
     assert "SIGTERM after step 1 of 2 of epoch 2 of 4" in error
     code, error = run_and_send(signal.SIGINT, 5, "resume", "run", "--device", "cpu")
-    assert (code, error.splitlines()[-1]) == (130, "ssept: ssept resume run goes on")
+    assert (code, error.splitlines()[-1]) == (130, "ssept: to continue: ssept resume run")
     assert "SIGINT after step 2 of 2 of epoch 3 of 4" in error
 
     code = cli.main(["resume", "run", "--device", "cpu"])

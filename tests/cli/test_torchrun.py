@@ -155,7 +155,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_run_goes_o
         errors = [process.communicate(timeout=120)[1] for process in processes]
 
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2
-    assert ["ssept resume run goes on" in error for error in errors] == [True, False]
+    assert ["to continue: ssept resume run" in error for error in errors] == [True, False]
     state = load_training("run")
     assert (state.epoch, len(state.losses), state.next_batch) == (2, 2, 6)
 

@@ -232,7 +232,7 @@ def test_prepare_fetches_what_it_reads(server, tmp_path, monkeypatch):
     folders = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out.txt")]
     limits = ["--min-user-events", "1", "--min-item-events", "1"]
 
-    assert main.main(["prepare", "--download", "ml-1m", *folders, *limits]) == 0
+    assert main(["prepare", "--download", "ml-1m", *folders, *limits]) == 0
 
     assert SASRecDataSet(tmp_path / "out.txt").User == {1: [2, 1]}
     assert names(tmp_path / "cache") == ["ml-1m.zip"]

@@ -3,17 +3,14 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from torch import nn
+from support.evaluation import NUM_ITEMS, Stub, by_history, constant
 
-from ssept_ext import SSEPT, Interactions, SASRecDataSet
+from ssept_ext import SSEPT
 from ssept_ext.data.histories import Histories
-from ssept_ext.data.known_histories import KnownHistories
-from ssept_ext.data.packed import last_events, pack
-from ssept_ext.evaluation.candidates import MAX_USERS, EvaluationCandidates, draw_candidates
-from ssept_ext.evaluation.full import evaluate_full
+from ssept_ext.data.packed import pack
+from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
 from ssept_ext.evaluation.metrics import ndcg_and_hr, ranks_of_first
 from ssept_ext.evaluation.sampled import (
     evaluate,
@@ -22,56 +19,6 @@ from ssept_ext.evaluation.sampled import (
     evaluate_valid,
     rank_candidates,
 )
-
-NUM_ITEMS = 40
-
-
-class Stub(nn.Module):
-    """Scores by `rule(batch, candidates)`."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, rule, item_num=NUM_ITEMS, user_num=None, seq_max_len=5, num_neg_test=20):
-        super().__init__()
-        self.rule = rule
-        self.item_num, self.seq_max_len, self.num_neg_test = item_num, seq_max_len, num_neg_test
-        if user_num is not None:
-            self.user_num = user_num
-
-    def score(self, batch, candidates, user_part=True):
-        return self.rule(batch, candidates)
-
-
-def constant(batch, candidates):
-    return torch.zeros(candidates.shape)
-
-
-def by_history(batch, candidates):
-    """A score that depends on every event, on its position and on the user."""
-    event = (batch.items * (batch.positions + 7)).double().sin()
-    length = batch.cu_seqlens.diff()
-    row = torch.repeat_interleave(torch.arange(len(length)), length)
-    taste = torch.zeros(len(length), dtype=torch.float64).index_add(0, row, event)
-    return ((taste + batch.users)[:, None] * candidates).sin()
-
-
-def make_dataset(histories, itemnum=NUM_ITEMS):
-    dataset = SASRecDataSet(histories=histories)
-    dataset.itemnum = itemnum
-    return dataset
-
-
-@pytest.fixture
-def dataset():
-    """60 users (of 1..61) with 1 to 12 events."""
-    rng = np.random.default_rng(0)
-    return make_dataset(
-        {
-            user: rng.integers(1, NUM_ITEMS + 1, rng.integers(1, 13)).tolist()
-            for user in range(1, 62)
-            if user != 7
-        }
-    )
 
 
 def loop_over_users(score, dataset, split, candidates, seq_max_len=5):
@@ -190,115 +137,6 @@ def test_rank_is_the_number_of_other_candidates_that_score_at_least_as_high():
     assert ranks_of_first(scores).tolist() == [2, 0]
 
 
-def test_users_without_held_out_item_or_training_event_are_skipped():
-    dataset = make_dataset({1: [1, 2, 3], 2: [1, 2], 4: [4], 5: [5, 6, 7, 8]})
-    dataset.user_train[6], dataset.user_valid[6], dataset.user_test[6] = [], [1], [2]
-    dataset.usernum = 6
-
-    trials = draw_candidates(dataset, "test", num_neg_test=1, seed=0)
-
-    assert trials.inputs.users.tolist() == [1, 5]
-    assert trials.candidates[:, 0].tolist() == [3, 8]
-
-
-def test_neither_training_nor_evaluation_makes_dicts_or_lists(monkeypatch):
-    frame = {"user": np.repeat([1, 2, 3], 5), "item": np.arange(15) % 9}
-    interactions = Interactions.from_dataframe(pd.DataFrame(frame), timestamp=None)
-    monkeypatch.setattr(Histories, "to_dict", None)
-    monkeypatch.setattr(Histories, "from_mapping", None)
-
-    model = SSEPT.fit(
-        interactions, seq_max_len=4, embedding_dim=4, num_epochs=1, val_epoch=1, verbose=False
-    )
-    dataset = interactions.to_dataset()
-    evaluate(model, dataset)
-    evaluate_full(model, dataset)
-    evaluate_popularity(dataset)
-    model.recommend(dataset, k=1)
-    known = KnownHistories.from_dataset(dataset, interactions.user_ids, interactions.item_ids)
-
-    assert known.histories.items.tolist() == interactions.items.tolist()
-
-
-@pytest.mark.parametrize(("split", "inputs"), [("valid", [1, 2]), ("test", [1, 2, 3])])
-def test_the_input_is_everything_before_the_held_out_item(split, inputs):
-    trials = draw_candidates(make_dataset({1: [1, 2, 3, 4]}), split, num_neg_test=1, seed=0)
-
-    assert trials.inputs.items.tolist() == inputs
-
-
-def test_the_newest_events_are_packed_with_their_columns():
-    dataset = make_dataset({1: [1, 2, 3], 2: [9, 8, 7, 6, 5, 4], 3: [5, 6, 7, 8]})
-    trials = draw_candidates(dataset, "test", num_neg_test=1, seed=0)
-
-    batch = last_events(trials.inputs, slice(1, 3), seq_max_len=4)
-
-    assert batch.users.tolist() == [2, 3]
-    assert batch.items.tolist() == [8, 7, 6, 5, 5, 6, 7]
-    assert batch.positions.tolist() == [0, 1, 2, 3, 1, 2, 3]
-    assert batch.cu_seqlens.tolist() == [0, 4, 7]
-    assert batch.max_seqlen == 4
-
-
-def test_negatives_are_uniform_over_what_is_outside_the_training_history():
-    dataset = make_dataset({1: [2, 3, 3, 6, 4, 5]}, itemnum=8)
-
-    negatives = draw_candidates(dataset, "test", num_neg_test=10_000, seed=0).candidates[0, 1:]
-
-    counts = np.bincount(negatives, minlength=9)
-    assert counts[[0, 2, 3, 6]].tolist() == [0, 0, 0, 0]
-    # 10,000 / 5 each, the held-out items 4 and 5 as well; the standard deviation is 40.
-    assert np.abs(counts[[1, 4, 5, 7, 8]] - 2000).max() < 200
-
-
-@pytest.mark.parametrize("split", ["valid", "test"])
-def test_exclude_all_keeps_the_held_out_items_out(split):
-    dataset = make_dataset({1: [2, 3, 6, 4, 5]}, itemnum=8)
-
-    trials = draw_candidates(dataset, split, num_neg_test=1000, seed=0, exclude="all")
-
-    assert set(trials.candidates[0, 1:].tolist()) == {1, 7, 8}
-
-
-def test_a_user_with_one_item_left_gets_it_every_time():
-    dataset = make_dataset({1: [*range(1, 40), 1, 2]})
-
-    trials = draw_candidates(dataset, "test", num_neg_test=50, seed=0)
-
-    assert set(trials.candidates[0, 1:].tolist()) == {40}
-
-
-def test_a_user_with_no_item_left_is_an_error():
-    dataset = make_dataset({3: [1, 2, 3], 5: [*range(1, NUM_ITEMS + 1), 1, 2]})
-
-    with pytest.raises(ValueError, match="user 5 has seen all 40 items"):
-        draw_candidates(dataset, "test", num_neg_test=1, seed=0)
-
-
-def test_no_user_to_measure_is_an_error():
-    with pytest.raises(ValueError, match="no user with a training event and a valid item"):
-        evaluate_valid(Stub(constant), make_dataset({1: [1, 2], 2: [3]}))
-
-
-def test_an_item_beyond_itemnum_is_an_error():
-    dataset = make_dataset({1: [1, 2, 3], 2: [1, 99, 3]})
-
-    with pytest.raises(ValueError, match=r"1\.\.40 .*got 99 in the history of user 2"):
-        draw_candidates(dataset, "test", num_neg_test=1, seed=0)
-
-
-def test_of_many_users_a_random_10_000_are_drawn_by_the_seed():
-    dataset = make_dataset({user: [1, 2, 3] for user in range(1, 12_001)})
-
-    first, again, other = (
-        draw_candidates(dataset, "test", num_neg_test=1, seed=seed).inputs.users.tolist()
-        for seed in (1, 1, 2)
-    )
-
-    assert len(set(first)) == MAX_USERS == 10_000
-    assert first == again != other
-
-
 def test_the_result_does_not_depend_on_the_batch_size(dataset):
     model = Stub(by_history)
 
@@ -396,74 +234,6 @@ def test_popularity_ranks_the_same_candidates_by_their_training_events(dataset, 
 def test_popularity_needs_a_negative(dataset):
     with pytest.raises(ValueError, match="num_neg_test must be an integer of at least 1, got 0"):
         evaluate_popularity(dataset, num_neg_test=0)
-
-
-@pytest.mark.parametrize("split", ["valid", "test"])
-def test_saved_trials_load_as_they_were(dataset, tmp_path, split):
-    trials = draw_candidates(dataset, split, num_neg_test=7, seed=0)
-    trials.save(tmp_path / "trials")
-
-    loaded = EvaluationCandidates.load(tmp_path / "trials", dataset)
-
-    assert loaded.split == split
-    np.testing.assert_array_equal(loaded.candidates, trials.candidates)
-    for left, right in zip(loaded.inputs, trials.inputs, strict=True):
-        np.testing.assert_array_equal(left, right)
-    model = Stub(by_history)
-    assert rank_candidates(model, loaded) == rank_candidates(model, trials)
-
-
-def save_arrays(path, **changes):
-    arrays = {
-        "format": np.array("ssept_ext trials 1"),
-        "split": np.array("test"),
-        "users": np.array([1]),
-        "candidates": np.array([[4, 9]]),
-        **changes,
-    }
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"users": None}, "is not a file of evaluation candidates: .*users"),
-        ({"users": np.array([None])}, "is not a file of evaluation candidates: .*allow_pickle"),
-        (
-            {"format": np.array("ssept_ext trials 0")},
-            "has format 'ssept_ext trials 0'.* can be read",
-        ),
-        ({"split": np.array("train")}, "split 'train'"),
-        ({"users": np.array([1.0])}, r"users \(1,\) float64 .* must be integers"),
-        ({"users": np.array([1, 2])}, r"users \(2,\)"),
-        ({"candidates": np.array([[4]])}, r"candidates \(1, 1\)"),
-        ({"candidates": np.array([[4, 0]])}, r"candidate 0 is outside 1\.\.40"),
-        ({"candidates": np.array([[4, 41]])}, r"candidate 41 is outside 1\.\.40"),
-        ({"candidates": np.array([[3, 9]])}, r"of other data: .* user 1 is 3 there, \[4\]"),
-        ({"users": np.array([2])}, r"of other data: .* user 2 is 4 there, \[\] in dataset"),
-    ],
-)
-def test_trials_that_do_not_fit_are_refused(tmp_path, changes, message):
-    dataset = make_dataset({1: [1, 2, 3, 4]})
-    save_arrays(tmp_path / "good.npz")
-    save_arrays(tmp_path / "bad.npz", **changes)
-
-    assert EvaluationCandidates.load(tmp_path / "good.npz", dataset).candidates.tolist() == [[4, 9]]
-    with pytest.raises(ValueError, match=f"bad.npz.*{message}"):
-        EvaluationCandidates.load(tmp_path / "bad.npz", dataset)
-
-
-@pytest.mark.parametrize("content", [b"", b"4 9 1", b"PK\x03\x04 cut short"])
-def test_a_file_of_another_kind_is_no_trials(tmp_path, dataset, content):
-    (tmp_path / "f").write_bytes(content)
-
-    with pytest.raises(ValueError, match="f is not a file of evaluation candidates"):
-        EvaluationCandidates.load(tmp_path / "f", dataset)
-
-
-def test_a_missing_file_is_missing(tmp_path, dataset):
-    with pytest.raises(FileNotFoundError):
-        EvaluationCandidates.load(tmp_path / "f", dataset)
 
 
 def test_repeats_have_the_mean_and_the_spread_of_separate_measurements(dataset):

@@ -13,6 +13,8 @@ from functools import cache
 import pytest
 from cuda_emulation.build import Mode, run_python
 
+pytestmark = pytest.mark.slow
+
 ATTENTION_TESTS = ("ops/test_causal_attention.py", "ops/test_attention_exactness.py")
 TESTS = [
     *ATTENTION_TESTS,

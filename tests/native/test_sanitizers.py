@@ -8,6 +8,8 @@ from support.building import ROOT
 from support.implementations import NARROWER_SIMD
 from support.sanitizers import build, run_python, run_tests
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = ["ops/test_causal_attention.py", "ops/test_attention_exactness.py"]
 OPS = [
     *ATTENTION,

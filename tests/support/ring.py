@@ -1,11 +1,10 @@
 """A stub model with one table and one other weight, and 12 users who walk along a ring of 30 items."""
 
-from types import SimpleNamespace
-
 import torch
 from support.factories import tiny_model
 from torch import nn
 
+from ssept_ext import SASRecDataSet
 from ssept_ext.network.losses import bce
 from ssept_ext.sampling.sampler import WarpSampler
 from ssept_ext.training.loop import train_model
@@ -71,13 +70,10 @@ class Interrupted:
 
 def ring_dataset():
     """12 users with 9 events each in a ring of 30 items."""
-    train = {u: [(3 * u + t) % NUM_ITEMS + 1 for t in range(7)] for u in range(1, NUM_USERS + 1)}
-    return SimpleNamespace(
-        usernum=NUM_USERS,
-        itemnum=NUM_ITEMS,
-        user_train=train,
-        user_valid={u: [items[-1] % NUM_ITEMS + 1] for u, items in train.items()},
-        user_test={u: [(items[-1] + 1) % NUM_ITEMS + 1] for u, items in train.items()},
+    return SASRecDataSet(
+        histories={
+            u: [(3 * u + t) % NUM_ITEMS + 1 for t in range(9)] for u in range(1, NUM_USERS + 1)
+        }
     )
 
 

@@ -120,7 +120,9 @@ def test_where_the_capture_fails_a_warning_says_why_and_steps_are_eager():
         return value
 
     step = graphed(m, optimizer, eager_step(optimizer, waiting_loss))
-    with pytest.warns(UserWarning, match="eager steps, as capturing one in a CUDA graph failed"):
+    with pytest.warns(
+        UserWarning, match="eager steps, because capturing one in a CUDA graph failed"
+    ):
         values = [step(batch(5, 1, 17, 9)).item() for _ in range(6)]
     assert all(v > 0 for v in values)
 

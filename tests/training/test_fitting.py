@@ -85,7 +85,7 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
     assert calls["options"] == {**loop, **training, **run}
     assert calls["settings"] == {"batch_size": 5, "maxlen": 4, "seed": 4, **sampler}
     assert calls["n_workers"] == 2
-    assert calls["histories"] == events.to_dataset().user_train
+    assert calls["histories"].to_dict() == events.to_dataset().user_train
 
 
 @pytest.mark.parametrize(("hold_out", "left"), [(True, 2), (False, 0)])
@@ -120,7 +120,7 @@ def test_fit_learns_what_comes_next():
     ("options", "error", "message"),
     [
         ({"colour": 1}, TypeError, 'SSEPT has no option "colour"; there are seq_max_len'),
-        ({"item_num": 1}, TypeError, "item_num is that of the data and cannot be given"),
+        ({"item_num": 1}, TypeError, "item_num comes from the data and cannot be given"),
         ({"hold_out": False, "val_epoch": 1}, ValueError, "val_epoch must be 0 without hold_out"),
         ({"dropout_rate": 1}, ValueError, "dropout_rate must be in"),
         ({"gbce_t": 2}, ValueError, "gbce_t must be in"),

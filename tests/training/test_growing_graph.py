@@ -105,7 +105,7 @@ def test_a_step_that_could_not_be_captured_is_not_captured_for_more_tokens():
 
     for _ in range(3):
         step(batch(1, 1, 1, 1))
-    with pytest.warns(UserWarning, match="takes eager steps, as capturing failed: why"):
+    with pytest.warns(UserWarning, match="takes eager steps, because capturing failed: why"):
         step(batch(1, 1, 1, 1))
     step(batch(20, 20, 20, 20))
 

@@ -19,7 +19,10 @@ EXEMPT = {
     r"_kernel<.*\b256\b.*CausalAttention": "heads of more than 128 features: rare, and merely slower",
 }
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc"),
+]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def kernels_of(report):
 def test_no_kernel_uses_local_memory(source, architecture):
     kernels = kernels_of(compile_report(source, architecture))
     judged = [k for k in kernels if not any(re.search(e, k.name) for e in EXEMPT)]
-    assert any("<float" in k.name for k in judged), "the report has lost its kernels"
+    assert judged or source.stem == "double", "the report has lost its kernels"
     assert [k for k in judged if k.stack_bytes or k.spilled_bytes] == []
 
 

@@ -1,0 +1,75 @@
+"""`Histories`: arrays that fit together, their rows, and the ids that they take."""
+
+import numpy as np
+import pytest
+
+from ssept_ext import SASRecDataSet
+from ssept_ext.data.histories import MAX_ID, Histories, check_ids, join
+
+
+@pytest.mark.parametrize(
+    ("users", "offsets", "items", "message"),
+    [
+        ([1, 1], [0, 1, 2], [3, 4], "users must be distinct, got 1 ids for 2 rows"),
+        ([1, 2], [0, 1], [3], "offsets must be 3 integers that rise from 0 to the 1 events"),
+        ([1, 2], [0, 2, 1], [3], "offsets must be"),
+        ([1], [1, 2], [3, 4], "offsets must be"),
+        ([1], [0, 1], [3, 4], "offsets must be"),
+        ([1], [0, 1], [0], "item id must be an integer from 1 .*, got 0"),
+        ([0], [0, 1], [3], "user id must be an integer from 1 .*, got 0"),
+        ([1], [0, 1], [1.5], "item id must be an integer from 1 .*, got .*1.5"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(users, offsets, items, message):
+    with pytest.raises(ValueError, match=message):
+        SASRecDataSet(histories=Histories(np.array(users), np.array(offsets), np.array(items)))
+
+
+def test_histories_keep_the_order_of_users_and_empty_rows():
+    users, offsets, items = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
+
+    assert users.tolist() == [7, 2, 4]
+    assert offsets.tolist() == [0, 2, 2, 3]
+    assert items.tolist() == [3, 1, 5]
+
+
+def test_rows_are_joined_event_by_event():
+    first = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
+    second = Histories.from_mapping({7: [], 2: [8], 4: [6, 6]})
+
+    assert join(first, second).to_dict() == {7: [3, 1], 2: [8], 4: [5, 6, 6]}
+
+
+def test_the_oldest_item_of_an_empty_row_is_0():
+    assert Histories.from_mapping({7: [3, 1], 2: [], 4: [5], 1: []}).oldest().tolist() == [
+        3,
+        0,
+        5,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    "ids", [[], [1, 2], (MAX_ID,), {3}, np.array([2], np.uint8), [np.uint64(1), np.int8(2)]]
+)
+def test_integers_of_every_kind_are_ids(ids):
+    assert check_ids(ids, "item").tolist() == list(ids)
+    assert check_ids(ids, "item").dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("ids", "bad"),
+    [
+        ([1, 0], "0"),
+        ([MAX_ID + 1], str(MAX_ID + 1)),
+        ([2**70], str(2**70)),
+        ([1, 2.0], "2.0"),
+        (["1"], "'1'"),
+        ([[1], [2, 3]], r"\[1\]"),
+        (np.array([[1]]), r"array\(\[1\]\)"),
+        ([None], "None"),
+    ],
+)
+def test_what_is_no_id_is_named(ids, bad):
+    with pytest.raises(ValueError, match=f"item id must be an integer from 1 to .*, got {bad}$"):
+        check_ids(ids, "item")
