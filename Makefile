@@ -13,6 +13,8 @@ WHEEL_ENV := $(if $(CUDAARCHS),,env -u CUDAARCHS)
 export CUDAARCHS ?= 90-real
 # Two processes: many tests wait for one thread. Tests of one file stay together, as they share what they compiled.
 PYTEST := pytest -n 2 --dist loadfile
+# Threads that wait sleep, and leave their core to the other process.
+test test-all: export OMP_WAIT_POLICY := passive
 
 # The synthetic data set is made for a short window, see ssept_ext/data/synthetic.py.
 DEMO_OPTIONS ?= --seq-max-len 2 --window-sampling-prob 1 --num-blocks 1 --item-embedding-dim 32 \

@@ -147,7 +147,11 @@ def tree_of(pid):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_check_that_is_killed_half_way_has_every_figure_it_finished(prepared, tmp_path):
     out = tmp_path / "results"
-    process = subprocess.Popen(command(prepared, out), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(prepared, out),
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # it cannot delete what it leaves there
+        stdout=subprocess.DEVNULL,
+    )
     try:
         while not any(line.get("figure") == "step TF32" for line in lines_of(out)):
             assert process.poll() is None

@@ -58,12 +58,12 @@ class Run:
 
 
 ATTENTION = Run(tests=ATTENTION_TESTS, selection=ATTENTION_TYPES, at_least=40)
-RUNS = [
-    Run("plain", 1),
-    Run("plain", 2),
-    Run("sanitize", 0),
+RUNS = [  # the longest first, so that no core waits for it at the end
     Run("race", 0, selection=RACE_CHECKED),
     Run("race", 1, selection=RACE_CHECKED),
+    Run("sanitize", 0),
+    Run("plain", 1),
+    Run("plain", 2),
     replace(ATTENTION, shared_memory=99 * KIB),
     replace(ATTENTION, shared_memory=163 * KIB),
 ]
