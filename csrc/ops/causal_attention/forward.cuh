@@ -20,8 +20,11 @@ __device__ __forceinline__ void online_softmax(Sums<A> (&scores)[COLUMNS / 8], A
       largest = max(largest, max(scores[j].x[2 * r], scores[j].x[2 * r + 1]));
     largest = row_max(largest);
     // A row that has seen no key yet must not subtract infinities.
-    const A offset = largest == -kInfinity<A> ? A(0) : largest * factor;
-    const A correction = M::exp2(maximum[r] * factor - offset);
+    const A subtracted = largest == -kInfinity<A> ? A(0) : largest;
+    const A offset = subtracted * factor;
+    // Exactly 1 where the maximum stays. Not so `maximum * factor - offset`, which becomes one
+    // instruction with one rounding: over thousands of keys its errors add up.
+    const A correction = M::exp2((maximum[r] - subtracted) * factor);
     maximum[r] = largest;
     sum[r] *= correction;
 #pragma unroll
