@@ -121,5 +121,5 @@ def _scale(word: Tensor, largest: int) -> Tensor:
 def _is_last(batch: PackedBatch) -> Tensor:
     """(N,) bool: whether a token is the last of its sequence; undefined in the tail padding."""
     starts = torch.zeros(len(batch.items) + 1, dtype=torch.bool, device=batch.items.device)
-    starts[batch.cu_seqlens.long()] = True
-    return starts[1:]
+    # Not `starts[...] = True`, which copies the True to a GPU, and waits for it.
+    return starts.index_fill_(0, batch.cu_seqlens.long(), True)[1:]
