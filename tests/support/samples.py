@@ -65,9 +65,10 @@ def amid_traps(x):
 
 def with_offsets_amid_traps(arguments, offsets):
     """All tensors of `arguments` amid traps, with `offsets`, and with as many users."""
-    changes = {"cu_seqlens": torch.tensor(offsets, dtype=torch.int32)}
+    device = arguments.cu_seqlens.device
+    changes = {"cu_seqlens": torch.tensor(offsets, dtype=torch.int32, device=device)}
     if getattr(arguments, "users", None) is not None:
-        changes["users"] = torch.arange(len(offsets) - 1) % 3
+        changes["users"] = torch.arange(len(offsets) - 1, device=device) % 3
     changed = replace(arguments, **changes)
     tensors = {n: x for n, x in vars(changed).items() if isinstance(x, torch.Tensor)}
     return replace(changed, **{n: amid_traps(x) for n, x in tensors.items()})
