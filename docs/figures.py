@@ -7,6 +7,7 @@ In a page, `<!-- figures: NAME -->` and `<!-- end -->` enclose a table or a numb
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ AMD_LOGITS = "2026-11-26-amd-epyc-2-cores-sampled-logits.txt"
 """Measured again after `sampled_logits` became faster; Intel's are from before."""
 INTEL = "2026-11-25-intel-r-xeon-r-processor-2-cores.txt"
 REPRODUCED = "reproduce-2026-11-26.md"
+GPU = "gpu-2026-11-28"
 
 MARKER = re.compile(r"(<!-- figures: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -181,6 +183,75 @@ def floors() -> str:
     return table(["", "floor", *MACHINES], rows)
 
 
+# Results of bench/gpu_check.py.
+
+
+def on_gpu(figure: str, value: str) -> float:
+    """The last value of this name that a figure has."""
+    lines = (RESULTS / GPU / "figures.jsonl").read_text().splitlines()
+    return float([f[value] for f in map(json.loads, lines) if f.get("figure") == figure][-1])
+
+
+def gpu_ratio(figure: str, over: str) -> str:
+    """Time of `over` divided by that of `figure`."""
+    return f"{on_gpu(over, 'us') / on_gpu(figure, 'us'):.2g} ×"
+
+
+def gpu_step() -> str:
+    eager = "step TF32, eager baseline"
+    rows = [
+        [label, f"{on_gpu(figure, 'us'):,.0f}", gpu_ratio(figure, eager)]
+        for label, figure in (
+            ("eager baseline, TF32", eager),
+            ("ours, kernel by kernel, TF32", "step TF32, ours without a graph"),
+            ("ours, by CUDA graph, TF32", "step TF32"),
+            ("the same in bfloat16", "step bfloat16"),
+            ("with SSE, TF32", "step TF32, SSE"),
+            ("with SSE, bfloat16", "step bfloat16, SSE"),
+            ("the authors' architecture, TF32", "step TF32, original"),
+        )
+    ]
+    return table(["training step", "µs", "eager baseline / this"], rows)
+
+
+def gpu_ops() -> str:
+    def cells(label: str, figure: str) -> list[str]:
+        ways = [f"{figure}, forward", f"{figure}, forward+backward"]
+        times = [f"{on_gpu(way, 'us'):.3g}" for way in ways]
+        return [label, *times, f"{on_gpu(ways[1], 'percent_of_copy'):.0f} %"]
+
+    names = ["user_item_embedding", "position_layer_norm", "bias_dropout, ReLU"]
+    names += [f"sampled_logits, K={k}" for k in (1, 256)]
+    rows = [cells("`{}`{}{}".format(*name.partition(",")), name) for name in names]
+    return table(["op", "forward, µs", "and backward, µs", "of a copy's bandwidth"], rows)
+
+
+def gpu_attention() -> str:
+    ours, masked, flash = "attention", "masked SDPA", "flash SDPA"
+    rows = [
+        [
+            label,
+            f"{on_gpu(f'{ours}, {case}', 'us'):.0f}",
+            gpu_ratio(f"{ours}, {case}", f"{other}, {case}"),
+        ]
+        for label, other, case in (
+            (
+                "ML-1M's lengths, TF32, against masked SDPA",
+                masked,
+                "TF32, dropout 0.0, forward+backward",
+            ),
+            ("the same in bfloat16", masked, "bfloat16, dropout 0.0, forward+backward"),
+            (
+                "64 features, 512 tokens each, bfloat16, against flash SDPA",
+                flash,
+                "D=64, T=512, bfloat16, forward+backward",
+            ),
+            ("the same with 128 features", flash, "D=128, T=512, bfloat16, forward+backward"),
+        )
+    ]
+    return table(["`causal_attention`, forward and backward", "µs", "other / ours"], rows)
+
+
 BCE = "bf16=true,learning_rate=0.002,warmup_steps=0,val_epoch=5"
 RUNS = {
     "ML-1M, SASRec (d = 100)": "sasrec-seed-0,bf16=true",
@@ -278,6 +349,13 @@ FIGURES: dict[str, Callable[[], str]] = {
     "recommend-amd": lambda: floor(case(AMD, "`recommend`"), "the product"),
     "recommend-intel": lambda: floor(case(INTEL, "`recommend`"), "the product"),
     "recommend-mib": lambda: number(case(AMD, "`recommend`"), r"needs (\d+) MiB"),
+    "gpu-step": gpu_step,
+    "gpu-ops": gpu_ops,
+    "gpu-attention": gpu_attention,
+    "gpu-speedup": lambda: gpu_ratio("step TF32", "step TF32, eager baseline"),
+    "gpu-busy": lambda: f"{on_gpu('busy', 'percent'):.0f}",
+    "gpu-ndcg-sasrec": lambda: f"{on_gpu('time to NDCG, sasrec-sampled-softmax', 'seconds'):.1f}",
+    "gpu-ndcg-sse-pt": lambda: f"{on_gpu('time to NDCG, sse-pt-sampled-softmax', 'seconds'):.1f}",
     "papers": lambda: papers(RUNS),
     "papers-in-short": lambda: papers(IN_SHORT),
     "losses": losses,
