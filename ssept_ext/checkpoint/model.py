@@ -9,12 +9,11 @@ A checkpoint is a folder with a `config.json` and the files that it names:
     counts-DIGEST.safetensors     number of events per item, if it has raw ids and histories are not saved
 
 Files are written under new names first; replacing `config.json` then switches to all of them at once. Format 1 had no
-other files than `config.json` and `model.safetensors`; it can still be read.
+other files than `config.json` and `model.safetensors`; it can still be read. `config.json` holds a digest of itself.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -24,29 +23,32 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ssept_ext._extension import Backend, build_info
+from ssept_ext.checkpoint.tensors import read_shapes, read_tensors, sizes_of, write_tensors
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.id_map import load_id_maps, save_id_maps
 from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.network.config import config_from_arguments
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.utils.files import Write, digest, remove_leftovers, replace_file, store_file
+from ssept_ext.utils.files import (
+    digest,
+    locked,
+    put_file,
+    read_json,
+    remove_leftovers,
+    store_file,
+    write_json,
+)
 
 FORMAT = 2
 
-
 CONFIG_FILE = "config.json"
-
 
 _CLASS_NAMES = ("SASREC", "SSEPT")
 """Names of the classes in `ssept_ext.models` that can be saved and loaded."""
 
-
 _FORMAT_1_FILES = {"model": "model.safetensors"}
-
 
 _SUFFIXES = {
     "model": "safetensors",
@@ -55,34 +57,41 @@ _SUFFIXES = {
     "counts": "safetensors",
 }
 
-
 _KNOWN_FILES = ({"model"}, {"model", "ids", "histories"}, {"model", "ids", "counts"})
-
 
 _STORED = re.compile(
     "|".join(rf"{stem}-[0-9a-f]{{16}}\.{suffix}" for stem, suffix in _SUFFIXES.items())
 )
 
-
 Model = TypeVar("Model", bound=SequentialRecommender)
 
 
 def save_checkpoint(
-    model: SequentialRecommender, folder: str | os.PathLike[str], *, histories: bool = True
+    model: SequentialRecommender,
+    folder: str | os.PathLike[str],
+    *,
+    histories: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Write a model, with its raw ids and histories if it has them, to `folder`, which is made if missing.
 
     The checkpoint is replaced atomically: a crash, even of the machine, leaves either the old one or the new one. Other
-    files in the folder are left alone. Two processes must not save to the same folder at the same time.
+    files in the folder are left alone. Of several processes that save to the same folder, one waits for the other, and
+    the last one's checkpoint remains.
 
     Parameters
     ----------
     histories
         False saves only the number of events per item instead of each user's history. Users' ids and vectors are
         saved in either case. `recommend` then needs `histories` for known users.
+    overwrite
+        Whether to replace a `config.json` that this package did not write, or write beside a `model.safetensors` of
+        another program.
 
     Raises
     ------
+    FileExistsError
+        If the folder holds one of these files and `overwrite` is False; names it.
     OSError
         If the folder cannot be written.
     TypeError
@@ -108,27 +117,64 @@ def save_checkpoint(
         _check_fits(model, model.known)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    files = {"model": _store(folder, "model", lambda path: save_file(tensors, path))}
-    known = model.known
+    with locked(folder):
+        earlier = _earlier_files(folder, overwrite)
+        files = _store_files(model, folder, histories)
+        config = {
+            "format": FORMAT,
+            "version": build_info().version,
+            "class": kind.__name__,
+            "arguments": asdict(model.config),
+            "files": files,
+        }
+        put_file(folder / CONFIG_FILE, lambda path: write_json(path, config))
+        for path in folder.iterdir():  # of earlier checkpoints, and of saves that were killed
+            ours = path.name in earlier.values() or _STORED.fullmatch(path.name)
+            if ours and path.name not in files.values():
+                path.unlink(missing_ok=True)
+        for stem, suffix in _SUFFIXES.items():
+            remove_leftovers(folder, f"{stem}.{suffix}")
+
+
+def _earlier_files(folder: Path, overwrite: bool) -> dict[str, str]:
+    """Return the files of the checkpoint in a folder; a FileExistsError if there are those of another program."""
+    path = folder / CONFIG_FILE
+    try:
+        return _named_files(path, _read_config(path))
+    except FileNotFoundError:
+        path = folder / _FORMAT_1_FILES["model"]
+        if not path.exists():
+            return {}
+        reason = f"no {CONFIG_FILE} is beside it"
+    except ValueError as error:
+        reason = str(error)
+    if overwrite:
+        return {}
+    raise FileExistsError(
+        f"{path} is not of a checkpoint that this version can replace ({reason}): choose another folder, "
+        f"or overwrite=True"
+    )
+
+
+def _store_files(model: SequentialRecommender, folder: Path, histories: bool) -> dict[str, str]:
+    """Write all files but the config, and return their names."""
+    files, known, tensors = {}, model.known, {"model": model.state_dict()}
     if known is not None:
         ids = (known.user_ids, known.item_ids)
-        files["ids"] = _store(folder, "ids", lambda path: save_id_maps(path, *ids))
+        files["ids"] = store_file(folder, "ids", "json", lambda path: save_id_maps(path, *ids))
         if histories and known.histories is not None:
-            stem, events = "histories", _events(known.histories)
+            _, offsets, items = known.histories
+            of_items = torch.tensor(items, dtype=torch.int32)
+            tensors["histories"] = {"offsets": torch.tensor(offsets), "items": of_items}
         else:
-            stem, events = "counts", {"counts": torch.tensor(known.popularity)}
-        files[stem] = _store(folder, stem, lambda path: save_file(events, path))
-    config = {
-        "format": FORMAT,
-        "version": build_info().version,
-        "class": type(model).__name__,
-        "arguments": asdict(model.config),
-        "files": files,
-    }
-    text = json.dumps(config, indent=2) + "\n"
-    replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text))
-    _remove_others(folder, files)
+            tensors["counts"] = {"counts": torch.tensor(known.popularity)}
+    for stem, named in tensors.items():
+
+        def write(path: Path, named: Mapping[str, torch.Tensor] = named) -> None:
+            write_tensors(path, named)
+
+        files[stem] = store_file(folder, stem, "safetensors", write)
+    return files
 
 
 def load_checkpoint(
@@ -178,39 +224,25 @@ def _check_fits(model: SequentialRecommender, known: KnownHistories) -> None:
         )
 
 
-def _events(histories: Histories) -> dict[str, Tensor]:
-    return {
-        "offsets": torch.tensor(histories.offsets),
-        "items": torch.tensor(histories.items, dtype=torch.int32),
-    }
-
-
-def _store(folder: Path, stem: str, write: Write) -> str:
-    return store_file(folder, stem, _SUFFIXES[stem], write)
-
-
-def _remove_others(folder: Path, files: Mapping[str, str]) -> None:
-    """Remove the files of earlier checkpoints, and those that killed processes left behind."""
-    for path in folder.iterdir():
-        ours = _STORED.fullmatch(path.name) is not None or path.name in _FORMAT_1_FILES.values()
-        if ours and path.name not in files.values():
-            path.unlink(missing_ok=True)
-    for name in (CONFIG_FILE, *(f"{stem}.{suffix}" for stem, suffix in _SUFFIXES.items())):
-        remove_leftovers(folder, name)
-
-
 def _load(
     classes: Mapping[str, type[Model]], config_path: Path, config: dict[str, Any], backend: Backend
 ) -> Model:
     paths = _find_files(config_path, config)
+    kind, arguments = classes[config["class"]], config["arguments"]
     try:
-        model = classes[config["class"]](**config["arguments"], backend=backend)
-    except (TypeError, ValueError) as error:
+        fitted = config_from_arguments(kind.config_class, kind.__name__, arguments)
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{config_path} has arguments that do not fit: {error}") from error
-    tensors = _read_tensors(paths["model"])
+    shapes = read_shapes(paths["model"])
     try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
+        # First, because a model for a wrong config may be larger than the memory.
+        wanted = {**asdict(fitted), "embedding_dim": fitted.item_dim}
+        for name, size in sizes_of(shapes, kind.config_class).items():
+            if wanted[name] != size:
+                raise ValueError(f"{name} is {size} in the one and {wanted[name]} in the other")
+        model = kind(**arguments, backend=backend)
+        model.load_state_dict(read_tensors(paths["model"])[0], assign=True)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{paths['model']} does not belong to {config_path}: {error}") from error
     if "ids" in paths:
         model.known = _read_known(paths)
@@ -223,8 +255,10 @@ def _load(
 
 def _find_files(config_path: Path, config: dict[str, Any]) -> dict[str, Path]:
     """Return the files of a checkpoint, after checking that they exist and are undamaged."""
-    files = _FORMAT_1_FILES if config["format"] == 1 else _named_files(config_path, config)
-    paths = {stem: config_path.with_name(name) for stem, name in files.items()}
+    paths = {
+        stem: config_path.with_name(name)
+        for stem, name in _named_files(config_path, config).items()
+    }
     for path in paths.values():
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {path.parent} is not a checkpoint")
@@ -236,52 +270,43 @@ def _find_files(config_path: Path, config: dict[str, Any]) -> dict[str, Path]:
 
 
 def _named_files(config_path: Path, config: dict[str, Any]) -> dict[str, str]:
-    files = config.get("files")
+    files = _FORMAT_1_FILES if config["format"] == 1 else config.get("files")
     if (
         not isinstance(files, dict)
         or set(files) not in _KNOWN_FILES
-        or not all(isinstance(name, str) and _STORED.fullmatch(name) for name in files.values())
+        or not all(
+            isinstance(name, str) and (config["format"] == 1 or _STORED.fullmatch(name))
+            for name in files.values()
+        )
     ):
-        raise ValueError(f"{config_path} is damaged: its files are {files!r}")
+        raise ValueError(f"{config_path} is damaged: its files are {files!r:.200}")
     return files
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        mapped = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    # Clone, because the tensors may be memory-mapped: a later change of the file must not change the model.
-    return {name: tensor.clone() for name, tensor in mapped.items()}
 
 
 def _read_known(paths: Mapping[str, Path]) -> KnownHistories:
     ids = load_id_maps(paths["ids"])
     path = paths.get("histories") or paths["counts"]
-    arrays = {name: x.numpy().astype(np.int64) for name, x in _read_tensors(path).items()}
     try:
+        arrays = {name: x.numpy().astype(np.int64) for name, x in read_tensors(path)[0].items()}
         if "counts" in paths:
             return KnownHistories(*ids, None, arrays["counts"])
         offsets = arrays["offsets"]
         histories = Histories(np.arange(1, len(offsets)), offsets, arrays["items"])
         return KnownHistories(*ids, histories)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not belong to {paths['ids']}: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} is not a checkpoint")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:  # neither UTF-8 nor JSON
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or not {"format", "class", "arguments"} <= config.keys():
-        raise ValueError(f"{path} was not written by ssept_ext.save_checkpoint")
+    config = read_json(path, ("format", "class", "arguments"), ("version", "files"))
     if config["format"] not in range(1, FORMAT + 1):
-        raise ValueError(f"{path} has format {config['format']}, this version reads 1 to {FORMAT}")
-    if str(config["class"]) not in _CLASS_NAMES:
         raise ValueError(
-            f"{path} names the class {config['class']}, this version knows {', '.join(_CLASS_NAMES)}"
+            f"{path} has format {config['format']!s:.99}, this version reads 1 to {FORMAT}"
+        )
+    if config["class"] not in _CLASS_NAMES:
+        raise ValueError(
+            f"{path} names the class {config['class']!s:.99}, this version knows {', '.join(_CLASS_NAMES)}"
         )
     return config

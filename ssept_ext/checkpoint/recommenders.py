@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from ssept_ext.network.config import SSEPTConfig
+from ssept_ext.checkpoint.tensors import sizes_of
 from ssept_ext.network.recommender import SequentialRecommender
 
 Model = TypeVar("Model", bound=SequentialRecommender)
@@ -59,35 +56,16 @@ def load_recommenders(
         raise FileNotFoundError(f"{path} is missing")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # whatever a damaged archive or pickle leads to
         raise ValueError(f"{path} is damaged or not a state dict of tensors: {error}") from error
     foreign = f"{path} is not a state dict of recommenders' {kind.__name__}"
     try:
-        sizes = _sizes(tensors, kind)
+        sizes = sizes_of({name: x.shape for name, x in tensors.items()}, kind.config_class)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{foreign}: {error!r}") from error
     model = kind(**{**sizes, "attention_num_heads": attention_num_heads, **arguments})
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{foreign}: {error}") from error
     return model
-
-
-def _sizes(tensors: Mapping[str, Tensor], kind: type[SequentialRecommender]) -> dict[str, Any]:
-    """Infer constructor arguments from the shapes of recommenders' parameters."""
-    items, item_width = tensors["item_embedding_layer.weight"].shape
-    seq_max_len, width = tensors["positional_embedding_layer.weight"].shape
-    inner = tensors["encoder.enc_layers.0.ffn.conv_layer1.weight"].shape[0]
-    blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.enc_layers.")}
-    sizes = {
-        "item_num": items - 1,
-        "seq_max_len": seq_max_len,
-        "num_blocks": len(blocks),
-        "embedding_dim": item_width,
-        "conv_dims": (inner, width),
-    }
-    if issubclass(kind.config_class, SSEPTConfig):
-        users, user_width = tensors["user_embedding_layer.weight"].shape
-        sizes |= {"user_num": users - 1, "user_embedding_dim": user_width}
-    return sizes

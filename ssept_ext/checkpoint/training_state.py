@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ssept_ext.checkpoint.tensors import read_tensors, tensors_digest, write_tensors
 from ssept_ext.utils.files import replace_file
 
 TRAINING_FILE = "training.safetensors"
-
 
 TRAINING_FORMAT = 2
 
@@ -64,12 +62,12 @@ def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:
     """
     tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _TENSORS}
     for group in _GROUPS:
-        named = getattr(state, group).items()
-        tensors |= {f"{group}.{name}": tensor.contiguous() for name, tensor in named}
+        tensors |= {f"{group}.{name}": x for name, x in getattr(state, group).items()}
     plain = {name: value for name, value in vars(state).items() if name not in _TENSORS + _GROUPS}
     header = {"format": str(TRAINING_FORMAT), "state": json.dumps(plain)}
+    header["digest"] = tensors_digest(tensors, header)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    replace_file(Path(folder) / TRAINING_FILE, lambda path: save_file(tensors, path, header))
+    replace_file(Path(folder) / TRAINING_FILE, lambda path: write_tensors(path, tensors, header))
 
 
 def load_training(folder: str | os.PathLike[str]) -> TrainingState | None:
@@ -84,22 +82,23 @@ def load_training(folder: str | os.PathLike[str]) -> TrainingState | None:
     path = Path(folder) / TRAINING_FILE
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            # Clone, because the tensors may be memory-mapped, at any alignment.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    if header.get("format") != str(TRAINING_FORMAT) or "state" not in header:
+    tensors, header = read_tensors(path)
+    expected = header.pop("digest", None)  # which earlier versions did not write
+    if header.get("format") != str(TRAINING_FORMAT) or header.keys() != {"format", "state"}:
         raise ValueError(
             f"{path} has format {header.get('format')}, this version reads {TRAINING_FORMAT}"
         )
-    fields: dict[str, Any] = {group: {} for group in _GROUPS} | json.loads(header["state"])
-    for key, tensor in tensors.items():
-        group, _, name = key.partition(".")
-        if name:
-            fields[group][name] = tensor
-        else:
-            fields[group] = tensor
-    return TrainingState(**fields)
+    if expected not in (None, tensors_digest(tensors, header)):
+        raise ValueError(f"{path} is damaged: its content does not match its digest")
+    fields: dict[str, Any] = {group: {} for group in _GROUPS}
+    try:
+        fields |= json.loads(header["state"])
+        for key, tensor in tensors.items():
+            group, _, name = key.partition(".")
+            if name:
+                fields[group][name] = tensor
+            else:
+                fields[group] = tensor
+        return TrainingState(**fields)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ssept_ext.data.id_map import IdMap, load_id_maps
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.evaluation.candidates import check_dataset_fits
 from ssept_ext.models import SASREC
-from ssept_ext.utils.files import replace_file
+from ssept_ext.utils.files import read_json, replace_file, write_json
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
@@ -44,18 +43,17 @@ def run_file(run: Path) -> Path:
 def write_run_file(run: Path, source: Source, options: dict[str, Any]) -> None:
     """Write the source of the data and the options of a run to its folder, which is made if missing."""
     run.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"data": source, "options": options}, indent=2)
-    replace_file(run / RUN_FILE, lambda path: path.write_text(record + "\n"))
+    record = {"data": source, "options": options}
+    replace_file(run / RUN_FILE, lambda path: write_json(path, record))
 
 
 def read_run_file(run: Path) -> tuple[Source, dict[str, Any]]:
     """Return the source of the data and the options of a run."""
     path = run_file(run)
-    try:
-        record = json.loads(path.read_text())
-        return record["data"], record["options"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+    record = read_json(path, ("data", "options"))
+    if not all(isinstance(part, dict) for part in record.values()):
+        raise ValueError(f"{path} is damaged: data and options must be objects")
+    return record["data"], record["options"]
 
 
 def open_run(

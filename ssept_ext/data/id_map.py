@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
-from ssept_ext.utils.files import replace_file
+from ssept_ext.utils.files import read_json, replace_file, write_json
 
 RawId: TypeAlias = int | str | UUID
 RawIds: TypeAlias = Sequence[RawId] | NDArray[Any]
@@ -171,8 +170,8 @@ class IdMap:
 
 def save_id_maps(path: str | os.PathLike[str], users: IdMap, items: IdMap) -> None:
     """Write both maps to one JSON file, replaced in one step."""
-    text = json.dumps({"format": FORMAT, "users": users.to_dict(), "items": items.to_dict()})
-    replace_file(Path(path), lambda part: part.write_text(text + "\n"))
+    record = {"format": FORMAT, "users": users.to_dict(), "items": items.to_dict()}
+    replace_file(Path(path), lambda part: write_json(part, record, indent=None))
 
 
 def load_id_maps(path: str | os.PathLike[str]) -> tuple[IdMap, IdMap]:
@@ -184,7 +183,7 @@ def load_id_maps(path: str | os.PathLike[str]) -> tuple[IdMap, IdMap]:
         If the file is damaged or of another kind; names it.
     """
     try:
-        record = json.loads(Path(path).read_text())
+        record = read_json(Path(path), ("format", "users", "items"))
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
         return IdMap.from_dict(record["users"], "user"), IdMap.from_dict(record["items"], "item")

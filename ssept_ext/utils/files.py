@@ -1,24 +1,45 @@
-"""Atomic file replacement: a process killed at any moment leaves either the old file or the new one."""
+"""Files that are replaced in one step: a process killed at any moment leaves either the old file or the new one."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Write = Callable[[Path], object]
-_DIGITS = 16
+DIGITS = 16
 
 
 def replace_file(path: Path, write: Write) -> None:
-    """Let `write` make a temporary file, sync it to disk, and rename it to `path`."""
+    """Let `write` make a temporary file, sync it to disk, and rename it to `path`; other writers wait.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; names `path`, not the temporary file.
+    """
+    with locked(path.parent):
+        put_file(path, write)
+
+
+def put_file(path: Path, write: Write) -> None:
+    """As `replace_file`, for callers that have `locked` the folder."""
     _put(path, write, lambda _: path)
 
 
 def store_file(folder: Path, stem: str, suffix: str, write: Write) -> str:
-    """Write a file that is named `stem-DIGEST.suffix` after its content, and return its name.
+    """Write a file that is named `stem-DIGEST.suffix` after its content, and return its name; call it within `locked`.
 
     Files with other content are left alone, so that readers who know their names can still open them.
     """
@@ -32,31 +53,97 @@ def digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             sha.update(block)
-    return sha.hexdigest()[:_DIGITS]
+    return sha.hexdigest()[:DIGITS]
+
+
+def write_json(path: Path, record: dict[str, Any], indent: int | None = 2) -> None:
+    """Write a record and its digest, which `read_json` verifies; call it in `replace_file` or `put_file`."""
+    path.write_text(json.dumps({**record, "digest": _json_digest(record)}, indent=indent) + "\n")
+
+
+def read_json(
+    path: Path, required: Collection[str], optional: Collection[str] = ()
+) -> dict[str, Any]:
+    """Read a record that `write_json` wrote, or a version of this package that wrote no digests.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is damaged, was changed, or has other keys; names it.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        found = record.pop("digest", None) if isinstance(record, dict) else None
+        expected = _json_digest(record)
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON, or nested too deeply
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or not (set(required) <= set(record) <= {*required, *optional}):
+        raise ValueError(f"{path} is damaged or was not written by ssept_ext: it has other keys")
+    if found not in (None, expected):
+        raise ValueError(
+            f"{path} is damaged, or was edited: its content does not match its digest (if you edited "
+            f'it on purpose, remove "digest" from it)'
+        )
+    return record
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread writes to a folder, and keep them waiting.
+
+    The lock ends with its process. There is none where folders cannot be locked: on Windows, and on some network file
+    systems.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # also for processes forked meanwhile
+        os.close(handle)
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove temporary files that killed processes left in `folder` while writing a file `name`."""
-    for path in folder.glob(f".{name}.*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove the temporary folders that killed processes left while writing a file `name`."""
+    ours = re.compile(rf"\.{re.escape(name)}\.\d+")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(path: Path, write: Write, final: Callable[[Path], Path]) -> Path:
     # A temporary folder, because some writers, such as safetensors, make temporary files of their own.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with this process id
-    temporary.mkdir()
+    remove_leftovers(path.parent, path.name)
     try:
+        temporary.mkdir()
         part = temporary / path.name
         write(part)
         with part.open("r+b") as file:
             os.fsync(file.fileno())
         place = final(part)
         part.replace(place)
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(f"cannot write {path}: {error}") from error
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _sync_folder(path.parent)
     return place
+
+
+def _json_digest(record: Any) -> str:
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def _sync_folder(folder: Path) -> None:

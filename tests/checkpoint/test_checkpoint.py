@@ -59,15 +59,43 @@ def test_saving_again_replaces_the_checkpoint_and_nothing_else(folder):
     for name in (".model.safetensors.123", ".ids.json.9", ".config.json.4"):  # of killed processes
         (folder / name).mkdir()
         (folder / name / "part").touch()
-    (folder / "model.safetensors").touch()  # of format 1
-    for name in ("run.json", ".hidden", "model-mine.safetensors"):
+    others = ("run.json", ".hidden", "model-mine.safetensors", "model.safetensors")
+    for name in (*others, ".model.safetensors.backup"):
         (folder / name).touch()
 
     save_checkpoint(make_sasrec(), folder)
 
     assert type(SASREC.from_pretrained(folder)) is SASREC
-    kept = [CONFIG_FILE, named(folder).name, "run.json", ".hidden", "model-mine.safetensors"]
+    kept = [CONFIG_FILE, named(folder).name, *others, ".model.safetensors.backup"]
     assert names(folder) == sorted(kept)
+
+
+def test_saving_over_format_1_removes_its_file(folder):
+    as_format_1(folder)
+
+    save_checkpoint(make_sasrec(), folder)
+
+    assert names(folder) == [CONFIG_FILE, named(folder).name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (CONFIG_FILE, b'{"model_type": "bert", "architectures": ["BertModel"]}'),
+        (CONFIG_FILE, b"half a"),
+        ("model.safetensors", b"of another program"),
+    ],
+)
+def test_what_another_program_wrote_is_replaced_only_when_told_to(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(FileExistsError, match=rf"{name} is not of a checkpoint .*overwrite=True"):
+        make_sasrec().save_pretrained(tmp_path)
+    assert (names(tmp_path), (tmp_path / name).read_bytes()) == ([name], content)
+
+    make_sasrec().save_pretrained(tmp_path, overwrite=True)
+    assert type(SASREC.from_pretrained(tmp_path)) is SASREC
+    assert name == CONFIG_FILE or (tmp_path / name).read_bytes() == content
 
 
 def test_equal_models_make_equal_folders(tmp_path):

@@ -69,6 +69,46 @@ def test_a_config_of_another_version_or_class_is_named(folder, changes, message)
         SASREC.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 10**5, '{"a":' * 10**5, '{"format": ' + "9" * 5000 + "}"]
+)
+def test_a_config_that_is_nested_too_deeply_or_holds_too_long_a_number_is_named(folder, content):
+    (folder / CONFIG_FILE).write_text(content)
+
+    with pytest.raises(ValueError, match=rf"{CONFIG_FILE} is damaged"):
+        SASREC.from_pretrained(folder)
+
+
+def test_an_edited_config_is_named(folder):
+    path = folder / CONFIG_FILE
+    path.write_text(path.read_text().replace('"l2_reg": 0.5', '"l2_reg": 0.6'))
+
+    with pytest.raises(ValueError, match=rf"{CONFIG_FILE} is damaged, or was edited: .* digest"):
+        SASREC.from_pretrained(folder)
+
+
+def test_a_config_of_before_there_were_digests_is_read(folder):
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text())
+    del config["digest"]
+    path.write_text(json.dumps(config))
+
+    assert SASREC.from_pretrained(folder).config.l2_reg == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_blocks", 10**6), ("item_num", 2 * 10**8), ("user_num", 10**30)]
+)
+def test_a_config_of_a_model_beyond_the_memory_is_refused_by_the_files_own_shapes(
+    folder, name, value
+):
+    arguments = json.loads((folder / CONFIG_FILE).read_text())["arguments"]
+    edit_config(folder, arguments=arguments | {name: value})
+
+    with pytest.raises(ValueError, match=rf"does not belong to .*: {name} is .* and {value} in"):
+        SASREC.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
 @pytest.mark.parametrize("stem", ["model", "ids", "histories"])
 def test_a_truncated_file_is_named(folder, stem, keep):

@@ -1,11 +1,12 @@
 """A save that is killed, fails, or meets a reader leaves a whole checkpoint."""
 
-import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from support.checkpoints import (
 from support.processes import program
 
 from ssept_ext import SASREC, SSEPT
+from ssept_ext.checkpoint import model
 from ssept_ext.checkpoint.model import CONFIG_FILE, save_checkpoint
 
 KILLS = 50
@@ -26,8 +28,8 @@ KILLS = 50
 
 def save_two_models(folder):
     """Of two shapes and classes, one of them with raw ids."""
-    for model in (knowing(make_ssept()), make_sasrec(item_num=33)):
-        save_checkpoint(model, folder)
+    for saved in (knowing(make_ssept()), make_sasrec(item_num=33)):
+        save_checkpoint(saved, folder)
 
 
 def save_models_for_ever(folder):
@@ -78,8 +80,8 @@ def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path
                 found.append(SASREC.from_pretrained(folder))
         finally:
             os.killpg(server.pid, 9)
-    assert {type(model) for model in found} == {SASREC, SSEPT}
-    assert all((model.known is not None) == (type(model) is SSEPT) for model in found)
+    assert {type(m) for m in found} == {SASREC, SSEPT}
+    assert all((m.known is not None) == (type(m) is SSEPT) for m in found)
     assert interrupted > 0  # or nobody was killed at a bad moment
     save_checkpoint(make_sasrec(), folder)
     assert names(folder) == [CONFIG_FILE, named(folder).name]
@@ -87,17 +89,45 @@ def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path
 
 def test_a_checkpoint_can_be_read_while_another_process_saves(folder, monkeypatch):
     """The other process saves between the reading of the config and that of the files it names."""
-    honest, others = json.loads, [make_sasrec(item_num=33)]
+    honest, others = model.read_json, [make_sasrec(item_num=33)]
 
-    def loads(text):
-        config = honest(text)
+    def read(*arguments):
+        config = honest(*arguments)
         if others:
             save_checkpoint(others.pop(), folder)
         return config
 
-    monkeypatch.setattr("ssept_ext.checkpoint.model.json.loads", loads)
+    monkeypatch.setattr(model, "read_json", read)
 
     assert SASREC.from_pretrained(folder).item_num == 33
+
+
+def test_two_saves_into_one_folder_wait_for_each_other(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        saves = [
+            pool.submit(save_checkpoint, make(), tmp_path)
+            for make in [make_sasrec, make_ssept] * 10
+        ]
+    for save in saves:
+        save.result()
+
+    SASREC.from_pretrained(tmp_path)
+    assert names(tmp_path) == [CONFIG_FILE, named(tmp_path).name]
+
+
+def test_a_disk_that_is_full_is_an_error_that_names_the_file(folder):
+    before, limits = names(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"cannot write .*/model.safetensors: .*[Ff]ile too large"
+        ):
+            save_checkpoint(make_ssept(), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert names(folder) == before
+    SASREC.from_pretrained(folder)
 
 
 def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
@@ -105,11 +135,11 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(folder, monkeypatch):
 
     before = names(folder)
 
-    def fail(tensors, path):
+    def fail(tensors, path, header):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("ssept_ext.checkpoint.model.save_file", fail)
+    monkeypatch.setattr("ssept_ext.checkpoint.tensors.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(make_ssept(), folder)
 

@@ -10,7 +10,7 @@ from ssept_ext import SASREC, SSEPT, IdMap
 from ssept_ext.checkpoint.model import CONFIG_FILE
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.known_histories import KnownHistories
-from ssept_ext.utils.files import digest
+from ssept_ext.utils.files import digest, write_json
 
 
 def make_ssept(**arguments):
@@ -48,8 +48,11 @@ def as_format_1(folder):
 
 
 def edit_config(folder, **changes):
+    """Change the config, with a digest as if it had been written so."""
     path = folder / CONFIG_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    config = json.loads(path.read_text()) | changes
+    del config["digest"]
+    write_json(path, config)
 
 
 def names(folder):

@@ -280,7 +280,7 @@ def test_a_failed_save_leaves_the_old_state_whole(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("ssept_ext.checkpoint.training_state.save_file", fail)
+    monkeypatch.setattr("ssept_ext.checkpoint.tensors.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_training(replace(state, epoch=3), tmp_path)
 
@@ -296,6 +296,28 @@ def test_a_truncated_state_is_named(tmp_path, keep):
 
     with pytest.raises(ValueError, match=f"{TRAINING_FILE} is damaged"):
         train(tmp_path)
+
+
+@pytest.mark.parametrize("place", [20, 0.5, -1], ids=["header", "middle", "end"])
+def test_one_changed_bit_of_a_state_is_noticed(tmp_path, place):
+    train(tmp_path, epochs=1)
+    path = tmp_path / TRAINING_FILE
+    content = bytearray(path.read_bytes())
+    content[place if isinstance(place, int) else int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=f"{TRAINING_FILE} (is damaged|has format)"):
+        train(tmp_path)
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    train(tmp_path, epochs=1)
+    for name in (f".{TRAINING_FILE}.1234567", f".{TRAINING_FILE}.backup"):
+        (tmp_path / name).mkdir()
+
+    save_training(load_training(tmp_path), tmp_path)
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".{TRAINING_FILE}.backup", TRAINING_FILE]
 
 
 def test_a_state_of_another_format_is_named(tmp_path, monkeypatch):
