@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend
+from ssept_ext.network.config import SASRECConfig
 
 DROPOUTS_PER_LAYER = 3
 
@@ -49,23 +50,23 @@ class Dropout:
     seed: Tensor | None
     """(1,) int64; None if p is 0."""
 
-    @staticmethod
-    def none() -> Dropout:
-        """Drop nothing."""
-        return Dropout(0.0, None)
+
+NO_DROPOUT = Dropout(0.0, None)
 
 
 class LayerNormalization(nn.Module):
     """Layer norm over the features, with biased variance and eps = 1e-8 inside the square root.
 
-    gamma and beta have shape (T, D), one value per position and feature, as in recommenders; with
-    `seq_max_len=None` they have shape (D,), as in the authors' code.
+    In the architecture "recommenders" gamma and beta have shape (T, D), one value per position and feature; in
+    "original" they have shape (D,).
     """
 
-    def __init__(self, seq_max_len: int | None, width: int, backend: Backend) -> None:
+    def __init__(self, config: SASRECConfig, backend: Backend) -> None:
         super().__init__()
         self.backend = backend
-        shape = (width,) if seq_max_len is None else (seq_max_len, width)
+        shape = [config.hidden_size]
+        if config.architecture == "recommenders":
+            shape.insert(0, config.seq_max_len)
         self.gamma = nn.Parameter(torch.ones(shape))
         self.beta = nn.Parameter(torch.zeros(shape))
 
@@ -167,22 +168,15 @@ class EncoderLayer(nn.Module):
     In the architecture "recommenders" m is a; in "original" it is LN2(a).
     """
 
-    def __init__(
-        self,
-        seq_max_len: int | None,
-        width: int,
-        num_heads: int,
-        inner: int,
-        second_norm: bool,
-        backend: Backend,
-    ) -> None:
+    def __init__(self, config: SASRECConfig, backend: Backend) -> None:
         super().__init__()
-        self.mha = MultiHeadAttention(width, num_heads, backend)
-        self.ffn = PointWiseFeedForward(width, inner, backend)
-        self.layer_normalization = LayerNormalization(seq_max_len, width, backend)
-        self.layer_normalization2 = (
-            LayerNormalization(seq_max_len, width, backend) if second_norm else None
-        )
+        width = config.hidden_size
+        self.mha = MultiHeadAttention(width, config.attention_num_heads, backend)
+        self.ffn = PointWiseFeedForward(width, config.conv_dims[0], backend)
+        self.layer_normalization = LayerNormalization(config, backend)
+        self.layer_normalization2 = None
+        if config.architecture == "original":
+            self.layer_normalization2 = LayerNormalization(config, backend)
 
     def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
         """Run the block for all tokens or, with `last_only`, only for the last token of each sequence.
@@ -209,9 +203,11 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of encoder blocks."""
 
-    def __init__(self, layers: list[EncoderLayer]) -> None:
+    def __init__(self, config: SASRECConfig, backend: Backend) -> None:
         super().__init__()
-        self.enc_layers = nn.ModuleList(layers)
+        self.enc_layers = nn.ModuleList(
+            EncoderLayer(config, backend) for _ in range(config.num_blocks)
+        )
 
     def forward(self, tokens: Tokens, drop: Dropout, first_site: int, last_only: bool) -> Tokens:
         """Run all blocks; with `last_only`, the last block computes only the last token of each sequence."""

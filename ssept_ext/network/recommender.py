@@ -17,7 +17,7 @@ from ssept_ext._extension import Backend, check_backend
 from ssept_ext.data.packed import BatchPart, PackedBatch
 from ssept_ext.network import losses
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
-from ssept_ext.network.layers import Dropout, Encoder, EncoderLayer, LayerNormalization, Tokens
+from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
 from ssept_ext.network.sse import replace_ids
 
 if TYPE_CHECKING:
@@ -55,27 +55,13 @@ class SequentialRecommender(nn.Module):
         self.config = config
         self.backend = check_backend(backend)
         self._sse = config.sse
-        width = config.hidden_size
-        norm_len = config.seq_max_len if config.architecture == "recommenders" else None
         self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
         self.user_embedding_layer = None
         if isinstance(config, SSEPTConfig):
             self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_dim, 0)
-        self.positional_embedding_layer = nn.Embedding(config.seq_max_len, width)
-        self.encoder = Encoder(
-            [
-                EncoderLayer(
-                    norm_len,
-                    width,
-                    config.attention_num_heads,
-                    config.conv_dims[0],
-                    second_norm=config.architecture == "original",
-                    backend=self.backend,
-                )
-                for _ in range(config.num_blocks)
-            ]
-        )
-        self.layer_normalization = LayerNormalization(norm_len, width, self.backend)
+        self.positional_embedding_layer = nn.Embedding(config.seq_max_len, config.hidden_size)
+        self.encoder = Encoder(config, self.backend)
+        self.layer_normalization = LayerNormalization(config, self.backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,7 +82,7 @@ class SequentialRecommender(nn.Module):
     def encode(
         self,
         batch: PackedBatch,
-        drop: Dropout | None = None,
+        drop: Dropout = NO_DROPOUT,
         last_only: bool = False,
         user_vectors: Tensor | None = None,
     ) -> Tensor:
@@ -107,7 +93,7 @@ class SequentialRecommender(nn.Module):
         batch
             N tokens of B sequences.
         drop
-            Dropout of this pass; None for none.
+            Dropout of this pass.
         last_only
             Compute the last block only for the last token of each sequence.
         user_vectors
@@ -118,7 +104,6 @@ class SequentialRecommender(nn.Module):
         Tensor
             (N, D), or (B, D) with `last_only`.
         """
-        drop = Dropout.none() if drop is None else drop
         table, users = None, None
         if self.user_embedding_layer is not None:
             table, users = self.user_embedding_layer.weight, batch.users
@@ -304,7 +289,7 @@ class SequentialRecommender(nn.Module):
         self, batch: PackedBatch, training: bool, seed: Tensor | None
     ) -> tuple[PackedBatch, Tensor]:
         """Apply SSE and encode: the batch with its replaced ids, and its hidden states (N, D)."""
-        sse, drop = self._sse, Dropout.none()
+        sse, drop = self._sse, NO_DROPOUT
         if training and self.training and (sse.is_active or self.dropout_rate > 0):
             if seed is None:
                 seed = torch.randint(2**63 - 1, (1,)).to(self.device)

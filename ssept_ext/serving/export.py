@@ -38,8 +38,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: SequentialRecommender) -> None:
         super().__init__()
-        arguments = {field: getattr(model.config, field) for field in vars(model.config)}
-        self.model = type(model)(**arguments, backend="reference")
+        self.model = type(model)(**vars(model.config), backend="reference")
         copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.model.load_state_dict(copies, assign=True)
         self.eval()
@@ -100,16 +99,7 @@ def export_onnx(model: SequentialRecommender, path: str | os.PathLike[str]) -> N
     replace_file(Path(path), lambda part: converted.save(part, external_data=False))
 
 
-def _searchsorted(
-    sorted_sequence: Tensor,
-    self: Tensor,
-    *,
-    out_int32: bool = False,
-    right: bool = False,
-    side: str | None = None,
-    sorter: Tensor | None = None,
-) -> Tensor:
+def _searchsorted(sorted_sequence: Tensor, self: Tensor, *, right: bool = False) -> Tensor:
     """Decomposition of `torch.searchsorted(..., right=True)`, which ONNX lacks: compares all pairs."""
     assert right
-    assert sorter is None
     return (sorted_sequence <= self[..., None]).sum(-1)

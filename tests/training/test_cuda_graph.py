@@ -19,7 +19,7 @@ from support.tolerances import assert_close
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ssept_ext import SSEPT
-from ssept_ext.network import layers, losses, recommender, sse
+from ssept_ext.network import layers, losses, sse
 from ssept_ext.ops import _tables
 from ssept_ext.training import cuda_graph
 from ssept_ext.training.cuda_graph import (
@@ -82,11 +82,7 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         sse.replace_ids,
         sse._is_last,
         SSEPT._score,
-        *(
-            recommender.Encoder.forward,
-            recommender.EncoderLayer.forward,
-            layers.MultiHeadAttention.forward,
-        ),
+        *(layers.Encoder.forward, layers.EncoderLayer.forward, layers.MultiHeadAttention.forward),
         layers.PointWiseFeedForward.forward,
         layers.LayerNormalization.forward,
         *(losses.bce, losses.gbce, losses.bpr, losses.sampled_softmax, losses.softmax),
