@@ -166,10 +166,10 @@ def check_same(**values: Any) -> None:
                 )
 
 
-def share_generator() -> None:
-    """Copy the state of torch's CPU generator from process 0 to all processes."""
+def share_generator(generator: torch.Generator) -> None:
+    """Copy the state of a generator on the CPU from process 0 to all processes."""
     if size() > 1:
-        torch.set_rng_state(broadcast_from_rank0(torch.get_rng_state))
+        generator.set_state(broadcast_from_rank0(generator.get_state))
 
 
 def rank_slice(count: int, unit: int) -> slice:

@@ -18,7 +18,7 @@ from workload import BATCH_SIZE, Workload, load
 from gpu.parts import Run, main
 from ssept_ext import PackedBatch
 from ssept_ext.training.cuda_graph import BatchShape, CudaGraphStep
-from ssept_ext.training.step import EagerStep, eager_step
+from ssept_ext.training.step import EagerStep, draw_seeds, eager_step
 
 KERNELS_FILE = "kernels.txt"
 SSE = {"sse_user_prob": 0.92, "sse_item_prob": 0.1, "sse_joint": True}
@@ -50,7 +50,7 @@ def graphed_step(
     shape = BatchShape.like(batch, workload.seq_max_len)
     step = CudaGraphStep(work, optimizer, run.options.device, workload.seq_max_len, shape)
     for _ in range(1 if run.options.quick else WARM_UP):
-        step(batch)
+        step(batch, draw_seeds(1))
     if run.on_gpu:
         torch.cuda.synchronize()
         if replay_of(step) is None:
@@ -68,8 +68,10 @@ def by_graph(name: str, run: Run, bf16: bool = False, **model_options: Any) -> N
     allow_tf32()
     workload = load("ML-1M", run.options.quick)
     step, batch = graphed_step(workload, run, bf16, **model_options)
-    loop = median_seconds(lambda: step(batch), run.options, STEPS)
-    replay = median_seconds(replay_of(step) or (lambda: step(batch)), run.options, STEPS)
+    loop = median_seconds(lambda: step(batch, draw_seeds(1)), run.options, STEPS)
+    replay = median_seconds(
+        replay_of(step) or (lambda: step(batch, draw_seeds(1))), run.options, STEPS
+    )
     capacity, tokens = step.shape.capacity, len(batch.items)
     run.record(name, us=1e6 * replay, loop_us=1e6 * loop, capacity=capacity, tokens=tokens)
 
@@ -97,7 +99,7 @@ def kernels(name: str, run: Run, **model_options: Any) -> None:
     steps = 1 if run.options.quick else 20
     with profiler(run) as profiled:
         for _ in range(steps):
-            step(batch)
+            step(batch, draw_seeds(1))
         if run.on_gpu:
             torch.cuda.synchronize()
     rows = sorted(
@@ -140,11 +142,11 @@ def busy(run: Run) -> None:
     step, _ = graphed_step(workload, run)
     num_steps = 2 if run.options.quick else workload.dataset.num_users // BATCH_SIZE
     with workload.sampler() as sampler:
-        step(sampler.next_packed())
+        step(sampler.next_packed(), draw_seeds(1))
         with profiler(run) as profiled:
             begin = time.perf_counter()
             for _ in range(num_steps):
-                step(sampler.next_packed())
+                step(sampler.next_packed(), draw_seeds(1))
             if run.on_gpu:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - begin

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssept_ext.data.packed import PackedBatch
-from ssept_ext.training.step import EagerStep, Step, draw_seed
+from ssept_ext.training.step import EagerStep, Step
 
 Replay = Callable[[], Tensor]
 """Replays the captured step and returns its loss."""
@@ -39,7 +39,7 @@ def training_step(
             stacklevel=2,
         )
     if device.type != "cuda" or num_processes > 1:
-        return lambda batch: eager_step(batch.to(device), draw_seed().to(device))
+        return lambda batch, seed: eager_step(batch.to(device), seed.to(device))
     return growing_step(eager_step, optimizer, device, seq_max_len, lengths)
 
 
@@ -66,7 +66,7 @@ def growing_step(
     graphed: CudaGraphStep | None = None
     misfit_rates = iter(_MISFIT_RATES)
 
-    def step(batch: PackedBatch) -> Tensor:
+    def step(batch: PackedBatch, seed: Tensor) -> Tensor:
         nonlocal graphed, lengths
         if lengths is None:
             lengths = batch.cu_seqlens.diff().long().numpy()
@@ -75,7 +75,7 @@ def growing_step(
                 graphed.close()
             shape = BatchShape.like(batch, seq_max_len, lengths, next(misfit_rates, 0.0))
             graphed = CudaGraphStep(eager_step, optimizer, device, seq_max_len, shape, gpu)
-        return graphed(batch)
+        return graphed(batch, seed)
 
     return step
 
@@ -214,9 +214,8 @@ class CudaGraphStep:
                     group["capturable"] = True
             self._gpu.prepare(self._input, shape)
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        """Take a step on a batch on the CPU and return the loss, which the next step overwrites."""
-        seed = draw_seed()
+    def __call__(self, batch: PackedBatch, seed: Tensor) -> Tensor:
+        """Take a step on a batch and a seed on the CPU and return the loss, which the next step overwrites."""
         if not self.shape.fits(batch):
             return self._eager_step(batch.to(self._device), seed.to(self._device))
         if self._gpu is None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssept_ext._extension import Backend
 from ssept_ext.data.id_map import IdMap
@@ -58,7 +59,7 @@ def fit(
     verbose, checkpoint, callbacks
         See `ssept_ext.training.train_model`.
     seed
-        Seed of parameters, batches and dropout. The state of torch's global generator is restored.
+        Seed of parameters, batches and dropout. Torch's global generator is not used: other threads may train, too.
     n_workers
         Number of threads that draw batches.
     device
@@ -87,9 +88,11 @@ def fit(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     num_items, num_users = len(interactions.item_ids), len(interactions.user_ids)
-    with torch.random.fork_rng(devices=[]), _raw_ids_in_errors(interactions.user_ids):
-        torch.manual_seed(seed)
-        model = recipe.make_model(num_items, num_users, backend).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    with _raw_ids_in_errors(interactions.user_ids):
+        with _DrawingFrom(generator):
+            model = recipe.make_model(num_items, num_users, backend)
+        model = model.to(device)
         with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:
             recipe.train(
                 model,
@@ -98,9 +101,30 @@ def fit(
                 verbose=verbose,
                 checkpoint=checkpoint,
                 callbacks=callbacks,
+                generator=generator,
             )
     model.known = KnownHistories.from_interactions(interactions)
     return model
+
+
+class _DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Makes what is drawn in this thread come from a generator, as `torch.manual_seed` does for all threads."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generator = generator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # rand, randn, randint and randperm take a generator in another overload only.
+        takes_one = {"low": "low_generator"}.get(func._overloadname, "generator")
+        if takes_one in func.overloadpacket.overloads():
+            func = getattr(func.overloadpacket, takes_one)
+        if any(argument.name == "generator" for argument in func._schema.arguments):
+            kwargs = {**kwargs, "generator": self._generator}
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ the dropout masks, for which every process has a seed of its own. Validation is 
 checkpoints and shows the progress; any number of processes may resume a training. On a GPU, steps are then eager.
 
 **Checkpoints.** With `checkpoint`, the state of the training is saved there after each epoch, including that of the
-sampler and of torch's generator. Killed at any time and called again with the same arguments, a training ends
+sampler and of the generator. Killed at any time and called again with the same arguments, a training ends
 as if it had never been interrupted, on a CPU bit for bit. A finished training returns at once or, with a constant
 schedule and a larger `num_epochs`, continues. SIGTERM and Ctrl-C finish the running step (or validation; with several
 processes, a few steps, until all have heard of it), save, and raise `TrainingInterrupted`; a second Ctrl-C ends it.
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ from ssept_ext.training.environment import kept_memory, matmul_precision
 from ssept_ext.training.interruption import StopRequest, TrainingInterrupted
 from ssept_ext.training.options import LoopOptions, TrainingOptions, check_together
 from ssept_ext.training.run import History, Run
+from ssept_ext.training.step import draw_seeds
 
 if TYPE_CHECKING:
     from ssept_ext.data.dataset import SASRecDataSet
@@ -83,9 +85,10 @@ def train_model(
     embedding tables only, as in the TensorFlow original (recommenders' torch port decays every
     weight); it acts through the gradient, so the loss in the history is that of the data alone.
 
-    The model is left in the mode (train or eval) it was in, without gradients. Dropout and SSE draw from torch's
-    global generator: `torch.manual_seed` makes them reproducible. Ctrl-C ends training and returns the epochs finished
-    so far. See the module for several processes and for checkpoints.
+    The model is left in the mode (train or eval) it was in, without gradients. Dropout and SSE draw from a copy of
+    torch's global generator, which then moves on as far: `torch.manual_seed` makes them reproducible, whatever other
+    threads draw. As in recommenders, Ctrl-C without a `checkpoint` ends training and returns the epochs finished so
+    far, with a warning. See the module for several processes and for checkpoints.
 
     Parameters
     ----------
@@ -134,70 +137,42 @@ def train_model(
         val_epoch=val_epoch,
         eval_batch_size=eval_batch_size,
     )
-    num_steps = max(1, dataset.num_users // loop.batch_size)
-    training_options = TrainingOptions(**options)
-    _check(model, dataset, loop, training_options, num_steps, callbacks)
-    candidates = _validation_candidates(model, dataset) if loop.val_epoch else None
-    run = Run(model, sampler, loop, training_options, num_steps)
-    _train(run, candidates, checkpoint, callbacks, verbose and distributed.rank() == 0)
+    run = start_run(model, dataset, sampler, loop, TrainingOptions(**options), callbacks)
+    try:
+        train_run(run, dataset, verbose, checkpoint, callbacks)
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            raise
+        run.restore_best()
+        warnings.warn(
+            f"interrupted in epoch {run.epoch + 1} of {loop.num_epochs}: the model is not trained to the end",
+            stacklevel=2,
+        )
+    finally:
+        draw_seeds(run.steps_done)
     return run.history
 
 
-def _train(
-    run: Run,
-    candidates: EvaluationCandidates | None,
-    checkpoint: str | os.PathLike[str] | None,
-    callbacks: Sequence[Callback],
-    verbose: bool,
-) -> None:
-    model, loop = run.model, run.loop
-    next_batch = _batch_source(run.sampler, model.seq_max_len)
-    if checkpoint is not None:
-        run.resume(checkpoint)
-        distributed.check_same(**{"epochs done by checkpoint": run.epoch})
-    display = Display(loop.num_epochs, run.num_steps, verbose)
-    stop = StopRequest(listen=checkpoint is not None)
-    with stop, kept_memory(model.device), run.in_training_mode():
-        try:
-            while not stop and not run.is_over():
-                epoch = run.epoch + 1
-                distributed.share_generator()
-                with display.epoch(epoch, len(run.losses)):
-                    with matmul_precision(run.options.precision):
-                        _run_epoch(run, next_batch, display, stop)
-                    if not stop:
-                        run.end_epoch()
-                        if candidates is not None and epoch % loop.val_epoch == 0:
-                            ndcg, hr = rank_candidates(model, candidates, loop.eval_batch_size)
-                            run.note_validation(ndcg, hr)
-                            display.validated(ndcg, hr)
-                if run.epoch == epoch:
-                    display.epoch_is_over(epoch)
-                    run.call(callbacks)
-                if checkpoint is not None and distributed.rank() == 0:
-                    run.save(checkpoint)
-                stop.share(distributed.gather(stop.noted))
-        except KeyboardInterrupt:
-            if checkpoint is not None:
-                raise
-            display.say(f"interrupted in epoch {run.epoch + 1} of {loop.num_epochs}")
-    if run.best:
-        model.load_state_dict(run.best)
-    if stop:
-        message = f"{stop.first.name} after {run.where()}: the training is saved in {checkpoint}"
-        display.say(f"{message}, and the same call resumes it")
-        raise TrainingInterrupted(message, stop.first)
-
-
-def _check(
+def start_run(
     model: SequentialRecommender,
     dataset: SASRecDataSet,
+    sampler: Sampler,
     loop: LoopOptions,
     options: TrainingOptions,
-    num_steps: int,
     callbacks: Sequence[Callback],
-) -> None:
-    """Check that the arguments of `train_model` fit together and are the same in all processes."""
+    generator: torch.Generator | None = None,
+) -> Run:
+    """Check the arguments of `train_model` together, also with those of other processes, and start a run.
+
+    Parameters
+    ----------
+    generator
+        Where the seeds of dropout and SSE come from, on the CPU; None for a copy of torch's global generator.
+    """
+    if generator is None:
+        generator = torch.Generator()
+        generator.set_state(torch.get_rng_state())
+    num_steps = max(1, dataset.num_users // loop.batch_size)
     data_parallel.check_batch_size(loop.batch_size, distributed.size())
     check_together(loop, options)
     for callback in callbacks:
@@ -205,6 +180,49 @@ def _check(
             raise TypeError(f"callbacks must be functions, got {callback!r}")
     check_dataset_fits(model, dataset)
     distributed.check_same(**vars(loop), num_steps=num_steps, options=options)
+    return Run(model, sampler, loop, options, num_steps, generator)
+
+
+def train_run(
+    run: Run,
+    dataset: SASRecDataSet,
+    verbose: bool,
+    checkpoint: str | os.PathLike[str] | None,
+    callbacks: Sequence[Callback],
+) -> None:
+    """Train until the run is over, as `train_model` does, but let a KeyboardInterrupt pass."""
+    model, loop = run.model, run.loop
+    candidates = _validation_candidates(model, dataset) if loop.val_epoch else None
+    next_batch = _batch_source(run.sampler, model.seq_max_len)
+    if checkpoint is not None:
+        run.resume(checkpoint)
+        distributed.check_same(**{"epochs done by checkpoint": run.epoch})
+    display = Display(loop.num_epochs, run.num_steps, verbose and distributed.rank() == 0)
+    stop = StopRequest(listen=checkpoint is not None)
+    with stop, kept_memory(model.device), run.in_training_mode():
+        while not stop and not run.is_over():
+            epoch = run.epoch + 1
+            distributed.share_generator(run.generator)
+            with display.epoch(epoch, len(run.losses)):
+                with matmul_precision(run.options.precision):
+                    _run_epoch(run, next_batch, display, stop)
+                if not stop:
+                    run.end_epoch()
+                    if candidates is not None and epoch % loop.val_epoch == 0:
+                        ndcg, hr = rank_candidates(model, candidates, loop.eval_batch_size)
+                        run.note_validation(ndcg, hr)
+                        display.validated(ndcg, hr)
+            if run.epoch == epoch:
+                display.epoch_is_over(epoch)
+                run.call(callbacks)
+            if checkpoint is not None and distributed.rank() == 0:
+                run.save(checkpoint)
+            stop.share(distributed.gather(stop.noted))
+    run.restore_best()
+    if stop:
+        message = f"{stop.first.name} after {run.where()}: the training is saved in {checkpoint}"
+        display.say(f"{message}, and the same call resumes it")
+        raise TrainingInterrupted(message, stop.first)
 
 
 def _validation_candidates(

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from inspect import signature
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from ssept_ext._extension import Backend
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.network.config import SSEPTConfig
@@ -15,7 +17,7 @@ from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.sampling.sampler import WarpSampler
 from ssept_ext.training.callbacks import Callback
-from ssept_ext.training.loop import train_model
+from ssept_ext.training.loop import start_run, train_run
 from ssept_ext.training.options import LoopOptions, TrainingOptions, check_together
 from ssept_ext.training.presets import preset_options
 from ssept_ext.training.run import History
@@ -145,18 +147,15 @@ class Recipe(Generic[Model]):
         verbose: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callback] = (),
+        generator: torch.Generator | None = None,
     ) -> History:
-        """Train a model with the options of this recipe; see `ssept_ext.training.train_model`."""
-        return train_model(
-            model,
-            dataset,
-            sampler,
-            **asdict(self.loop),
-            verbose=verbose,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-            **asdict(self.training),
-        )
+        """Train a model with the options of this recipe; see `ssept_ext.training.train_model`.
+
+        Ctrl-C raises a KeyboardInterrupt, also without a checkpoint.
+        """
+        run = start_run(model, dataset, sampler, self.loop, self.training, callbacks, generator)
+        train_run(run, dataset, verbose, checkpoint, callbacks)
+        return run.history
 
 
 def option_names(kind: type[SequentialRecommender]) -> dict[str, list[str]]:

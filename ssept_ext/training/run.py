@@ -22,7 +22,7 @@ from ssept_ext.training import data_parallel
 from ssept_ext.training.callbacks import Callback, EpochFigures, Progress
 from ssept_ext.training.cuda_graph import training_step
 from ssept_ext.training.options import LoopOptions, TrainingOptions
-from ssept_ext.training.step import eager_step, make_loss, make_optimizer
+from ssept_ext.training.step import draw_seeds, eager_step, make_loss, make_optimizer
 
 History = dict[str, list[float]]
 
@@ -44,6 +44,8 @@ class Run:
         The parameters at the best validation so far; empty unless `restore_best`.
     stopped
         Whether a callback has ended the training.
+    steps_done
+        Number of steps taken so far, each of which drew one seed.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Run:
         loop: LoopOptions,
         options: TrainingOptions,
         num_steps: int,
+        generator: torch.Generator,
     ) -> None:
-        self.model, self.sampler = model, sampler
+        """Start a run of `num_steps` steps an epoch; the seeds of dropout and SSE are drawn from `generator`."""
+        self.model, self.sampler, self.generator = model, sampler, generator
         self.loop, self.options, self.num_steps = loop, options, num_steps
         self.optimizer = make_optimizer(model, loop.learning_rate, options.adam_betas)
         self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
@@ -63,7 +67,7 @@ class Run:
         self.losses = torch.zeros(0, dtype=torch.float64)
         self.seconds = 0.0
         self.best: dict[str, Tensor] = {}
-        self._steps_done = 0
+        self.steps_done = 0
         self._learning_rate = loop.learning_rate
         if model.device.type == "cuda":  # a tensor, because a captured step reads it
             for group in self.optimizer.param_groups:
@@ -88,16 +92,17 @@ class Run:
         batch.
         """
         num_steps = self.num_steps * self.loop.num_epochs
-        factor = self.options.learning_rate_factor(self._steps_done, num_steps)
+        factor = self.options.learning_rate_factor(self.steps_done, num_steps)
         self._set_learning_rate(self.loop.learning_rate * factor)
-        self._steps_done += 1
+        seed = draw_seeds(1, self.generator)
+        self.steps_done += 1
         if distributed.size() > 1:
             if self._must_compare_batches:
                 data_parallel.check_same_batch(batch)
                 self._must_compare_batches = False
             batch = data_parallel.shard(batch, distributed.rank(), distributed.size())
         with distributed.raise_if_peer_lost():
-            return self._step(batch)
+            return self._step(batch, seed)
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         if learning_rate == self._learning_rate:  # avoids kernel launches on a GPU
@@ -140,6 +145,11 @@ class Run:
         self.history["val_hr"].append(hr)
         if is_best and self.options.restore_best:
             self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
+
+    def restore_best(self) -> None:
+        """Put the best parameters by validation back into the model, if any were kept."""
+        if self.best:
+            self.model.load_state_dict(self.best)
 
     def call(self, callbacks: Sequence[Callback]) -> None:
         """Call the callbacks after an epoch; the training ends if any of them, in any process, returns True."""
@@ -197,7 +207,7 @@ class Run:
             seconds=self.seconds,
             next_batch=self.sampler.tell(),
             history=self.history,
-            rng=torch.get_rng_state(),
+            rng=self.generator.get_state(),
             losses=self.losses,
             model=self.model.state_dict(),
             optimizer={f"{i}.{name}": x for i, xs in moments.items() for name, x in xs.items()},
@@ -237,8 +247,8 @@ class Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.sampler.seek(state.next_batch)
-        torch.set_rng_state(state.rng)
+        self.generator.set_state(state.rng)
         self.history, self.best = state.history, state.best
         self.epoch, self.stopped = state.epoch, state.ended
         self.losses, self.seconds = state.losses, state.seconds
-        self._steps_done = state.epoch * self.num_steps + len(state.losses)
+        self.steps_done = state.epoch * self.num_steps + len(state.losses)

@@ -17,13 +17,14 @@ Loss = Callable[[PackedBatch, Tensor], Tensor]
 """(batch, (1,) int64 seed), both on the model's device -> scalar loss. Tail padding does not count."""
 EagerStep = Callable[[PackedBatch, Tensor], Tensor]
 """Takes a training step: (batch, seed), both on the model's device -> detached loss."""
-Step = Callable[[PackedBatch], Tensor]
-"""Takes a training step: (batch with positives and negatives, on the CPU) -> detached loss, on the model's device."""
+Step = Callable[[PackedBatch, Tensor], Tensor]
+"""Takes a training step: (batch with positives and negatives, seed), both on the CPU -> detached loss, on the model's
+device."""
 
 
-def draw_seed() -> Tensor:
-    """Draw the (1,) int64 seed of a step's dropout and SSE from torch's global generator, on the CPU."""
-    return torch.randint(2**63 - 1, (1,))
+def draw_seeds(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw `count` seeds for dropout and SSE, int64 on the CPU, by default from torch's global generator."""
+    return torch.randint(2**63 - 1, (count,), generator=generator)
 
 
 def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingOptions) -> Loss:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.graphed_steps import (
     BATCHES,
+    SEED,
     SHAPE,
     adam,
     assert_same_training,
@@ -48,7 +49,7 @@ def test_a_batch_of_another_shape_is_worked_on_as_it_is():
         ],
     )
     for b in (fitting, *others):
-        step(b)
+        step(b, SEED)
     assert len(worked_on[0].items) == SHAPE.capacity
     assert all(torch.equal(x.items, y.items) for x, y in zip(worked_on[1:], others, strict=True))
 
@@ -119,10 +120,10 @@ def test_a_step_on_a_gpu_never_waits_for_it():
     m = model(torch.float32, "cuda")
     step = graphed(m, adam(m))
     for lengths in BATCHES[:3] * 2:
-        step(batch(*lengths))
+        step(batch(*lengths), SEED)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for lengths in BATCHES[:3]:
-            step(batch(*lengths))
+            step(batch(*lengths), SEED)
     finally:
         torch.cuda.set_sync_debug_mode("default")

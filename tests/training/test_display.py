@@ -4,7 +4,7 @@ import io
 import sys
 
 import pytest
-from support.ring import Interrupted, Stub, make_sampler, train
+from support.ring import Stub, train
 
 from ssept_ext.training.display import Display
 
@@ -22,9 +22,7 @@ def test_the_progress_bar_shows_loss_speed_and_validation(dataset, capfd):
 
 
 def test_verbose_false_is_silent(dataset, capfd):
-    sampler = Interrupted(make_sampler(dataset), after=5, error=KeyboardInterrupt())
-
-    train(Stub(), dataset, sampler, num_epochs=3, val_epoch=1, verbose=False)
+    train(Stub(), dataset, num_epochs=3, val_epoch=1, verbose=False)
 
     assert capfd.readouterr() == ("", "")
 

@@ -1,5 +1,8 @@
 """`fit`: from events under raw ids to a trained model."""
 
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.raw_ids import HISTORIES, NUM_ITEMS, SIZES, interactions, rows
@@ -26,6 +29,61 @@ def test_fit_is_reproducible_and_leaves_torch_s_generator_alone():
     assert not torch.equal(weights[0], weights[2])
 
 
+def in_threads(*functions):
+    """Call the functions at the same time and return their results."""
+    results, start = [None] * len(functions), threading.Barrier(len(functions))
+
+    def run(index):
+        start.wait()
+        results[index] = functions[index]()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_fits_in_three_threads_are_each_what_one_alone_is():
+    random = {"dropout_rate": 0.5, "sse_user_prob": 0.5, "num_epochs": 30}
+    alone = fit(**random).state_dict()
+
+    models = in_threads(*[lambda: fit(**random)] * 3)
+
+    for model in models:
+        assert all(torch.equal(model.state_dict()[name], alone[name]) for name in alone)
+
+
+def test_a_seed_of_fit_draws_the_parameters_that_it_draws_for_torch(monkeypatch):
+    class Derived(SSEPT):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            draws = [
+                torch.rand(2),
+                torch.randn(2),
+                torch.randint(9, (2,)),
+                torch.randint(3, 9, (2,)),
+            ]
+            self.register_buffer("extra", torch.stack([*draws, torch.randperm(2)]))
+
+    monkeypatch.setattr(recipe.Recipe, "train", lambda *_, **__: None)
+
+    model = Derived.fit(interactions(), **SIZES, seed=5)
+
+    torch.manual_seed(5)
+    for name, x in Derived(**vars(model.config)).state_dict().items():
+        assert torch.equal(model.state_dict()[name], x)
+
+
+def test_ctrl_c_in_fit_is_raised():
+    def interrupt(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(callbacks=[interrupt])
+
+
 def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
     calls = {}
 
@@ -34,11 +92,17 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
             calls["histories"], calls["n_workers"] = histories, n_workers
             super().__init__(histories, users, items, batch_size, maxlen, n_workers, **options)
 
-    def train_model(model, dataset, sampler, **options):
-        calls["settings"], calls["options"] = sampler.settings, options
+    def start_run(model, dataset, sampler, loop, training, callbacks, generator):
+        calls["settings"] = sampler.settings
+        calls["options"] = vars(loop) | vars(training) | {"callbacks": callbacks}
+        return SimpleNamespace(history={})
+
+    def train_run(run, dataset, verbose, checkpoint, callbacks):
+        calls["options"] |= {"verbose": verbose, "checkpoint": checkpoint}
 
     monkeypatch.setattr(recipe, "WarpSampler", Sampler)
-    monkeypatch.setattr(recipe, "train_model", train_model)
+    monkeypatch.setattr(recipe, "start_run", start_run)
+    monkeypatch.setattr(recipe, "train_run", train_run)
 
     events = interactions(HISTORIES | {"dora": ["i11", "i7", "i8", "i9", "i10", "i0", "i6"]})
     loop = {
@@ -92,10 +156,10 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
 def test_the_last_two_events_are_trained_on_only_without_hold_out(monkeypatch, hold_out, left):
     seen = {}
 
-    def train_model(model, dataset, *args, **options):
+    def train(self, model, dataset, *args, **options):
         seen.update(dataset.user_train)
 
-    monkeypatch.setattr(recipe, "train_model", train_model)
+    monkeypatch.setattr(recipe.Recipe, "train", train)
 
     events = interactions(HISTORIES | {"dora": [f"i{i}" for i in range(5)]})
     SSEPT.fit(events, hold_out=hold_out, **SIZES)

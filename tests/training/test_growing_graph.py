@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from support.graphed_steps import adam, assert_same_training, batch, model, work_of
+from support.graphed_steps import SEED, adam, assert_same_training, batch, model, work_of
 
 from ssept_ext.training import cuda_graph
 from ssept_ext.training.cuda_graph import (
@@ -64,7 +64,7 @@ def test_a_batch_with_too_many_tokens_has_steps_captured_anew_twice_at_most():
 
     for lengths in (1, 1, 1, 1), (70, 70, 1, 1), (100, 100, 1, 1), (100, 100, 100, 1):
         for _ in range(5):
-            step(batch(*lengths))
+            step(batch(*lengths), SEED)
 
     captured = [*["eager"] * 3, "captured", "replayed", "replayed"]
     assert gpu.done == [
@@ -90,9 +90,9 @@ def test_a_smaller_batch_takes_an_eager_step_and_captures_nothing_anew():
     worked_on = []
     m = model()
     step = growing(m, adam(m), gpu, lambda b, _: worked_on.append(b) or torch.tensor(0.0))
-    step(batch(5, 1, 17, 9))
+    step(batch(5, 1, 17, 9), SEED)
     for other in (batch(20, 20, 20), batch(20, 20, 20, 20, num_negatives=3)):
-        step(other)
+        step(other, SEED)
         assert worked_on[-1].items.equal(other.items)
 
     assert gpu.done == ["prepared for 128", "eager"]
@@ -104,10 +104,10 @@ def test_a_step_that_could_not_be_captured_is_not_captured_for_more_tokens():
     step = growing(m, adam(m), gpu, lengths=np.array([1]))
 
     for _ in range(3):
-        step(batch(1, 1, 1, 1))
+        step(batch(1, 1, 1, 1), SEED)
     with pytest.warns(UserWarning, match="takes eager steps, because capturing failed: why"):
-        step(batch(1, 1, 1, 1))
-    step(batch(20, 20, 20, 20))
+        step(batch(1, 1, 1, 1), SEED)
+    step(batch(20, 20, 20, 20), SEED)
 
     assert gpu.done == ["prepared for 64", *["eager"] * 3, "captured", "eager"]
 
@@ -122,10 +122,10 @@ def test_a_graph_is_gone_with_the_gradients_in_its_memory_before_the_next_is_pre
     ) or setattr(gpu, "target", target)
     gpu.replay = lambda: None
     for _ in range(4):
-        step(batch(1, 1, 1, 1))
+        step(batch(1, 1, 1, 1), SEED)
     assert gpu.replay() is not None
 
-    step(batch(20, 20, 20, 20))
+    step(batch(20, 20, 20, 20), SEED)
 
     assert left == [None] * len(left)
 

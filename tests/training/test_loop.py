@@ -152,15 +152,35 @@ def test_the_model_gets_its_mode_back(dataset, training):
     assert model.training is training
 
 
-def test_ctrl_c_returns_the_finished_epochs(dataset, capsys):
+def test_ctrl_c_returns_the_finished_epochs_with_a_warning(dataset):
     model = Stub().eval()
     sampler = Interrupted(make_sampler(dataset), after=7, error=KeyboardInterrupt())
 
-    history = train(model, dataset, sampler, num_epochs=9, verbose=True)
+    with pytest.warns(
+        UserWarning, match="interrupted in epoch 3 of 9: the model is not trained to"
+    ):
+        history = train(model, dataset, sampler, num_epochs=9, verbose=False)
 
     assert len(history["loss"]) == 2  # of 3 steps each
     assert not model.training
-    assert "interrupted in epoch 3 of 9" in capsys.readouterr().err
+
+
+def test_torchs_generator_moves_on_by_a_seed_for_each_step_and_seeds_are_not_drawn_from_it(dataset):
+    def train_two_epochs(**options):
+        torch.manual_seed(1)
+        model = make_ssept()
+        with make_sampler(dataset) as sampler:
+            train(model, dataset, sampler, **options)
+        return model.item_embedding_layer.weight, torch.rand(1)
+
+    table, following = train_two_epochs()
+    other_table, other_following = train_two_epochs(callbacks=[lambda _: torch.rand(3) is None])
+
+    torch.manual_seed(1)
+    make_ssept()
+    torch.randint(2**63 - 1, (6,))  # 2 epochs of 3 steps
+    assert torch.rand(1) == following != other_following
+    assert torch.equal(table, other_table)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -93,7 +93,7 @@ def test_a_rate_on_a_device_is_written_where_it_changes(dataset, warmup_steps, w
 
 def make_training(dataset, options):
     loop = LoopOptions(num_epochs=1, learning_rate=0.01)
-    return Run(Stub().train(), make_sampler(dataset), loop, options, num_steps=6)
+    return Run(Stub().train(), make_sampler(dataset), loop, options, 6, torch.Generator())
 
 
 def test_the_lengths_of_the_data_reach_the_step(dataset, monkeypatch):
@@ -101,7 +101,8 @@ def test_the_lengths_of_the_data_reach_the_step(dataset, monkeypatch):
     monkeypatch.setattr("ssept_ext.training.run.training_step", lambda *a: reached.append(a[-1]))
 
     make_training(dataset, TrainingOptions())
-    Run(Stub(), PaddedSampler(make_sampler(dataset)), LoopOptions(), TrainingOptions(), 1)
+    sampler = PaddedSampler(make_sampler(dataset))
+    Run(Stub(), sampler, LoopOptions(), TrainingOptions(), 1, torch.Generator())
 
     assert reached[0].tolist() == [6] * NUM_USERS
     assert reached[1] is None
