@@ -87,14 +87,7 @@ class EvaluationCandidates:
             with np.load(path, allow_pickle=False) as file:
                 version, split = file["format"].item(), file["split"].item()
                 users, candidates = file["users"], file["candidates"]
-        except (
-            ValueError,
-            KeyError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-            AttributeError,
-        ) as error:
+        except _NOT_OURS as error:
             raise ValueError(f"{path} is not a file of evaluation candidates: {error}") from error
         if version != _FORMAT or split not in get_args(Split):
             raise ValueError(
@@ -108,10 +101,10 @@ class EvaluationCandidates:
                 f"{path}: users {users.shape} {users.dtype} and candidates {candidates.shape} "
                 f"{candidates.dtype} must be integers of shapes (n,) and (n, 1 + negatives), n >= 1"
             )
-        if candidates.min() < 1 or candidates.max() > dataset.itemnum:
-            worst = candidates.min() if candidates.min() < 1 else candidates.max()
+        outside = candidates[(candidates < 1) | (candidates > dataset.itemnum)]
+        if outside.size:
             raise ValueError(
-                f"{path}: candidate {worst} is outside 1..{dataset.itemnum} of dataset"
+                f"{path}: candidate {outside[0]} is outside 1..{dataset.itemnum} of dataset"
             )
         trained = np.diff(dataset.histories("train", users).offsets) > 0
         held_out = dataset.histories(split, users)
@@ -123,11 +116,11 @@ class EvaluationCandidates:
                 f"{candidates[row, 0]} there, {held_out.part(slice(row, row + 1)).items.tolist()} in "
                 f"dataset"
             )
-        inputs = input_histories(dataset, users, split)
-        return cls(split, inputs, candidates.astype(np.int64))
+        return cls(split, input_histories(dataset, users, split), candidates.astype(np.int64))
 
 
 _FORMAT = "ssept_ext trials 1"
+_NOT_OURS = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError)
 
 
 def draw_candidates(
