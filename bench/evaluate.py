@@ -29,7 +29,7 @@ from ssept_ext.evaluation.sampled import evaluate
 def compare(options: Options) -> None:
     workload = load("ML-1M", options.quick)
     data = workload.dataset
-    model = workload.model().to(options.device)
+    model = workload.model(num_neg_test=20 if options.quick else 100).to(options.device)
     baseline = eager.EagerSSEPT(model.config).to(options.device)
     baseline.load_state_dict(model.state_dict())
     inputs = data.histories("train", data.users_with("test"))

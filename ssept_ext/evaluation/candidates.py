@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ Split = Literal["valid", "test"]
 
 
 Exclude = Literal["train", "all"]
-"""Which of a user's items are never negatives: those in the training history, or all."""
+"""Which of a user's items are never negatives, besides the one to find: those in the training history, or all."""
 
 
 MAX_USERS = 10_000
-"""Of more users, a random sample of this size is evaluated, as in recommenders."""
+"""Of more users, a random sample of this size is evaluated by default, as in recommenders."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,16 @@ def draw_candidates(
     num_neg_test: int,
     seed: int | None,
     exclude: Exclude = "train",
+    max_users: int | None = MAX_USERS,
 ) -> EvaluationCandidates:
     """Draw the users and negatives of an evaluation; with equal seeds, the same for every model.
 
-    As in recommenders, users need a training event and a held-out item; of more than 10,000 such users, a random
-    10,000 are drawn. The input is the training history, followed by the validation item if `split` is "test". Negatives
-    are drawn uniformly, with replacement, from the items outside the *training* history, so the user's other held-out
-    item, and even the one to find, may be among them. `exclude="all"` excludes both.
+    As in recommenders, users need a training event and a held-out item; of more than `max_users` such users, a random
+    sample is drawn. The input is the training history, followed by the validation item if `split` is "test". Negatives
+    are drawn uniformly, with replacement, from the items outside the *training* history. Unlike in recommenders, the
+    item to find is never among them. The user's other held-out item may be; `exclude="all"` excludes it, too. Users who
+    have seen every item are left out, with a warning. Another warning says how many users have fewer than
+    `num_neg_test` items to draw from, so that their negatives repeat.
 
     Parameters
     ----------
@@ -145,13 +149,15 @@ def draw_candidates(
     seed
         Any integer from 0; None for a fresh one.
     exclude
-        Which of a user's items are never negatives.
+        Which of a user's items, besides the one to find, are never negatives.
+    max_users
+        Largest number of users, 10,000 as in recommenders; None for all.
 
     Raises
     ------
     ValueError
-        If `exclude` or `num_neg_test` is wrong, no user can be evaluated, an item id is outside 1..itemnum, or a user
-        has no item left to draw; names the user.
+        If `exclude`, `num_neg_test` or `max_users` is wrong, no user can be evaluated, or an item id is outside
+        1..itemnum.
 
     Examples
     --------
@@ -160,24 +166,67 @@ def draw_candidates(
     >>> drawn.candidates.shape
     (20, 6)
     """
-    if exclude not in ("train", "all"):
+    if exclude not in get_args(Exclude):
         raise ValueError(f'exclude must be "train" or "all", got {exclude!r}')
     check_at_least("num_neg_test", num_neg_test, 1)
     rng = np.random.default_rng(seed)
     users = measurable_users(dataset, split)
-    if len(users) > MAX_USERS:
-        users = np.sort(rng.choice(users, MAX_USERS, replace=False))
+    if max_users is not None and check_at_least("max_users", max_users, 1) < len(users):
+        users = np.sort(rng.choice(users, max_users, replace=False))
 
     train, valid = dataset.histories("train", users), dataset.histories("valid", users)
     test = dataset.histories("test", users)
+    inputs, held_out = (train, valid) if split == "valid" else (join(train, valid), test)
     everything = join(train, valid, test)
     check_items(everything, dataset.itemnum)
-    rated = everything if exclude == "all" else train
-    negatives = negative_table(rated, dataset.itemnum).draw(philox_key(seed), num_neg_test)
-    inputs, held_out = (train, valid) if split == "valid" else (join(train, valid), test)
-    return EvaluationCandidates(
-        split, inputs, candidates=np.concatenate([held_out.oldest()[:, None], negatives], 1)
+    seen = everything if exclude == "all" else train
+    num_left = _num_unseen(join(seen, held_out), dataset.itemnum, num_neg_test)
+    _warn_of_few_items(num_left, dataset.itemnum, num_neg_test)
+    users = users[num_left > 0]
+    inputs, held_out, seen = (part.of(users) for part in (inputs, held_out, seen))
+    answers = held_out.oldest()[:, None]
+    negatives = negative_table(seen, dataset.itemnum).draw(philox_key(seed), num_neg_test)
+    row, column = (negatives == answers).nonzero()
+    if len(row):  # draw again, which leaves all other negatives as recommenders would draw them
+        others = negative_table(join(seen, held_out), dataset.itemnum)
+        negatives[row, column] = others.at(row, rng.random(len(row)))
+    return EvaluationCandidates(split, inputs, np.concatenate([answers, negatives], 1))
+
+
+def _num_unseen(seen: Histories, itemnum: int, enough: int) -> IntArray:
+    """Count the items that are not in each history. Counts of at least `enough` may be too low."""
+    num_unseen = itemnum - np.diff(seen.offsets)  # where no event is repeated
+    few = np.flatnonzero(num_unseen < enough)
+    rows = seen.of(seen.users[few])
+    row = np.repeat(few, np.diff(rows.offsets))
+    distinct = np.unique(row * (itemnum + 1) + rows.items)
+    num_unseen[few] = (
+        itemnum - np.bincount(distinct // (itemnum + 1), minlength=len(num_unseen))[few]
     )
+    return num_unseen
+
+
+def _warn_of_few_items(num_left: IntArray, itemnum: int, num_neg_test: int) -> None:
+    some = num_left[num_left > 0]
+    num_users, num_few = len(num_left), np.count_nonzero(some < num_neg_test)
+    if not len(some):
+        raise ValueError(
+            f"no user can be evaluated: all {num_users} have seen all {itemnum} items that negatives "
+            f"are drawn from"
+        )
+    if len(some) < num_users:
+        warnings.warn(
+            f"{num_users - len(some)} of {num_users} users have seen all {itemnum} items that negatives "
+            f"are drawn from, and are left out",
+            stacklevel=3,
+        )
+    if num_few:
+        warnings.warn(
+            f"num_neg_test is {num_neg_test}, but {num_few} of {num_users} users have fewer items to draw "
+            f"from (at least {some.min()}, of {itemnum}): their negatives repeat, so that one item above "
+            f"the answer counts several times. evaluate_full counts each item once",
+            stacklevel=3,
+        )
 
 
 def input_histories(dataset: SASRecDataSet, users: IntArray, split: Split) -> Histories:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from ssept_ext.evaluation.candidates import (
     input_histories,
     measurable_users,
 )
+from ssept_ext.evaluation.metrics import BEATS, Ties, check_ties, count_above, hr, mean_gain, ndcg
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import (
     USERS_AT_A_TIME,
@@ -68,12 +70,13 @@ def evaluate_full(
     exclude_seen: bool = True,
     split: Split = "test",
     eval_batch_size: int = 256,
+    ties: Ties = "pessimistic",
 ) -> FullMetrics:
     """Rank the whole catalogue for every user with a training event and a held-out item.
 
     The input is the training history, followed by the validation item if `split` is "test". The rank of the held-out
-    item is the number of other items that score at least as much, so ties count against the model. If several
-    processes call this together, they share the users, and all return the same metrics.
+    item is the number of other items that score higher or, as `ties` says, the same. If several processes call this
+    together, they share the users, and all return the same metrics. The model's mode (train or eval) plays no part.
 
     Parameters
     ----------
@@ -85,6 +88,9 @@ def evaluate_full(
         Which held-out item to find: "test" or "valid".
     eval_batch_size
         Users per forward pass.
+    ties
+        Items that score the same as the held-out item rank above it ("pessimistic"), below it ("optimistic"), or in all
+        orders, whose metrics are averaged ("mean").
 
     Raises
     ------
@@ -99,6 +105,7 @@ def evaluate_full(
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
     check_at_least("eval_batch_size", eval_batch_size, 1)
+    check_ties(ties)
     check_dataset_fits(model, dataset)
     users = measurable_users(dataset, split)
     inputs = input_histories(dataset, users, split)
@@ -109,53 +116,60 @@ def evaluate_full(
     mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
     inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
     num_best = min(max(ks), dataset.itemnum)
-    ranks = [torch.zeros(0, dtype=torch.int64)]
-    best = [torch.zeros(0, num_best, dtype=torch.int64)]
-    with scoring(model):
+    ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
+    best = targets.new_zeros(len(targets), num_best)
+    with scoring():
         # Rank the items of the data set only: the model's table may be larger.
         item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
         for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
             seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), num_best, like=queries)
             of_rows = targets[rows].to(model.device)
-            ranks.append(_full_ranks(queries, item_weight, of_rows, seen, top).cpu())
+            ranks[rows] = _full_ranks(queries, item_weight, of_rows, seen, top, ties).cpu()
             top.check_finite()
-            best.append(top.items.cpu())
-    everywhere = distributed.gather((torch.cat(ranks), torch.cat(best)))
-    rank, items = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
-    rank = rank.double()
+            best[rows] = top.items.cpu()
+    everywhere = distributed.gather((ranks, best))
+    ranks, best = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
 
-    def averages(gain: Tensor) -> dict[int, float]:
-        return {k: gain.where(rank < k, 0).mean().item() for k in ks}
+    def reciprocal(rank: Tensor, k: int | None = None) -> Tensor:
+        return 1 / (rank + 1) if k is None else (rank < k) / (rank + 1)
+
+    def at_each_k(gain: Callable[..., Tensor]) -> dict[int, float]:
+        return {k: mean_gain(ranks, partial(gain, k=k)) for k in ks}
 
     return FullMetrics(
         num_users=len(users),
-        hr=averages(torch.ones_like(rank)),
-        ndcg=averages(1 / torch.log2(rank + 2)),
-        map=averages(1 / (rank + 1)),
-        coverage={k: int(np.count_nonzero(np.unique(items[:, :k]))) / dataset.itemnum for k in ks},
-        mrr=(1 / (rank + 1)).mean().item(),
+        hr=at_each_k(hr),
+        ndcg=at_each_k(ndcg),
+        map=at_each_k(reciprocal),
+        coverage={k: int(np.count_nonzero(np.unique(best[:, :k]))) / dataset.itemnum for k in ks},
+        mrr=mean_gain(ranks, reciprocal),
     )
 
 
 def _full_ranks(
-    queries: Tensor, item_weight: Tensor, targets: Tensor, seen: SeenItems | None, top: TopK
+    queries: Tensor,
+    item_weight: Tensor,
+    targets: Tensor,
+    seen: SeenItems | None,
+    top: TopK,
+    ties: Ties,
 ) -> Tensor:
-    """Return (m,) how many other items score at least as much as the target, and update `top` with all blocks."""
+    """Rank the targets as `count_above` does, and update `top` with all blocks."""
     target_scores = queries.new_empty(len(queries), 1)
     # Targets are scored by the same matrix products as the other items: a product of another shape may round
     # differently, and break ties.
     for first, scores in score_blocks(queries, item_weight):
         row, column = _inside(targets, first, scores)
         target_scores[row, 0] = scores[row, column]
-    ranks = torch.zeros_like(targets)
+    ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
     for first, scores in score_blocks(queries, item_weight):
         if seen is not None:
             seen.hide(first, scores)
         top.update(first, scores)
         row, column = _inside(targets, first, scores)
         scores[row, column] = -math.inf  # do not count the target itself
-        ranks += (scores >= target_scores).sum(1)
+        ranks += count_above(scores, target_scores, ties)
     return ranks
 
 

@@ -2,34 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CUTOFF = 10
 
+Ties = Literal["pessimistic", "optimistic", "mean"]
+"""Where candidates with the score of the held-out item rank: above it, below it, or in all orders, averaged."""
 
-def ranks_of_first(scores: Tensor) -> Tensor:
-    """Return the rank (B,) of candidate 0, from 0, by scores (B, C): how many others score at least as much.
+BEATS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], ...]] = {
+    "pessimistic": (torch.ge,),
+    "optimistic": (torch.gt,),
+    "mean": (torch.gt, torch.ge),
+}
+"""How scores are compared with that of the held-out item, to count those above it: for its best and worst rank."""
 
-    Ties count against candidate 0, so with constant scores it is last. (recommenders' double argsort makes it
-    first then, and HR 1.)
+
+def check_ties(ties: Any) -> None:
+    """Raise a ValueError unless `ties` is one of `Ties`."""
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties must be one of {get_args(Ties)}, got {ties!r}")
+
+
+def count_above(scores: Tensor, of_target: Tensor, ties: Ties) -> Tensor:
+    """Count the scores (B, C) that rank above that of the target (B, 1): (B, 1) or, for "mean", (B, 2) counts.
 
     Examples
     --------
-    >>> ranks_of_first(torch.tensor([[0.5, 0.9, 0.1], [0.5, 0.5, 0.5]]))
-    tensor([1, 2])
+    >>> count_above(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[0.5]]), "mean")
+    tensor([[1, 2]])
     """
-    return (scores[:, 1:] >= scores[:, :1]).sum(1)
+    return torch.stack([beats(scores, of_target).sum(1) for beats in BEATS[ties]], 1)
+
+
+def mean_gain(ranks: Tensor, gain: Callable[[Tensor], Tensor]) -> float:
+    """Average a metric over users, and for each user over all orders of the ties.
+
+    Parameters
+    ----------
+    ranks
+        (B, 1) ranks from 0, or (B, 2) best and worst ranks, which stand for all in between.
+    gain
+        The metric of float64 ranks.
+    """
+    if ranks.shape[1] == 1:
+        return gain(ranks.double()).mean().item()
+    best, worst = ranks.unbind(1)
+    every_rank = torch.arange(int(worst.max()) + 1, device=ranks.device)
+    up_to = F.pad(gain(every_rank.double()).cumsum(0), (1, 0))
+    return ((up_to[worst + 1] - up_to[best]) / (worst + 1 - best)).mean().item()
+
+
+def ndcg(rank: Tensor, k: int = CUTOFF) -> Tensor:
+    """NDCG@k of ranks from 0, with one relevant item."""
+    return (rank < k) / torch.log2(rank + 2)
+
+
+def hr(rank: Tensor, k: int = CUTOFF) -> Tensor:
+    """Hit rate at k of ranks from 0."""
+    return (rank < k).double()
 
 
 def ndcg_and_hr(ranks: Tensor) -> tuple[float, float]:
-    """Return the mean NDCG@10 and HR@10 of (B,) ranks from 0, with one relevant item per user.
+    """Return the mean NDCG@10 and HR@10 of ranks as `count_above` gives them.
 
     Examples
     --------
-    >>> ndcg_and_hr(torch.tensor([0, 10]))
+    >>> ndcg_and_hr(torch.tensor([[0], [10]]))
     (0.5, 0.5)
+    >>> ndcg_and_hr(torch.tensor([[0, 19]]))[1]  # half of the orders
+    0.5
     """
-    hit = ranks < CUTOFF
-    gain = hit / torch.log2(ranks.double() + 2)
-    return gain.mean().item(), hit.double().mean().item()
+    return mean_gain(ranks, ndcg), mean_gain(ranks, hr)

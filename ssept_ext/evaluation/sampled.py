@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.packed import last_events
 from ssept_ext.evaluation.candidates import (
+    MAX_USERS,
     EvaluationCandidates,
     Exclude,
     Split,
     check_dataset_fits,
     draw_candidates,
 )
-from ssept_ext.evaluation.metrics import ndcg_and_hr, ranks_of_first
+from ssept_ext.evaluation.metrics import BEATS, Ties, check_ties, count_above, ndcg_and_hr
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import scoring
 from ssept_ext.ranking.top_k import check_finite
@@ -27,12 +28,15 @@ from ssept_ext.utils.checks import check_at_least
 
 
 def rank_candidates(
-    model: SequentialRecommender, trials: EvaluationCandidates, eval_batch_size: int = 256
+    model: SequentialRecommender,
+    trials: EvaluationCandidates,
+    eval_batch_size: int = 256,
+    ties: Ties = "pessimistic",
 ) -> tuple[float, float]:
     """Rank the candidates of each user; return (NDCG@10, HR@10), averaged over the users.
 
     If `torch.distributed` is initialised, all processes must call this; each ranks for some of the users, and all
-    return what a single process would. The model runs in evaluation mode; its mode is restored.
+    return what a single process would. The model's mode (train or eval) plays no part.
 
     Parameters
     ----------
@@ -40,11 +44,14 @@ def rank_candidates(
         The users and candidates, from `draw_candidates`.
     eval_batch_size
         Users per forward pass.
+    ties
+        Negatives that score the same as the held-out item rank above it ("pessimistic"), below it ("optimistic", as in
+        recommenders), or in all orders, whose metrics are averaged ("mean").
 
     Raises
     ------
     ValueError
-        If `eval_batch_size` is below 1, or a score is not finite.
+        If `eval_batch_size` is below 1, `ties` is none of these, or a score is not finite.
 
     Examples
     --------
@@ -56,32 +63,24 @@ def rank_candidates(
     >>> rank_candidates(model, drawn)[1]  # HR@10 of 6 candidates
     1.0
     """
-    return ndcg_and_hr(_ranks(model, trials, eval_batch_size, 1)[:, 0])
-
-
-def _ranks(
-    model: SequentialRecommender, trials: EvaluationCandidates, eval_batch_size: int, n_repeats: int
-) -> Tensor:
-    """Return (n, n_repeats) ranks of the held-out item, each among one of `n_repeats` groups of negatives."""
     check_at_least("eval_batch_size", eval_batch_size, 1)
-    ranks = [torch.zeros(0, dtype=torch.int64, device=model.device)]
-    finite = torch.ones((), dtype=torch.bool, device=model.device)
+    check_ties(ties)
     mine = distributed.rank_slice(len(trials.candidates), eval_batch_size)
-    with scoring(model):
+    ranks = [torch.zeros(0, len(BEATS[ties]), dtype=torch.int64, device=model.device)]
+    finite = torch.ones((), dtype=torch.bool, device=model.device)
+    with scoring():
         for start in range(mine.start, mine.stop, eval_batch_size):
             rows = slice(start, min(start + eval_batch_size, mine.stop))
             batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)
             candidates = torch.from_numpy(trials.candidates[rows]).to(model.device)
             scores = model.score(batch, candidates, user_part=False)
             finite &= scores.isfinite().all()
-            groups = scores[:, 1:].view(len(scores), n_repeats, -1)
-            of_first = scores[:, :1, None].expand(-1, n_repeats, 1)
-            ranks.append(ranks_of_first(torch.cat([of_first, groups], 2).flatten(0, 1)))
+            ranks.append(count_above(scores[:, 1:], scores[:, :1], ties))
     parts, all_finite = zip(
         *distributed.gather((torch.cat(ranks).cpu(), finite.cpu())), strict=True
     )
     check_finite(torch.stack(all_finite).all())
-    return torch.cat(parts).view(-1, n_repeats)
+    return ndcg_and_hr(torch.cat(parts))
 
 
 def evaluate(
@@ -90,6 +89,10 @@ def evaluate(
     seed: int | None = None,
     eval_batch_size: int = 256,
     exclude: Exclude = "train",
+    *,
+    split: Split = "test",
+    ties: Ties = "pessimistic",
+    max_users: int | None = MAX_USERS,
 ) -> tuple[float, float]:
     """Return (NDCG@10, HR@10) of the test item, ranked among `model.num_neg_test` sampled negatives.
 
@@ -102,7 +105,13 @@ def evaluate(
     eval_batch_size
         Users per forward pass; it does not change the result.
     exclude
-        Which of a user's items are never negatives: "train" or "all".
+        Which of a user's items, besides the one to find, are never negatives: "train" or "all".
+    split
+        Which held-out item to find: "test" or "valid".
+    ties
+        Rank of negatives with the score of the held-out item: "pessimistic", "optimistic" or "mean".
+    max_users
+        Of more users, a random sample of this size is evaluated; None evaluates all.
 
     Raises
     ------
@@ -119,7 +128,16 @@ def evaluate(
     >>> hr  # of 6 candidates
     1.0
     """
-    return _evaluate(model, dataset, "test", seed, eval_batch_size, exclude)
+    check_dataset_fits(model, dataset)
+    trials = draw_candidates(
+        dataset,
+        split,
+        num_neg_test=model.num_neg_test,
+        seed=_same_seed(seed),
+        exclude=exclude,
+        max_users=max_users,
+    )
+    return rank_candidates(model, trials, eval_batch_size, ties)
 
 
 def evaluate_valid(
@@ -128,34 +146,15 @@ def evaluate_valid(
     seed: int | None = None,
     eval_batch_size: int = 256,
     exclude: Exclude = "train",
+    **options: Any,
 ) -> tuple[float, float]:
-    """Return (NDCG@10, HR@10) of the validation item, ranked among sampled negatives; see `evaluate`."""
-    return _evaluate(model, dataset, "valid", seed, eval_batch_size, exclude)
-
-
-def _evaluate(
-    model: SequentialRecommender,
-    dataset: SASRecDataSet,
-    split: Split,
-    seed: int | None,
-    eval_batch_size: int,
-    exclude: Exclude,
-) -> tuple[float, float]:
-    check_dataset_fits(model, dataset)
-    trials = draw_candidates(
-        dataset, split, num_neg_test=model.num_neg_test, seed=_same_seed(seed), exclude=exclude
-    )
-    return rank_candidates(model, trials, eval_batch_size)
-
-
-def _same_seed(seed: int | None) -> int:
-    """Return the seed or, for None, a fresh one that is the same in all processes."""
-    return distributed.broadcast_from_rank0(lambda: secrets.randbits(63)) if seed is None else seed
+    """Return (NDCG@10, HR@10) of the validation item; see `evaluate`, whose other keywords are options here, too."""
+    return evaluate(model, dataset, seed, eval_batch_size, exclude, split="valid", **options)
 
 
 @dataclass(frozen=True)
 class RepeatedMetrics:
-    """NDCG@10 and HR@10 over repeated draws of the negatives."""
+    """NDCG@10 and HR@10 over repeated draws of users and negatives."""
 
     ndcg_mean: float
     """Mean NDCG@10 of the draws."""
@@ -174,12 +173,12 @@ def evaluate_repeated(
     seed: int | None = None,
     eval_batch_size: int = 256,
     exclude: Exclude = "train",
-    split: Split = "test",
+    **options: Any,
 ) -> RepeatedMetrics:
-    """Evaluate with `n_repeats` draws of the negatives, to see how much the metrics depend on the draw.
+    """Evaluate with `n_repeats` draws of users and negatives, to see how much the metrics depend on the draw.
 
-    The users are the same in all draws and are encoded once. The standard deviation does not include the variation over
-    training runs or over users.
+    The draws are those of `evaluate` with the seeds `seed`, `seed + 1`, and so on. If all users are evaluated, only the
+    negatives differ. The standard deviation does not include the variation over training runs.
 
     Parameters
     ----------
@@ -187,8 +186,8 @@ def evaluate_repeated(
         Number of draws, at least 2.
     seed, eval_batch_size, exclude
         As for `evaluate`.
-    split
-        Which held-out item to find: "test" or "valid".
+    options
+        Other keywords of `evaluate`: `split`, `ties` and `max_users`.
 
     Raises
     ------
@@ -204,13 +203,12 @@ def evaluate_repeated(
     1.0
     """
     check_at_least("n_repeats", n_repeats, 2)
-    check_dataset_fits(model, dataset)
-    num_negatives = n_repeats * model.num_neg_test
-    trials = draw_candidates(
-        dataset, split, num_neg_test=num_negatives, seed=_same_seed(seed), exclude=exclude
-    )
-    ranks = _ranks(model, trials, eval_batch_size, n_repeats)
-    ndcg, hr = np.array([ndcg_and_hr(repeat) for repeat in ranks.unbind(1)]).T
+    first = _same_seed(seed)
+    draws = [
+        evaluate(model, dataset, first + repeat, eval_batch_size, exclude, **options)
+        for repeat in range(n_repeats)
+    ]
+    ndcg, hr = np.array(draws).T
     return RepeatedMetrics(
         ndcg_mean=float(ndcg.mean()),
         ndcg_std=float(ndcg.std(ddof=1)),
@@ -219,28 +217,37 @@ def evaluate_repeated(
     )
 
 
+def _same_seed(seed: int | None) -> int:
+    """Return the seed or, for None, a fresh one that is the same in all processes."""
+    return distributed.broadcast_from_rank0(lambda: secrets.randbits(63)) if seed is None else seed
+
+
 def evaluate_popularity(
     dataset: SASRecDataSet,
     seed: int | None = None,
     num_neg_test: int = 100,
     exclude: Exclude = "train",
     split: Split = "test",
+    ties: Ties = "pessimistic",
+    max_users: int | None = MAX_USERS,
 ) -> tuple[float, float]:
     """Return (NDCG@10, HR@10) of ranking items by their number of training events, a baseline for any model.
 
-    With the `seed` and `num_neg_test` of a model's evaluation, it ranks the same candidates for the same users.
+    With the options of a model's evaluation, it ranks the same candidates for the same users.
 
     Parameters
     ----------
-    num_neg_test, seed, exclude
+    num_neg_test, seed, exclude, max_users
         As for `draw_candidates`.
     split
         Which held-out item to find: "test" or "valid".
+    ties
+        As for `rank_candidates`.
 
     Raises
     ------
     ValueError
-        For the reasons in `draw_candidates`.
+        If `ties` is wrong, or for the reasons in `draw_candidates`.
 
     Examples
     --------
@@ -248,7 +255,12 @@ def evaluate_popularity(
     >>> evaluate_popularity(synthetic(num_users=20), num_neg_test=5)[1]  # HR@10 of 6 candidates
     1.0
     """
-    trials = draw_candidates(dataset, split, num_neg_test=num_neg_test, seed=seed, exclude=exclude)
-    events = dataset.histories("train").items
-    popularity = np.bincount(events, minlength=dataset.itemnum + 1)
-    return ndcg_and_hr(ranks_of_first(torch.from_numpy(popularity[trials.candidates])))
+    check_ties(ties)
+    drawn = draw_candidates(
+        dataset, split, num_neg_test=num_neg_test, seed=seed, exclude=exclude, max_users=max_users
+    ).candidates
+    # By what is there: the largest item may be much larger than the number of items.
+    items, counts = np.unique(dataset.histories("train").items, return_counts=True)
+    place = np.searchsorted(items[1:], drawn, side="right")
+    scores = torch.from_numpy(np.where(items[place] == drawn, counts[place], 0))
+    return ndcg_and_hr(count_above(scores[:, 1:], scores[:, :1], ties))

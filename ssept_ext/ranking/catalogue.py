@@ -23,21 +23,23 @@ SCORES_AT_A_TIME = 1 << 22
 """Largest number of scores in a block: 16 MiB in float32, whatever the number of items."""
 
 
+ITEMS_AT_A_TIME = 1 << 16
+"""Largest number of items in a block, of which the last is copied to be padded."""
+
+
 _WIDTH = 192
 """The width of a block is a multiple of this: a common multiple of the tile widths of matrix products, 8 to 64 and
 12, 24 and 48."""
 
 
 @contextmanager
-def scoring(model: SequentialRecommender) -> Iterator[None]:
-    """Evaluation mode without gradients; on exit, restores the model's mode and raises pending CUDA errors."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
+def scoring() -> Iterator[None]:
+    """Compute without gradients; on exit, raise pending CUDA errors.
+
+    The model's mode stays as it is, because another thread may be training the model: scores never have dropout.
+    """
+    with torch.inference_mode():
+        yield
     ops.raise_pending_errors()
 
 
@@ -98,7 +100,7 @@ def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Te
         beyond the last item are -inf. The scores are valid until the next block, and may be modified.
     """
     num_items = item_weight.shape[0] - 1
-    width = min(SCORES_AT_A_TIME // len(queries), num_items + _WIDTH - 1)
+    width = min(SCORES_AT_A_TIME // len(queries), ITEMS_AT_A_TIME, num_items + _WIDTH - 1)
     width = max(width // _WIDTH, 1) * _WIDTH
     scores = queries.new_empty(len(queries), width)
     for first in range(1, num_items + 1, width):

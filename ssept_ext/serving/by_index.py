@@ -103,7 +103,7 @@ def rank_catalogue(
         seen_items = _within(asked, catalogue)
     k = min(k, len(item_weight) - 1)
     found = []
-    with scoring(model):
+    with scoring():
         for rows, queries, user_parts in encode_groups(model, asked, batch_size):
             seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), k, like=queries)
@@ -203,7 +203,7 @@ def similar_by_index(
     asked = check_ids(items, "item")
     check_inside("item", asked, model.item_num)
     k = min(k, model.item_num - 1)
-    with scoring(model):
+    with scoring():
         weight = model.item_embedding_layer.weight
         scale = _inverse_norms(weight)
         found = [

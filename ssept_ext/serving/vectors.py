@@ -76,7 +76,7 @@ def user_state(
             f"history must hold an item that the model knows, got {len(history)} others"
         )
     one = Histories(np.array([encode_user(model, user)]), np.array([0, len(items)]), items)
-    with scoring(model):
+    with scoring():
         ((_, queries, _),) = encode_groups(model, one, 1)
     return _to_numpy(queries[0])
 

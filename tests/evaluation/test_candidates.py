@@ -1,5 +1,7 @@
 """Which users are evaluated and among which candidates, and the files that keep them."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from ssept_ext.evaluation.sampled import (
     evaluate_valid,
     rank_candidates,
 )
+from ssept_ext.sampling.negatives import negative_table, philox_key
 
 
 def test_users_without_held_out_item_or_training_event_are_skipped():
@@ -36,13 +39,12 @@ def test_neither_training_nor_evaluation_makes_dicts_or_lists(monkeypatch):
     monkeypatch.setattr(Histories, "to_dict", None)
     monkeypatch.setattr(Histories, "from_mapping", None)
 
-    model = SSEPT.fit(
-        interactions, seq_max_len=4, embedding_dim=4, num_epochs=1, val_epoch=1, verbose=False
-    )
+    sizes = {"seq_max_len": 4, "embedding_dim": 4, "num_neg_test": 4}
+    model = SSEPT.fit(interactions, **sizes, num_epochs=1, val_epoch=1, verbose=False)
     dataset = interactions.to_dataset()
     evaluate(model, dataset)
     evaluate_full(model, dataset)
-    evaluate_popularity(dataset)
+    evaluate_popularity(dataset, num_neg_test=4)
     model.recommend(dataset, k=1)
     known = KnownHistories.from_dataset(dataset, interactions.user_ids, interactions.item_ids)
 
@@ -69,17 +71,30 @@ def test_the_newest_events_are_packed_with_their_columns():
     assert batch.max_seqlen == 4
 
 
-def test_negatives_are_uniform_over_what_is_outside_the_training_history():
+@pytest.mark.filterwarnings("ignore:num_neg_test is 10000, but 1 of 1 users have fewer items")
+@pytest.mark.parametrize(("split", "outside"), [("test", [1, 4, 7, 8]), ("valid", [1, 5, 7, 8])])
+def test_negatives_are_uniform_over_what_is_neither_trained_on_nor_the_answer(split, outside):
     dataset = make_dataset({1: [2, 3, 3, 6, 4, 5]}, itemnum=8)
 
-    negatives = draw_candidates(dataset, "test", num_neg_test=10_000, seed=0).candidates[0, 1:]
+    negatives = draw_candidates(dataset, split, num_neg_test=10_000, seed=0).candidates[0, 1:]
 
     counts = np.bincount(negatives, minlength=9)
-    assert counts[[0, 2, 3, 6]].tolist() == [0, 0, 0, 0]
-    # 10,000 / 5 each, the held-out items 4 and 5 as well; the standard deviation is 40.
-    assert np.abs(counts[[1, 4, 5, 7, 8]] - 2000).max() < 200
+    assert counts.sum() == counts[outside].sum()
+    # 10,000 / 4 each, the other held-out item as well; the standard deviation is 43.
+    assert np.abs(counts[outside] - 2500).max() < 200
 
 
+def test_negatives_that_are_not_the_answer_are_those_of_earlier_versions(dataset):
+    trials = draw_candidates(dataset, "test", num_neg_test=20, seed=3)
+
+    train = dataset.histories("train", trials.inputs.users)
+    drawn = negative_table(train, NUM_ITEMS).draw(philox_key(3), 20)
+    is_answer = drawn == trials.candidates[:, :1]
+    assert 0 < is_answer.sum() < 60
+    np.testing.assert_array_equal(trials.candidates[:, 1:][~is_answer], drawn[~is_answer])
+
+
+@pytest.mark.filterwarnings("ignore:num_neg_test is 1000, but 1 of 1 users have fewer items")
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_exclude_all_keeps_the_held_out_items_out(split):
     dataset = make_dataset({1: [2, 3, 6, 4, 5]}, itemnum=8)
@@ -89,18 +104,41 @@ def test_exclude_all_keeps_the_held_out_items_out(split):
     assert set(trials.candidates[0, 1:].tolist()) == {1, 7, 8}
 
 
-def test_a_user_with_one_item_left_gets_it_every_time():
-    dataset = make_dataset({1: [*range(1, 40), 1, 2]})
+@pytest.mark.parametrize("answer", [39, 40])
+def test_a_user_with_one_item_left_gets_it_every_time_and_a_warning_says_so(answer):
+    dataset = make_dataset({1: [*range(1, 39), 1, 79 - answer, answer], 2: [1, 2, 3]})
+    dataset.user_valid[1] = [1]
 
-    trials = draw_candidates(dataset, "test", num_neg_test=50, seed=0)
+    with pytest.warns(UserWarning, match=r"is 36, but 1 of 2 users have .*\(at least 1, of 40\)"):
+        trials = draw_candidates(dataset, "test", num_neg_test=36, seed=0)
 
-    assert set(trials.candidates[0, 1:].tolist()) == {40}
+    assert trials.candidates[0].tolist() == [answer] + [79 - answer] * 36
 
 
-def test_a_user_with_no_item_left_is_an_error():
-    dataset = make_dataset({3: [1, 2, 3], 5: [*range(1, NUM_ITEMS + 1), 1, 2]})
+def test_as_many_negatives_as_there_are_items_left_are_no_reason_to_warn():
+    dataset = make_dataset({1: [1, 1, 2, 3]})
 
-    with pytest.raises(ValueError, match="user 5 has seen all 40 items"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_candidates(dataset, "test", num_neg_test=38, seed=0)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_user_with_no_item_left_is_left_out_with_a_warning(split):
+    dataset = make_dataset({3: [1, 2, 3, 4], 5: [*range(1, NUM_ITEMS + 1), 1, 2], 6: [4, 5, 6]})
+
+    with pytest.warns(UserWarning, match="1 of 3 users have seen all 40 items"):
+        trials = draw_candidates(dataset, split, num_neg_test=1, seed=0)
+
+    assert trials.inputs.users.tolist() == [3, 6]
+    assert trials.candidates[:, 0].tolist() == ([3, 5] if split == "valid" else [4, 6])
+    assert trials.inputs.items.tolist() == ([1, 2, 4] if split == "valid" else [1, 2, 3, 4, 5])
+
+
+def test_nobody_with_an_item_left_is_an_error():
+    dataset = make_dataset({5: [*range(1, NUM_ITEMS + 1), 1, 2]})
+
+    with pytest.raises(ValueError, match="no user can be evaluated: all 1 have seen all 40 items"):
         draw_candidates(dataset, "test", num_neg_test=1, seed=0)
 
 
@@ -126,6 +164,27 @@ def test_of_many_users_a_random_10_000_are_drawn_by_the_seed():
 
     assert len(set(first)) == MAX_USERS == 10_000
     assert first == again != other
+
+
+def test_max_users_none_draws_everybody():
+    dataset = make_dataset({user: [1, 2, 3] for user in range(1, 12_001)})
+
+    sizes = [
+        len(draw_candidates(dataset, "test", num_neg_test=1, seed=0, max_users=limit).inputs.users)
+        for limit in (None, 12_000, 7)
+    ]
+
+    assert sizes == [12_000, 12_000, 7]
+
+
+def test_ids_of_any_size_cost_no_more_than_small_ones():
+    """Loops over, or arrays of, all numbers up to the largest id would take minutes, or 16 GB."""
+    histories = {2**31 - 1: [5, 2**31 - 1, 6, 7], 4: [2**31 - 1, 5, 6]}
+    dataset = make_dataset(histories, itemnum=2**31 - 1)
+
+    _, hr = evaluate_popularity(dataset, seed=0, num_neg_test=3)
+
+    assert hr == 1
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

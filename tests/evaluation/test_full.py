@@ -94,20 +94,40 @@ def test_metrics_are_those_of_an_independent_library(dataset, kind, split, exclu
 
 @pytest.mark.usefixtures("_block_size")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ties_count_against_the_model(dataset, dtype):
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "mean"])
+def test_ties_count_against_the_model_for_it_or_in_all_orders(dataset, dtype, ties):
     model = make(dtype=dtype)
     with torch.no_grad():  # all items alike, by vectors whose products need rounding
         model.item_embedding_layer.weight[1:] = torch.randn(5, dtype=dtype)
 
-    metrics = evaluate_full(model, dataset, ks=(200, 250))
+    metrics = evaluate_full(model, dataset, ks=(200, 250), ties=ties)
 
-    # A rank is the number of unseen items, at least 250 - 32 of them.
-    assert metrics.hr[200] == 0
-    assert metrics.hr[250] == 1
+    # The worst rank is the number of other unseen items, at least 250 - 32 of them.
     unseen = [
         NUM_ITEMS - len({*history, target}) for _, history, target in trials_of(dataset, "test")
     ]
-    assert metrics.mrr == pytest.approx(np.mean(1 / (np.array(unseen) + 1)))
+    ranks = {
+        "pessimistic": [[n] for n in unseen],
+        "optimistic": [[0] for _ in unseen],
+        "mean": [range(n + 1) for n in unseen],
+    }[ties]
+    assert metrics.hr[250] == 1
+    for got, gain in (
+        (metrics.hr[200], lambda rank: rank < 200),
+        (metrics.ndcg[250], lambda rank: 1 / np.log2(rank + 2)),
+        (metrics.map[200], lambda rank: (rank < 200) / (rank + 1)),
+        (metrics.mrr, lambda rank: 1 / (rank + 1)),
+    ):
+        of_users = [np.mean([gain(rank) for rank in of_user]) for of_user in ranks]
+        assert got == pytest.approx(np.mean(of_users), rel=1e-9)
+
+
+def test_ties_count_against_the_model_unless_asked_otherwise(dataset):
+    model = make()
+    with torch.no_grad():
+        model.item_embedding_layer.weight[1:] = 1
+
+    assert evaluate_full(model, dataset).hr[20] == 0
 
 
 def test_all_users_are_measured_whatever_the_groups(dataset, monkeypatch):
@@ -142,6 +162,7 @@ def test_a_dataset_larger_than_the_model_is_an_error(dataset):
         ({"ks": ()}, "ks must have at least one cut-off"),
         ({"ks": (5, 0)}, "each of ks must be an integer of at least 1, got 0"),
         ({"split": "train"}, "split must be one of .*valid.*test.*, got 'train'"),
+        ({"ties": "none"}, r"ties must be one of \(.*\), got 'none'"),
         ({"eval_batch_size": 0}, "eval_batch_size must be an integer of at least 1, got 0"),
     ],
 )

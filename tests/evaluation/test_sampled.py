@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.evaluation import NUM_ITEMS, Stub, by_history, constant
+from support.evaluation import NUM_ITEMS, Stub, by_history, constant, make_dataset
 
 from ssept_ext import SSEPT
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.packed import pack
 from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
-from ssept_ext.evaluation.metrics import ndcg_and_hr, ranks_of_first
+from ssept_ext.evaluation.metrics import count_above, ndcg_and_hr
 from ssept_ext.evaluation.sampled import (
     evaluate,
     evaluate_popularity,
@@ -84,8 +84,30 @@ def test_sse_pt_ranks_as_its_predict_does_user_by_user(dataset):
     assert metrics == pytest.approx(expected, rel=1e-12)
 
 
-def test_ties_count_against_the_model(dataset):
-    assert evaluate(Stub(constant), dataset, seed=0) == (0, 0)
+CONSTANT = {
+    "pessimistic": (0, 0),
+    "optimistic": (1, 1),
+    "mean": (sum(1 / math.log2(rank + 2) for rank in range(10)) / 21, 10 / 21),
+}
+"""NDCG and HR of a model that cannot tell the 21 candidates apart."""
+
+
+@pytest.mark.parametrize("ties", CONSTANT)
+def test_ties_count_against_the_model_for_it_or_in_all_orders(dataset, ties):
+    expected = pytest.approx(CONSTANT[ties], rel=1e-12)
+    model = Stub(constant)
+
+    trials = draw_candidates(dataset, "test", num_neg_test=20, seed=0)
+    repeated = evaluate_repeated(model, dataset, 2, ties=ties)
+
+    assert rank_candidates(model, trials, ties=ties) == expected
+    assert evaluate(model, dataset, ties=ties) == expected
+    assert evaluate_valid(model, dataset, ties=ties) == expected
+    assert (repeated.ndcg_mean, repeated.hr_mean) == expected
+
+
+def test_ties_count_against_the_model_unless_asked_otherwise(dataset):
+    assert evaluate(Stub(constant), dataset) == evaluate_valid(Stub(constant), dataset) == (0, 0)
 
 
 def test_a_negative_that_is_the_held_out_item_ties_with_it():
@@ -100,7 +122,8 @@ def test_a_negative_that_is_the_held_out_item_ties_with_it():
 
 
 def test_a_large_part_of_the_score_that_is_the_users_does_not_make_ties(dataset):
-    model = SSEPT(item_num=NUM_ITEMS, user_num=61, seq_max_len=5, embedding_dim=4, conv_dims=[8, 8])
+    sizes = {"item_num": NUM_ITEMS, "user_num": 61, "seq_max_len": 5, "num_neg_test": 20}
+    model = SSEPT(**sizes, embedding_dim=4, conv_dims=[8, 8])
     with torch.no_grad():
         model.user_embedding_layer.weight *= 1e8
 
@@ -114,27 +137,57 @@ def test_a_model_that_knows_the_answer_gets_one(dataset):
     answer = torch.zeros(dataset.usernum + 1, dtype=torch.int64)
     for user, items in dataset.user_test.items():
         answer[user] = items[0] if items else 0
-    # By default the answer may be among the negatives, and then ties with itself.
     model = Stub(lambda batch, items: (items == answer[batch.users][:, None]).float())
 
-    assert evaluate(model, dataset, seed=0, exclude="all") == (1, 1)
+    assert evaluate(model, dataset, seed=0) == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:num_neg_test is 100, but 200 of 200 users have fewer items")
+@pytest.mark.parametrize("exclude", ["train", "all"])
+def test_the_answer_is_never_its_own_negative_however_few_items_there_are(exclude):
+    """10 items in a cycle: a model that knows them must not be measured as if it knew nothing."""
+    cycle = {u: [(u + step) % 10 + 1 for step in range(6)] for u in range(200)}
+    dataset = make_dataset({user + 1: items for user, items in cycle.items()}, itemnum=10)
+    tensors = [torch.from_numpy(dataset.histories(s).oldest()) for s in ("valid", "test")]
+    valid, test = (torch.cat([torch.zeros(1, dtype=torch.int64), of]) for of in tensors)
+    knows = {
+        answers: Stub(
+            lambda batch, items, of=of: (items == of[batch.users][:, None]).float(),
+            num_neg_test=100,
+        )
+        for answers, of in (("valid", valid), ("test", test))
+    }
+
+    assert evaluate(knows["test"], dataset, exclude=exclude) == (1, 1)
+    assert evaluate_valid(knows["valid"], dataset, exclude=exclude) == (1, 1)
+    assert evaluate_repeated(knows["test"], dataset, 2, exclude=exclude).ndcg_mean == 1
 
 
 @pytest.mark.parametrize(
     ("rank", "ndcg", "hr"), [(0, 1, 1), (2, 0.5, 1), (9, 1 / math.log2(11), 1), (10, 0, 0)]
 )
 def test_metrics_of_one_rank(rank, ndcg, hr):
-    assert ndcg_and_hr(torch.tensor([rank])) == pytest.approx((ndcg, hr))
+    assert ndcg_and_hr(torch.tensor([[rank]])) == pytest.approx((ndcg, hr))
 
 
 def test_metrics_are_averaged_over_users():
-    assert ndcg_and_hr(torch.tensor([0, 2, 50, 60])) == pytest.approx((1.5 / 4, 2 / 4))
+    assert ndcg_and_hr(torch.tensor([[0], [2], [50], [60]])) == pytest.approx((1.5 / 4, 2 / 4))
 
 
-def test_rank_is_the_number_of_other_candidates_that_score_at_least_as_high():
-    scores = torch.tensor([[2.0, 1.0, 2.0, 3.0], [5.0, 1.0, 2.0, 3.0]])
+@pytest.mark.parametrize(
+    ("ties", "ranks"),
+    [("pessimistic", [[2], [0]]), ("optimistic", [[1], [0]]), ("mean", [[1, 2], [0, 0]])],
+)
+def test_rank_is_the_number_of_others_that_score_higher_or_the_same(ties, ranks):
+    scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
 
-    assert ranks_of_first(scores).tolist() == [2, 0]
+    assert count_above(scores, torch.tensor([[2.0], [5.0]]), ties).tolist() == ranks
+
+
+def test_metrics_between_two_ranks_are_averaged_over_all_of_them():
+    ndcg = sum(1 / math.log2(rank + 2) for rank in (8, 9)) / 4
+
+    assert ndcg_and_hr(torch.tensor([[8, 11]])) == pytest.approx((ndcg, 2 / 4), rel=1e-12)
 
 
 def test_the_result_does_not_depend_on_the_batch_size(dataset):
@@ -165,9 +218,8 @@ def test_scores_that_are_not_finite_never_rank(dataset, bad):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_scores_in_evaluation_mode_without_gradients_and_gets_its_mode_back(
-    dataset, training
-):
+def test_scores_have_no_gradients_and_leave_the_model_in_its_mode(dataset, training):
+    """Another thread may be training it: without dropout and SSE for a moment, were the mode switched."""
     modes = set()
 
     def rule(batch, candidates):
@@ -177,19 +229,7 @@ def test_the_model_scores_in_evaluation_mode_without_gradients_and_gets_its_mode
     model = Stub(rule).train(training)
     evaluate(model, dataset)
 
-    assert modes == {(False, True)}
-    assert model.training is training
-
-
-def test_the_model_gets_its_mode_back_after_an_error(dataset):
-    def fail(batch, candidates):
-        raise RuntimeError("planted")
-
-    model = Stub(fail)
-    with pytest.raises(RuntimeError, match="planted"):
-        evaluate(model, dataset)
-
-    assert model.training
+    assert modes == {(training, True)}
 
 
 @pytest.mark.parametrize(
@@ -211,6 +251,10 @@ def test_a_dataset_larger_than_the_model_is_an_error(dataset, sizes, message):
         ({"eval_batch_size": 0}, "eval_batch_size must be an integer of at least 1, got 0"),
         ({"eval_batch_size": 1.5}, "eval_batch_size must be an integer of at least 1, got 1.5"),
         ({"seed": -1}, "non-negative"),
+        ({"ties": "worst"}, r"ties must be one of \(.*\), got 'worst'"),
+        ({"ties": ["mean"]}, r"ties must be one of \(.*\), got \['mean'\]"),
+        ({"max_users": 0}, "max_users must be an integer of at least 1, got 0"),
+        ({"max_users": 1e4}, "max_users must be an integer of at least 1, got 10000.0"),
     ],
 )
 def test_bad_options_are_errors(dataset, options, message):
@@ -225,36 +269,56 @@ def test_popularity_ranks_the_same_candidates_by_their_training_events(dataset, 
     model = Stub(lambda batch, candidates: counts[candidates])
     rank_candidates = {"valid": evaluate_valid, "test": evaluate}[split]
 
-    popularity = evaluate_popularity(dataset, seed=4, num_neg_test=20, exclude=exclude, split=split)
+    options = {"seed": 4, "exclude": exclude, "max_users": 30, "ties": "mean"}
+    popularity = evaluate_popularity(dataset, num_neg_test=20, split=split, **options)
 
-    assert popularity == rank_candidates(model, dataset, seed=4, exclude=exclude)
+    assert popularity == rank_candidates(model, dataset, **options)
     assert 0 < popularity[0] < 1
 
 
-def test_popularity_needs_a_negative(dataset):
-    with pytest.raises(ValueError, match="num_neg_test must be an integer of at least 1, got 0"):
-        evaluate_popularity(dataset, num_neg_test=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_neg_test": 0}, "num_neg_test must be an integer of at least 1, got 0"),
+        ({"ties": "best"}, "ties must be one of .*, got 'best'"),
+    ],
+)
+def test_popularity_is_as_strict_about_its_options(dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_popularity(dataset, **options)
 
 
-def test_repeats_have_the_mean_and_the_spread_of_separate_measurements(dataset):
+@pytest.mark.parametrize("max_users", [10, None])
+def test_repeats_are_evaluations_with_consecutive_seeds(dataset, max_users):
     model = Stub(by_history)
-    trials = draw_candidates(dataset, "test", num_neg_test=4 * 20, seed=5)
-    separate = np.array(
-        [
-            rank_candidates(
-                model,
-                EvaluationCandidates("test", trials.inputs, trials.candidates[:, [0, *group]]),
-            )
-            for group in np.arange(1, 81).reshape(4, 20)
-        ]
-    )
+    options = {"exclude": "all", "split": "valid", "max_users": max_users}
+    separate = np.array([evaluate(model, dataset, seed, **options) for seed in (5, 6, 7, 8)])
 
-    repeated = evaluate_repeated(model, dataset, n_repeats=4, seed=5, eval_batch_size=9)
+    repeated = evaluate_repeated(model, dataset, 4, 5, eval_batch_size=9, **options)
 
     means, deviations = separate.mean(0), separate.std(0, ddof=1)
     assert (repeated.ndcg_mean, repeated.hr_mean) == pytest.approx(means.tolist())
     assert (repeated.ndcg_std, repeated.hr_std) == pytest.approx(deviations.tolist())
     assert repeated.ndcg_std > 0
+
+
+def test_repeats_without_a_seed_are_fresh(dataset):
+    model = Stub(by_history)
+
+    assert evaluate_repeated(model, dataset) != evaluate_repeated(model, dataset)
+
+
+def test_users_are_drawn_anew_in_each_repeat(dataset):
+    """Knowing the answers of odd users alone, a model is as good as there are odd users in the draw."""
+    answers = torch.zeros(dataset.usernum + 1, dtype=torch.int64)
+    for user, items in dataset.user_test.items():
+        answers[user] = items[0] if items and user % 2 else 0
+    model = Stub(lambda batch, items: (items == answers[batch.users][:, None]).float())
+
+    spread = [evaluate_repeated(model, dataset, seed=0, max_users=n).hr_std for n in (10, None)]
+
+    assert spread[0] > 0.05
+    assert spread[1] == pytest.approx(0, abs=1e-12)
 
 
 def test_one_repeat_has_no_spread(dataset):

@@ -1,8 +1,12 @@
 """Blocks of scores."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from ssept_ext import SSEPT
+from ssept_ext.data.synthetic import synthetic
 from ssept_ext.ranking import catalogue
 from ssept_ext.ranking.catalogue import score_blocks
 
@@ -34,3 +38,44 @@ def test_blocks_are_bounded_and_cover_each_item_once(monkeypatch):
     torch.testing.assert_close(
         torch.cat([block for _, block in blocks], 1)[:, :300], queries @ items[1:].T
     )
+
+
+def test_nothing_but_the_last_block_is_copied(monkeypatch):
+    """One user's scores of a million items fit in one block: a copy of the table would cost more than they do."""
+    monkeypatch.setattr(catalogue, "ITEMS_AT_A_TIME", 400)
+    copied = []
+
+    def cat(tensors, *arguments):
+        copied.append(len(tensors[0]))
+        return torch.cat(tensors, *arguments)
+
+    monkeypatch.setattr(catalogue, "torch", SimpleNamespace(cat=cat, mm=torch.mm))
+    queries, items = torch.randn(1, 3), torch.randn(1001, 3)
+
+    blocks = [block.clone() for _, block in score_blocks(queries, items)]
+
+    assert copied == [1000 - 2 * 384]
+    torch.testing.assert_close(torch.cat(blocks, 1)[:, :1000], queries @ items[1:].T)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda model, data: model.evaluate(data),
+        lambda model, data: model.evaluate_full(data),
+        lambda model, data: model.recommend(data, k=1),
+        lambda model, data: model.similar_items([1]),
+        lambda model, data: model.user_state([1, 2]),
+        lambda model, data: model.predict({"user": [1], "input_seq": [[1]], "candidate": [[2]]}),
+    ],
+    ids=["evaluate", "evaluate_full", "recommend", "similar_items", "user_state", "predict"],
+)
+def test_scoring_never_switches_the_mode_of_a_model_that_another_thread_trains(monkeypatch, score):
+    data = synthetic(num_users=5)
+    sizes = {"embedding_dim": 4, "conv_dims": [4, 8], "num_neg_test": 5, "dropout_rate": 0.9}
+    model = SSEPT(item_num=data.itemnum, user_num=data.usernum, seq_max_len=4, **sizes)
+    monkeypatch.setattr(model, "train", pytest.fail)
+
+    score(model, data)
+
+    assert model.training
