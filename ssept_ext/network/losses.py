@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LossName = Literal["bce", "gbce", "bpr", "sampled_softmax", "softmax"]
+LogQCorrection = Literal["all", "negatives"]
+"""Which logits `sampled_softmax` corrects."""
 
 # `softmax` computes the logits in tiles of this many tokens and items: 16 MiB in float32.
 TILE = (2048, 2048)
@@ -71,7 +74,12 @@ def bpr(logits: Tensor, positives: Tensor) -> Tensor:
     return _mean(F.softplus(wide[:, 1:] - wide[:, :1]).mean(1), positives)
 
 
-def sampled_softmax(logits: Tensor, positives: Tensor, log_q: Tensor | None = None) -> Tensor:
+def sampled_softmax(
+    logits: Tensor,
+    positives: Tensor,
+    log_q: Tensor | None = None,
+    logq_correction: LogQCorrection = "all",
+) -> Tensor:
     """Cross-entropy of the softmax over the positive and its negatives.
 
     Averaged over the tokens that have a target.
@@ -83,11 +91,24 @@ def sampled_softmax(logits: Tensor, positives: Tensor, log_q: Tensor | None = No
     log_q
         (N, 1 + K) log-probability of drawing each item as a negative. It is subtracted from the logits (Bengio &
         Senécal 2008; Yi et al., RecSys 2019), so that popular items are not penalised for being drawn more often.
-        None for uniform negatives, for which the correction cancels.
+        None for uniform negatives, for which the correction of all logits cancels.
+    logq_correction
+        "all", or "negatives": the positive is always there, not drawn, so its logit needs no correction, and
+        `log q + log K` is subtracted from the K negatives' alone. Their sum then estimates that over all other items,
+        and the gradient is that of Khrylchenko et al., RecSys 2025 (arXiv 2507.09331).
+
+    Examples
+    --------
+    >>> log_q = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    >>> sampled_softmax(torch.zeros(1, 3), torch.tensor([7]), log_q, "negatives").exp()  # 1 + (4 + 4) / 2
+    tensor(5.)
     """
     wide = _wide(logits)
-    if log_q is not None:
+    if log_q is not None and logq_correction == "all":
         wide = wide - log_q
+    elif log_q is not None:
+        num_drawn = log_q[:, 1:] + math.log(log_q.shape[1] - 1)  # log of the expected number
+        wide = torch.cat([wide[:, :1], wide[:, 1:] - num_drawn], 1)
     return _mean(wide.logsumexp(1) - wide[:, 0], positives)
 
 

@@ -135,6 +135,7 @@ class SequentialRecommender(nn.Module):
         *,
         gbce_t: float = 0.75,
         negative_log_probs: Tensor | None = None,
+        logq_correction: losses.LogQCorrection = "all",
         seed: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch, by the function in `ssept_ext.network.losses` that `loss` names.
@@ -150,6 +151,8 @@ class SequentialRecommender(nn.Module):
         negative_log_probs
             (item_num + 1,) for "sampled_softmax": log-probability of drawing each item as a
             negative; None for uniform negatives.
+        logq_correction
+            Which logits these correct, see `losses.sampled_softmax`.
         seed
             (1,) int64 on the model's device, for dropout and SSE; drawn on the host from torch's global
             generator if not given.
@@ -168,7 +171,7 @@ class SequentialRecommender(nn.Module):
             return losses.bpr(logits, batch.positives)
         if loss == "sampled_softmax":
             log_q = None if negative_log_probs is None else negative_log_probs[items]
-            return losses.sampled_softmax(logits, batch.positives, log_q)
+            return losses.sampled_softmax(logits, batch.positives, log_q, logq_correction)
         if loss == "bce":
             return losses.bce(logits, batch.positives)
         raise ValueError(f'loss must be one of {get_args(losses.LossName)}, got "{loss}"')

@@ -6,7 +6,7 @@ import math
 from dataclasses import InitVar, dataclass
 from typing import Literal
 
-from ssept_ext.network.losses import LossName
+from ssept_ext.network.losses import LogQCorrection, LossName
 from ssept_ext.utils.options import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -63,6 +63,10 @@ class TrainingOptions:
 
     loss: LossName = option("bce", "training loss, see ssept_ext.network.losses")
     gbce_t: float = option(0.75, 'degree of calibration of "gbce"', PROBABILITY)
+    logq_correction: LogQCorrection = option(
+        "all",
+        'which logits log Q corrects in "sampled_softmax": "negatives" leaves out the positive, which is not drawn',
+    )
     adam_betas: tuple[float, float] = option(
         (0.9, 0.999), "decay rates of Adam's moments", PROPER_FRACTION
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,10 @@ def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingO
     log_probs = None
     if options.loss == "sampled_softmax":
         drawn = getattr(sampler, "negative_log_probs", None)
+        if (
+            drawn is None and options.logq_correction == "negatives"
+        ):  # uniform: does not cancel then
+            drawn = np.full(model.item_num + 1, -np.log(model.item_num))
         if drawn is not None:
             log_probs = torch.from_numpy(drawn).float().to(model.device)
 
@@ -44,6 +49,7 @@ def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingO
                 loss=options.loss,
                 gbce_t=options.gbce_t,
                 negative_log_probs=log_probs,
+                logq_correction=options.logq_correction,
                 seed=seed,
             )
 

@@ -97,6 +97,41 @@ def test_sampled_softmax_divides_by_how_often_an_item_is_drawn():
     )
 
 
+def test_correcting_only_the_negatives_has_the_gradient_of_the_paper():
+    """Khrylchenko et al. 2025: the usual loss without the positive in the sum, times 1 - P(positive), held fixed."""
+    logits, q = double(6, 4).requires_grad_(), torch.rand(6, 4, dtype=torch.float64) / 4
+
+    def row_loss(rows):
+        row, q = rows
+        others = (row[1:].exp() / q[1:]).mean()
+        surprise = (others / (row[0].exp() + others)).detach()
+        return surprise * (others.log() - row[0])
+
+    loss = losses.sampled_softmax(logits, POSITIVES, q.log(), "negatives")
+
+    rows = list(zip(logits, q, strict=True))
+    expected = torch.stack([row_loss(rows[i]) for i in range(6) if POSITIVES[i] != 0]).mean()
+    (got,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(got, *torch.autograd.grad(expected, logits), rtol=1e-10, atol=1e-14)
+
+
+def test_negatives_corrected_alone_estimate_the_softmax_over_the_catalogue():
+    scores, q = double(21), torch.arange(1.0, 22, dtype=torch.float64) / 231
+    exact = scores.logsumexp(0) - scores[4]
+    others = torch.tensor([item for item in range(21) if item != 4])
+    drawn = others[torch.multinomial(q[others], 200_000, replacement=True)]
+    items = torch.cat([torch.tensor([4]), drawn])[None]
+    share = (q / q[others].sum()).log()
+
+    loss, usual = (
+        losses.sampled_softmax(scores[items], torch.tensor([4]), share[items], corrected)
+        for corrected in ("negatives", "all")
+    )
+
+    assert loss.item() == pytest.approx(exact.item(), abs=0.01)
+    assert abs(usual.item() - exact.item()) > 1
+
+
 def catalogue(num_tokens=11, num_items=23, width=5, dtype=torch.float64):
     """Hidden states, a table and targets, some of them none."""
     hidden = torch.randn(num_tokens, width, dtype=dtype, requires_grad=True)

@@ -159,6 +159,16 @@ def model_and_batch():
                 x, y.positives, torch.cat([y.positives[:, None], y.negatives], 1).log1p()
             ),
         ),
+        (
+            "sampled_softmax",
+            {"negative_log_probs": torch.arange(21.0).log1p(), "logq_correction": "negatives"},
+            lambda x, y: losses.sampled_softmax(
+                x,
+                y.positives,
+                torch.cat([y.positives[:, None], y.negatives], 1).log1p(),
+                "negatives",
+            ),
+        ),
     ],
 )
 def test_training_loss_is_the_loss_of_the_sampled_logits(name, options, formula):

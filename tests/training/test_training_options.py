@@ -21,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("_one_thread")
 
 
 @pytest.mark.parametrize("popularity_exponent", [0.0, 0.5])
-def test_sampled_softmax_corrects_for_how_the_sampler_draws(dataset, popularity_exponent):
+@pytest.mark.parametrize("correction", ["all", "negatives"])
+def test_sampled_softmax_corrects_for_how_the_sampler_draws(
+    dataset, popularity_exponent, correction
+):
     model = Stub()
     sampler = WarpSampler(
         dataset.user_train,
@@ -33,12 +36,15 @@ def test_sampled_softmax_corrects_for_how_the_sampler_draws(dataset, popularity_
         popularity_exponent=popularity_exponent,
     )
 
-    train(model, dataset, sampler, num_epochs=1, loss="sampled_softmax")
+    train(model, dataset, sampler, num_epochs=1, loss="sampled_softmax", logq_correction=correction)
 
     assert model.loss_options["loss"] == "sampled_softmax"
+    assert model.loss_options["logq_correction"] == correction
     log_probs = model.loss_options["negative_log_probs"]
     if popularity_exponent:
         assert torch.equal(log_probs, torch.from_numpy(sampler.negative_log_probs).float())
+    elif correction == "negatives":  # which does not cancel
+        assert log_probs.exp().tolist() == pytest.approx([1 / NUM_ITEMS] * (NUM_ITEMS + 1))
     else:
         assert log_probs is None
 
