@@ -24,7 +24,7 @@ TARGET = 0.60
 
 
 def time_to_ndcg(preset: str, run: Run) -> None:
-    settings = PRESETS[preset] | {"precision": "bf16", "val_epoch": 5}
+    settings = PRESETS[preset] | {"precision": "bf16", "val_epoch": 5, "validation": "sampled"}
     if run.options.quick:
         settings |= {"num_epochs": 2, "val_epoch": 1, "seq_max_len": 20}
         data = synthetic(num_users=100)

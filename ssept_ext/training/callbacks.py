@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ssept_ext import distributed
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.training.options import Validation
 from ssept_ext.utils.files import replace_file
 from ssept_ext.utils.optional import require
 
@@ -31,6 +32,8 @@ class EpochFigures:
     """Validation NDCG@10; None if the epoch was not validated."""
     val_hr: float | None
     """Validation HR@10; None if the epoch was not validated."""
+    validation: Validation | None
+    """What the validation ranked among; None if the epoch was not validated."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def csv_log(path: str | os.PathLike[str]) -> Callback:
     ...     with WarpSampler(data.user_train, data.usernum, data.itemnum, batch_size=10, maxlen=4) as sampler:
     ...         _ = model.train_model(data, sampler, num_epochs=1, batch_size=10, verbose=False, callbacks=[log])
     ...     Path(f"{folder}/metrics.csv").read_text().splitlines()[0]
-    'epoch,step,seconds,loss,val_ndcg,val_hr'
+    'epoch,step,seconds,loss,val_ndcg,val_hr,validation'
     """
     path = Path(path)
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from ssept_ext.training.options import Validation
+
 EPOCHS_PER_LINE = 10
 
 
@@ -45,9 +47,10 @@ class Display:
         self._bar.set_postfix_str(self._figures, refresh=False)
         self._bar.update(num_done - self._bar.n)
 
-    def validated(self, ndcg: float, hr: float) -> None:
+    def validated(self, ndcg: float, hr: float, validation: Validation) -> None:
         """Show the metrics of a validation."""
-        self._validation = f", valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}"
+        among = " of all items" if validation == "full" else ""
+        self._validation = f", valid NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}{among}"
         self._bar.set_postfix_str(f"{self._figures}{self._validation}")
 
     def epoch_is_over(self, epoch: int) -> None:

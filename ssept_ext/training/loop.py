@@ -39,11 +39,9 @@ from torch import Tensor
 
 from ssept_ext import distributed, ops
 from ssept_ext.data.packed import PackedBatch, align, pack
-from ssept_ext.evaluation.candidates import (
-    EvaluationCandidates,
-    check_dataset_fits,
-    draw_candidates,
-)
+from ssept_ext.evaluation.candidates import check_dataset_fits, draw_candidates, measurable_users
+from ssept_ext.evaluation.full import evaluate_full
+from ssept_ext.evaluation.metrics import CUTOFF
 from ssept_ext.evaluation.sampled import rank_candidates
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.protocols import PackingSampler, Sampler
@@ -192,7 +190,7 @@ def train_run(
 ) -> None:
     """Train until the run is over, as `train_model` does, but let a KeyboardInterrupt pass."""
     model, loop = run.model, run.loop
-    candidates = _validation_candidates(model, dataset) if loop.val_epoch else None
+    validate = _validation(run, dataset) if loop.val_epoch else None
     next_batch = _batch_source(run.sampler, model.seq_max_len)
     if checkpoint is not None:
         run.resume(checkpoint)
@@ -208,10 +206,10 @@ def train_run(
                     _run_epoch(run, next_batch, display, stop)
                 if not stop:
                     run.end_epoch()
-                    if candidates is not None and epoch % loop.val_epoch == 0:
-                        ndcg, hr = rank_candidates(model, candidates, loop.eval_batch_size)
+                    if validate is not None and epoch % loop.val_epoch == 0:
+                        ndcg, hr = validate()
                         run.note_validation(ndcg, hr)
-                        display.validated(ndcg, hr)
+                        display.validated(ndcg, hr, run.options.validation)
             if run.epoch == epoch:
                 display.epoch_is_over(epoch)
                 run.call(callbacks)
@@ -225,10 +223,20 @@ def train_run(
         raise TrainingInterrupted(message, stop.first)
 
 
-def _validation_candidates(
-    model: SequentialRecommender, dataset: SASRecDataSet
-) -> EvaluationCandidates:
-    return draw_candidates(dataset, "valid", num_neg_test=model.num_neg_test, seed=VALIDATION_SEED)
+def _validation(run: Run, dataset: SASRecDataSet) -> Callable[[], tuple[float, float]]:
+    """Return a function that validates the model: (NDCG@10, HR@10)."""
+    model, batch_size = run.model, run.loop.eval_batch_size
+    if run.options.validation == "sampled":
+        num_neg_test, seed = model.num_neg_test, VALIDATION_SEED
+        candidates = draw_candidates(dataset, "valid", num_neg_test=num_neg_test, seed=seed)
+        return lambda: rank_candidates(model, candidates, batch_size)
+    measurable_users(dataset, "valid")  # raises an error before training if there are none
+
+    def rank_all() -> tuple[float, float]:
+        full = evaluate_full(model, dataset, (CUTOFF,), split="valid", eval_batch_size=batch_size)
+        return full.ndcg[CUTOFF], full.hr[CUTOFF]
+
+    return rank_all
 
 
 def _run_epoch(

@@ -19,6 +19,8 @@ from ssept_ext.utils.options import (
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["float32", "tf32", "bf16"]
+Validation = Literal["sampled", "full"]
+"""What a validation ranks the held-out item among: negatives, as recommenders does, or all items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,11 @@ class TrainingOptions:
     )
     bf16: InitVar[bool | None] = None
     """Older spelling of `precision`: True means "bf16"."""
+    validation: Validation = option(
+        "sampled",
+        'what validations rank among: "sampled" negatives (the default of train_model) or the "full" catalogue (that '
+        "of fit and ssept train)",
+    )
     patience: int = option(
         0, "stop after this many validations without improvement; 0 for never", NOT_NEGATIVE
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from ssept_ext.utils.files import replace_file
 from ssept_ext.utils.optional import require
@@ -13,7 +13,7 @@ from ssept_ext.utils.optional import require
 Axis = Literal["epoch", "step", "seconds"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
-_PANELS = {"loss": "training loss", "val_ndcg": "validation NDCG@10"}
+_COLUMNS = ("loss", "val_ndcg")
 # Matplotlib repeats its colours after ten curves: each ten get another marker.
 _COLOURS, _MARKERS = 10, (".", "x", "^", "s")
 
@@ -41,12 +41,14 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
     """
     figures = require("matplotlib.figure", "plot")
     curves = {name: _read(path, over) for name, path in logs.items()}
+    among = sorted({kind for curve in curves.values() for kind in curve.validations})
+    titles = {"loss": "training loss", "val_ndcg": ", ".join(["validation NDCG@10", *among])}
     height = 3.8 + 0.21 * len(logs)  # inches, with room for the legend's names
     figure = figures.Figure(figsize=(11, height), layout="constrained")
-    for axes, (column, title) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
+    for axes, (column, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
             marker = _MARKERS[number // _COLOURS % len(_MARKERS)]
-            axes.plot(*curve[column], marker=marker, markersize=4, label=name)
+            axes.plot(*curve.points[column], marker=marker, markersize=4, label=name)
         axes.set(xlabel="seconds of training" if over == "seconds" else over, ylabel=title)
         axes.xaxis.get_major_locator().set_params(integer=over != "seconds")
         axes.grid(alpha=0.3)
@@ -56,8 +58,14 @@ def plot_curves(logs: Mapping[str, Path], out: Path, over: Axis = "epoch") -> No
     replace_file(out, lambda part: figure.savefig(part, format=kind, dpi=150))
 
 
-def _read(path: Path, over: Axis) -> dict[str, tuple[list[float], list[float]]]:
-    """Return the x and y values of the curve in each panel."""
+class _Curves(NamedTuple):
+    points: dict[str, tuple[list[float], list[float]]]
+    """The x and y values of the curve in each panel."""
+    validations: set[str]
+    """What was ranked among."""
+
+
+def _read(path: Path, over: Axis) -> _Curves:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
@@ -65,8 +73,13 @@ def _read(path: Path, over: Axis) -> dict[str, tuple[list[float], list[float]]]:
     try:
         points = {
             column: [(float(row[over]), float(row[column])) for row in rows if row[column] != ""]
-            for column in _PANELS
+            for column in _COLUMNS
         }
+        # Earlier versions ranked among samples, and had no column for it.
+        validations = {row.get("validation") or "sampled" for row in rows if row["val_ndcg"]}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or no log of a training: {error!r}") from error
-    return {column: ([x for x, _ in xy], [y for _, y in xy]) for column, xy in points.items()}
+    return _Curves(
+        {column: ([x for x, _ in xy], [y for _, y in xy]) for column, xy in points.items()},
+        validations,
+    )

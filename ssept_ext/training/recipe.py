@@ -60,8 +60,8 @@ class Recipe(Generic[Model]):
     ) -> Recipe[Model]:
         """Start from a preset, by default the class's own, and change some of its options.
 
-        Unless `changes` has `warmup_steps`, the preset's warm-up is cut to at most a tenth of all steps, whose number
-        depends on `num_users`.
+        Validations rank all items, unless `changes` has a `validation`. Unless it has `warmup_steps`, the preset's
+        warm-up is cut to at most a tenth of all steps, whose number depends on `num_users`.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Recipe(Generic[Model]):
         """
         # By config: the name of a class that a user derives is not one of ours.
         base = "SSEPT" if issubclass(kind.config_class, SSEPTConfig) else "SASREC"
-        options = preset_options(base, preset)
+        options = {"validation": "full", **preset_options(base, preset)}
         recipe = cls.from_options(kind, {**options, **changes})
         if "warmup_steps" in changes:
             return recipe

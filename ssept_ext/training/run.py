@@ -168,7 +168,9 @@ class Run:
         ):
             was_validated = val_epoch and i % val_epoch == 0
             ndcg, hr = next(validations) if was_validated else (None, None)
-            epochs.append(EpochFigures(i, i * self.num_steps, round(seconds, 3), loss, ndcg, hr))
+            how = self.options.validation if was_validated else None
+            step = i * self.num_steps
+            epochs.append(EpochFigures(i, step, round(seconds, 3), loss, ndcg, hr, how))
         return epochs
 
     def where(self) -> str:
@@ -185,12 +187,14 @@ class Run:
         settings = {
             "model": type(self.model).__name__,
             **asdict(self.model.config),
-            **asdict(self.options),
             "learning_rate": self.loop.learning_rate,
             "val_epoch": self.loop.val_epoch,
+            **asdict(self.options),
             "steps of an epoch": self.num_steps,
             **{f"{name} of the sampler": value for name, value in self.sampler.settings.items()},
         }
+        if not self.loop.val_epoch:
+            del settings["validation"]
         if self.options.schedule != "constant":
             settings["num_epochs"] = self.loop.num_epochs
         plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -231,13 +235,14 @@ class Run:
         state = load_training(folder)
         if state is None:
             return
-        if "precision" not in state.settings:  # saved by a version that only had `bf16`
-            state.settings["precision"] = TrainingOptions(bf16=state.settings.get("bf16")).precision
+        # Earlier versions did not have all options; `precision` was called `bf16`.
+        then = TrainingOptions(bf16=state.settings.get("bf16"))
+        saved = asdict(then) | state.settings
         for name, value in self.settings().items():
-            if state.settings.get(name) != value:
+            if saved.get(name) != value:
                 raise ValueError(
-                    f"checkpoint {folder} was saved by a training with {name} = "
-                    f"{state.settings.get(name)!r}, got {value!r}"
+                    f"checkpoint {folder} was saved by a training with {name} = {saved.get(name)!r}, "
+                    f"got {value!r}"
                 )
         self.model.load_state_dict(state.model)
         moments: dict[int, dict[str, Tensor]] = {}

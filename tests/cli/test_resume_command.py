@@ -131,8 +131,9 @@ def test_a_run_interrupted_twice_ends_like_one_that_was_not(data, tmp_path, caps
 
 def test_a_run_that_runs_out_of_patience_is_finished(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ssept_ext.training.loop.rank_candidates", lambda *_: (0.5, 0.5))
+    options = ("--val-epoch", "1", "--validation", "sampled", "--patience", "2")
 
-    assert train(data, "--val-epoch", "1", "--patience", "2", epochs="9") == 0
+    assert train(data, *options, epochs="9") == 0
 
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
     assert not (tmp_path / "run" / "training.safetensors").exists()
@@ -208,6 +209,7 @@ SAME_AS_OLD = [
     *("--sse-user-prob", "0", "--sse-item-prob", "0", "--no-sse-joint"),
     *("--learning-rate", "0.001", "--num-negatives", "1", "--loss", "bce"),
     *("--adam-betas", "0.9", "0.999", "--schedule", "constant", "--warmup-steps", "0"),
+    *("--validation", "sampled"),
 ]
 
 

@@ -49,7 +49,9 @@ def test_metrics_has_a_line_for_each_epoch(data, tmp_path):
 
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr"]
+    columns = ["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr", "validation"]
+    assert list(rows[0]) == columns
+    assert [row["validation"] for row in rows] == ["", "full", ""]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["step"] for row in rows] == ["2", "4", "6"]
     seconds = [float(row["seconds"]) for row in rows]
@@ -131,6 +133,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         *("--popularity-exponent", "0.75", "--loss", "gbce", "--gbce-t", "0.5"),
         *("--adam-betas", "0.8", "0.98", "--schedule", "cosine", "--warmup-steps", "7"),
         *("--max-grad-norm", "2", "--precision", "tf32", "--patience", "4", "--restore-best"),
+        *("--logq-correction", "negatives"),
         epochs="3",
     )
 
@@ -155,6 +158,8 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
                 warmup_steps=7,
                 max_grad_norm=2.0,
                 precision="tf32",
+                logq_correction="negatives",
+                validation="full",
                 patience=4,
                 restore_best=True,
             )

@@ -71,17 +71,20 @@ def test_what_cannot_be_called_is_an_error_before_training():
         train([pytest.fail, "metrics.csv"])
 
 
-def test_the_csv_log_has_a_line_for_each_epoch(tmp_path):
+@pytest.mark.parametrize("validation", ["sampled", "full"])
+def test_the_csv_log_has_a_line_for_each_epoch(tmp_path, validation):
     path = tmp_path / "new" / "metrics.csv"
 
-    history = train([csv_log(path)])
+    history = train([csv_log(path)], validation=validation)
 
     rows = read(path)
-    assert list(rows[0]) == ["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr"]
+    columns = ["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr", "validation"]
+    assert list(rows[0]) == columns
     assert [row["step"] for row in rows] == ["4", "8", "12", "16"]
     assert [float(row["loss"]) for row in rows] == history["loss"]
     first, second = map(str, history["val_ndcg"])
     assert [row["val_ndcg"] for row in rows] == ["", first, "", second]
+    assert [row["validation"] for row in rows] == ["", validation, "", validation]
 
 
 def dies_in(epoch):

@@ -1,10 +1,11 @@
 """What a training shows on stderr."""
 
 import io
+import re
 import sys
 
 import pytest
-from support.ring import Stub, train
+from support.ring import Stub, make_ssept, train
 
 from ssept_ext.training.display import Display
 
@@ -19,6 +20,12 @@ def test_the_progress_bar_shows_loss_speed_and_validation(dataset, capfd):
     assert f"loss {history['loss'][0]:.4f}" in error
     assert "samples/s" in error
     assert f"valid NDCG@10 {history['val_ndcg'][0]:.4f}, HR@10 {history['val_hr'][0]:.4f}" in error
+
+
+def test_a_validation_by_full_ranking_says_so(dataset, capfd):
+    train(make_ssept(), dataset, num_epochs=1, val_epoch=1, validation="full", verbose=True)
+
+    assert re.search(r"valid NDCG@10 [\d.]+, HR@10 [\d.]+ of all items", capfd.readouterr().err)
 
 
 def test_verbose_false_is_silent(dataset, capfd):

@@ -8,6 +8,7 @@ import torch
 from support.raw_ids import HISTORIES, NUM_ITEMS, SIZES, interactions, rows
 
 from ssept_ext import SASREC, SSEPT
+from ssept_ext.checkpoint.training_state import load_training, save_training
 from ssept_ext.training import recipe
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
@@ -120,6 +121,8 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
         "warmup_steps": 3,
         "max_grad_norm": 1.0,
         "precision": "tf32",
+        "logq_correction": "negatives",
+        "validation": "sampled",
         "patience": 2,
         "restore_best": True,
     }
@@ -150,6 +153,20 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
     assert calls["settings"] == {"batch_size": 5, "maxlen": 4, "seed": 4, **sampler}
     assert calls["n_workers"] == 2
     assert calls["histories"].to_dict() == events.to_dataset().user_train
+
+
+def test_a_checkpoint_of_before_there_was_full_validation_is_taken_up_where_nothing_validates(
+    tmp_path,
+):
+    options = SIZES | {"num_epochs": 1, "checkpoint": tmp_path}
+    model = SSEPT.fit(interactions(HISTORIES), **options)
+    state = load_training(tmp_path)
+    state.settings.pop("validation", None)
+    save_training(state, tmp_path)
+
+    again = SSEPT.fit(interactions(HISTORIES), **options)
+
+    assert torch.equal(again.item_embedding_layer.weight, model.item_embedding_layer.weight)
 
 
 @pytest.mark.parametrize(("hold_out", "left"), [(True, 2), (False, 0)])

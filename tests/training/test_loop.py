@@ -133,12 +133,23 @@ def test_validation_every_val_epoch_on_the_same_candidates(dataset):
     assert last == evaluate_valid(model, dataset, seed=VALIDATION_SEED)
 
 
-def test_nobody_to_validate_on_is_an_error_before_training(dataset):
+def test_validation_by_full_ranking_ranks_all_items(dataset):
+    model = make_ssept()
+
+    history = train(model, dataset, num_epochs=1, val_epoch=1, validation="full")
+
+    full = model.evaluate_full(dataset, split="valid")
+    assert (history["val_ndcg"], history["val_hr"]) == ([full.ndcg[10]], [full.hr[10]])
+    assert history["val_hr"][0] < 1  # as it would be among 6 items
+
+
+@pytest.mark.parametrize("validation", ["sampled", "full"])
+def test_nobody_to_validate_on_is_an_error_before_training(dataset, validation):
     model = Stub()
     dataset.user_valid = {user: [] for user in dataset.user_train}
 
     with pytest.raises(ValueError, match="no user with a training event and a valid item"):
-        train(model, dataset, val_epoch=1)
+        train(model, dataset, val_epoch=1, validation=validation)
 
     assert model.batches == []
 

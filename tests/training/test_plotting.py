@@ -45,6 +45,17 @@ def test_each_training_is_a_curve_of_loss_and_one_of_ndcg(log, tmp_path, figures
     assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
 
 
+def test_the_axis_says_what_validations_ranked_among(log, tmp_path, figures):
+    full = tmp_path / "full.csv"
+    full.write_text(
+        "epoch,step,seconds,loss,val_ndcg,val_hr,validation\n1,4,0.5,3.0,0.1,0.2,full\n"
+    )
+
+    plot_curves({"first": log, "second": full}, tmp_path / "curves.png")
+
+    assert figures[0].axes[1].get_ylabel() == "validation NDCG@10, full, sampled"
+
+
 def test_many_trainings_can_be_told_apart(log, tmp_path, figures):
     plot_curves({str(run): log for run in range(15)}, tmp_path / "curves.png", "epoch")
 

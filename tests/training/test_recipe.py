@@ -28,7 +28,7 @@ def test_changes_go_before_the_preset_and_the_rest_of_the_preset_stays():
     }
     assert recipe.loop == LoopOptions(num_epochs=600, learning_rate=0.5)
     assert recipe.training == TrainingOptions(
-        loss="bpr", adam_betas=(0.9, 0.98), schedule="cosine", warmup_steps=200
+        loss="bpr", adam_betas=(0.9, 0.98), schedule="cosine", warmup_steps=200, validation="full"
     )
 
 
@@ -50,6 +50,7 @@ def test_a_warm_up_that_is_given_is_left_as_it_is():
         {},
         {"item_embedding_dim": 6, "user_embedding_dim": 4, "max_grad_norm": 1.0},
         {"conv_dims": [7, 150], "precision": "bf16", "num_negatives": 2, "val_epoch": 3},
+        {"validation": "sampled", "logq_correction": "negatives"},
     ],
     ids=str,
 )

@@ -239,6 +239,7 @@ def test_a_run_that_ran_out_of_patience_stays_ended(tmp_path, monkeypatch):
         ({"seed": 4}, "seed of the sampler = 3, got 4"),
         ({"window_sampling_prob": 0.6}, "window_sampling_prob of the sampler = 0.5, got 0.6"),
         ({"loss": "bpr"}, "loss = 'bce', got 'bpr'"),
+        ({"validation": "full"}, "validation = 'sampled', got 'full'"),
         ({"schedule": "cosine"}, "schedule = 'constant', got 'cosine'"),
     ],
 )
@@ -326,6 +327,19 @@ def test_a_state_of_another_format_is_named(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match=f"{TRAINING_FILE} has format 2, this version reads 3"):
         train(tmp_path)
+
+
+def test_a_training_of_before_there_was_an_option_goes_on_by_the_default(tmp_path, uninterrupted):
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, 1, [signal.SIGTERM])
+    state = load_training(tmp_path)
+    for name in ("validation", "logq_correction"):
+        del state.settings[name]
+    save_training(state, tmp_path)
+
+    with pytest.raises(ValueError, match="with validation = 'sampled', got 'full'"):
+        train(tmp_path, validation="full")
+    assert_same(train(tmp_path), uninterrupted)
 
 
 @pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "float32")])
