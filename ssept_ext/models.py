@@ -15,7 +15,12 @@ import torch
 from torch import nn
 
 from ssept_ext._extension import Backend
-from ssept_ext.checkpoint import load_checkpoint, load_recommenders, save_checkpoint
+from ssept_ext.checkpoint import (
+    load_checkpoint,
+    load_recommenders,
+    save_checkpoint,
+    state_dict_for_recommenders,
+)
 from ssept_ext.data.interactions import Interactions
 from ssept_ext.evaluation import evaluate, evaluate_full, evaluate_valid
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_arguments
@@ -73,6 +78,7 @@ class SASREC(PaddedInterface):
     item_vectors = item_vectors
     user_state = user_state
     save_pretrained = save_checkpoint
+    state_dict_for_recommenders = state_dict_for_recommenders
 
     @classmethod
     def fit(cls: type[Self], interactions: Interactions, **options: Any) -> Self:
@@ -105,7 +111,8 @@ class SASREC(PaddedInterface):
         ValueError
             If `folder` holds a model of another class. `SASREC` also loads an SSEPT, which is a subclass.
         """
-        model = load_checkpoint(_CLASSES, folder, backend, device)
+        classes: dict[str, type[SASREC]] = {**_CLASSES, cls.__name__: cls}
+        model = load_checkpoint(classes, folder, backend, device)
         if not isinstance(model, cls):
             raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}")
         return model

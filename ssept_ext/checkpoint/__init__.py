@@ -1,7 +1,7 @@
 """Checkpoints of models and of training runs. They use no pickle, so loading one cannot run code."""
 
 from ssept_ext.checkpoint.model import load_checkpoint, save_checkpoint
-from ssept_ext.checkpoint.recommenders import load_recommenders
+from ssept_ext.checkpoint.recommenders import load_recommenders, state_dict_for_recommenders
 from ssept_ext.checkpoint.training_state import TrainingState, load_training, save_training
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "load_training",
     "save_checkpoint",
     "save_training",
+    "state_dict_for_recommenders",
 ]

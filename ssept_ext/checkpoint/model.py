@@ -111,7 +111,7 @@ def save_checkpoint(
     True
     """
     kind = type(model)
-    if kind.__name__ not in _CLASS_NAMES or kind.__module__ != "ssept_ext.models":
+    if kind.__name__ not in _CLASS_NAMES or not kind.__module__.startswith("ssept_ext."):
         raise TypeError(f"model must be one of {', '.join(_CLASS_NAMES)}, got {kind.__name__}")
     if model.known is not None:
         _check_fits(model, model.known)

@@ -1,4 +1,4 @@
-"""Import of state dicts of recommenders' classes."""
+"""State dicts of recommenders' classes, both ways."""
 
 from __future__ import annotations
 
@@ -69,3 +69,37 @@ def load_recommenders(
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{foreign}: {error}") from error
     return model
+
+
+def state_dict_for_recommenders(model: SequentialRecommender) -> dict[str, Tensor]:
+    """Return the parameters as a state dict that recommenders' class loads, `strict=True` included.
+
+    There, layers of width 1 are convolutions, and each block has two layer norms that nothing uses.
+
+    Raises
+    ------
+    ValueError
+        If the architecture is "original", which recommenders does not have.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> model = SASREC(item_num=9, seq_max_len=4, num_blocks=1, embedding_dim=4, conv_dims=[4, 4])
+    >>> model.state_dict_for_recommenders()["encoder.enc_layers.0.ffn.conv_layer1.weight"].shape
+    torch.Size([4, 4, 1])
+    """
+    config = model.config
+    if config.architecture != "recommenders":
+        raise ValueError(
+            f'architecture must be "recommenders" for recommenders to load it, got "{config.architecture}"'
+        )
+    tensors = {
+        name: tensor.unsqueeze(2) if "conv_layer" in name and tensor.dim() == 2 else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    unused = model.item_embedding_layer.weight.detach().new_ones(config.hidden_size)
+    for block in range(config.num_blocks):
+        for norm in ("layernorm1", "layernorm2"):
+            prefix = f"encoder.enc_layers.{block}.{norm}"
+            tensors |= {f"{prefix}.weight": unused, f"{prefix}.bias": torch.zeros_like(unused)}
+    return tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args, overload
 
@@ -12,47 +12,48 @@ from numpy.typing import ArrayLike
 
 from ssept_ext.data.histories import Histories, IntArray, as_histories, check_ids
 from ssept_ext.data.text import group_by_user, read_events
+from ssept_ext.utils.checks import check_at_least
 
 Part: TypeAlias = Literal["all", "train", "valid", "test"]
 
 
-class _DictView:
+Dict: TypeAlias = dict[int, list[int]]
+
+
+class DictView:
     """A part of the histories as a dict, made at the first access.
 
     The dict belongs to the user then, who may change it, so the data set reads this part from it.
     """
 
-    def __init__(self, part: Part) -> None:
-        self._part: Part = part
+    def __init__(self, part: Part, make: Callable[[Dict], Dict] = dict) -> None:
+        self._part, self._make = part, make
 
     @overload
-    def __get__(self, dataset: None, owner: type) -> _DictView: ...
+    def __get__(self, dataset: None, owner: type) -> DictView: ...
     @overload
-    def __get__(self, dataset: SASRecDataSet, owner: type) -> dict[int, list[int]]: ...
-    def __get__(
-        self, dataset: SASRecDataSet | None, owner: type
-    ) -> _DictView | dict[int, list[int]]:
+    def __get__(self, dataset: SASRecDataSet, owner: type) -> Dict: ...
+    def __get__(self, dataset: SASRecDataSet | None, owner: type) -> DictView | Dict:
         if dataset is None:
             return self
         if self._part not in dataset._dicts:
-            dataset._dicts[self._part] = dataset.histories(self._part).to_dict()
+            dataset._dicts[self._part] = self._make(dataset.histories(self._part).to_dict())
         return dataset._dicts[self._part]
 
-    def __set__(self, dataset: SASRecDataSet, value: dict[int, list[int]]) -> None:
+    def __set__(self, dataset: SASRecDataSet, value: Dict) -> None:
         dataset._dicts[self._part] = value
 
 
 class SASRecDataSet:
     """Histories of users, oldest event first, and their leave-one-out split.
 
-    The last event of a user is the test item and the one before it the validation item. Users with
-    fewer than 3 events have training events only.
+    The last event of a user is the test item and the one before it the validation item, unless `split`
+    changes these numbers. Users with fewer than 3 events have training events only.
 
-    Histories are kept in flat arrays, which `histories` returns. The attributes of recommenders'
-    `SASRecDataSet` are built from them at the first access. A dict that was accessed or assigned
-    replaces the arrays for its part, so that changes to it are never ignored; this costs memory and time.
-    Unlike recommenders', this class reads and splits the file when it is constructed. Ids start at 1
-    and need not be consecutive: users without events have no entry in the dicts.
+    Histories are kept in flat arrays, which `histories` returns. The dicts are built from them at the first
+    access. A dict that was accessed or assigned replaces the arrays for its part, so that changes to it are
+    never ignored; this costs memory and time. Ids start at 1 and need not be consecutive: users without
+    events have no entry in the dicts.
 
     Attributes
     ----------
@@ -66,6 +67,8 @@ class SASRecDataSet:
         int, the largest user and item id. Embedding tables need one row more.
     filename, col_sep
         As given.
+    with_time
+        bool, whether the file has a third column, of times; None without a file.
 
     Examples
     --------
@@ -76,10 +79,10 @@ class SASRecDataSet:
     {1: [5], 2: []}
     """
 
-    User = _DictView("all")
-    user_train = _DictView("train")
-    user_valid = _DictView("valid")
-    user_test = _DictView("test")
+    User = DictView("all")
+    user_train = DictView("train")
+    user_valid = DictView("valid")
+    user_test = DictView("test")
 
     def __init__(
         self,
@@ -118,17 +121,26 @@ class SASRecDataSet:
             )
         self.filename = filename
         self.col_sep = col_sep
+        self.with_time: bool | None = None
         if histories is None:
             assert filename is not None
-            self._histories = group_by_user(*read_events(filename, col_sep))
+            columns = read_events(filename, col_sep)
+            self.with_time = columns.times is not None
+            self._hold(group_by_user(*columns))
         else:
-            self._histories = as_histories(histories)
+            self._hold(as_histories(histories))
             if not len(self._histories.items):
                 raise ValueError(f"histories of {len(self._histories.users)} users hold no events")
-        self._hold_out = hold_out
-        self._dicts: dict[Part, dict[int, list[int]]] = {}
-        self.usernum = int(self._histories.users.max())
-        self.itemnum = int(self._histories.items.max())
+        if not hold_out:
+            self.split(0, 0, 1)
+
+    def _hold(self, histories: Histories) -> None:
+        """Start from these histories, split by default."""
+        self._histories = histories
+        self._dicts: dict[Part, Dict] = {}
+        self._valid_size, self._test_size, self._min_interactions = 1, 1, 3
+        self.usernum = int(histories.users.max(initial=0))
+        self.itemnum = int(histories.items.max(initial=0))
 
     @cached_property
     def Items(self) -> set[int]:
@@ -182,31 +194,52 @@ class SASRecDataSet:
         start, end = self._bounds(np.diff(self._histories.offsets), part)
         return self._histories.users[start < end]
 
-    def split(self) -> None:
-        """Split the histories again, after changes to `User`.
+    def split(self, valid_size: int = 1, test_size: int = 1, min_interactions: int = 3) -> None:
+        """Split the histories again, into other parts or after changes to `User`.
 
         Changes to `user_train`, `user_valid` and `user_test` are lost.
+
+        Parameters
+        ----------
+        valid_size, test_size
+            Of each user, the last `test_size` events are the test part, and `valid_size` events before them
+            the validation part. Evaluations look for the first event of a part only.
+        min_interactions
+            Users with fewer events have training events only.
 
         Raises
         ------
         ValueError
-            If `User` holds an id that is not an integer from 1 to `MAX_ID`.
+            If a size is negative or `min_interactions` leaves no training event (names it), or `User` holds an
+            id that is not an integer from 1 to `MAX_ID`.
         """
+        held_out = sum(
+            check_at_least(name, size, 0)
+            for name, size in (("valid_size", valid_size), ("test_size", test_size))
+        )
+        if min_interactions < held_out + 1:
+            raise ValueError(
+                f"min_interactions must be at least valid_size + test_size + 1 = {held_out + 1}, "
+                f"got {min_interactions}"
+            )
         if "all" in self._dicts:
             self._histories = Histories.from_mapping(self._dicts["all"])
         self._dicts = {part: items for part, items in self._dicts.items() if part == "all"}
+        self._valid_size, self._test_size = valid_size, test_size
+        self._min_interactions = min_interactions
 
     def _split(self, histories: Histories, part: Part) -> Histories:
         return histories.between(*self._bounds(np.diff(histories.offsets), part))
 
     def _bounds(self, lengths: IntArray, part: Part) -> tuple[IntArray, IntArray]:
         """Where in histories of these lengths the events of `part` start and end."""
-        nothing = np.zeros_like(lengths)
-        held_out = (lengths >= 3).astype(np.int64) if self._hold_out else nothing
+        is_split = lengths >= self._min_interactions
+        start, test = np.zeros_like(lengths), lengths - self._test_size * is_split
+        valid = test - self._valid_size * is_split
         bounds = {
-            "all": (nothing, lengths),
-            "train": (nothing, lengths - 2 * held_out),
-            "valid": (lengths - 2 * held_out, lengths - held_out),
-            "test": (lengths - held_out, lengths),
+            "all": (start, lengths),
+            "train": (start, valid),
+            "valid": (valid, test),
+            "test": (test, lengths),
         }
         return bounds[part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,87 @@ from ssept_ext.network.config import SSEPTConfig
 from ssept_ext.network.recommender import SequentialRecommender
 
 Array = Tensor | npt.NDArray[Any]
+Rows = Sequence[npt.ArrayLike] | npt.NDArray[Any]
+Side = Literal["pre", "post"]
+
+
+def pad_sequences(
+    sequences: Rows,
+    maxlen: int,
+    padding: Side = "pre",
+    truncating: Side = "pre",
+    value: int = 0,
+) -> npt.NDArray[np.int64]:
+    """Make sequences equally long.
+
+    Parameters
+    ----------
+    sequences
+        B sequences of integers.
+    maxlen
+        Their length afterwards.
+    padding, truncating
+        Whether values are added, and left out, at the start ("pre") or at the end ("post").
+    value
+        What is added.
+
+    Returns
+    -------
+    npt.NDArray[np.int64]
+        (B, maxlen)
+
+    Raises
+    ------
+    ValueError
+        If `padding` or `truncating` is neither "pre" nor "post".
+
+    Examples
+    --------
+    >>> pad_sequences([[1, 2], [3, 4, 5, 6]], maxlen=3)
+    array([[0, 1, 2],
+           [4, 5, 6]])
+    """
+    for name, side in (("padding", padding), ("truncating", truncating)):
+        if side not in ("pre", "post"):
+            raise ValueError(f'{name} must be "pre" or "post", got {side!r}')
+    padded = np.full((len(sequences), maxlen), value, np.int64)
+    for row, sequence in zip(padded, map(np.asarray, sequences), strict=True):
+        surplus = max(0, len(sequence) - maxlen)
+        kept = sequence[surplus:] if truncating == "pre" else sequence[: len(sequence) - surplus]
+        start = maxlen - len(kept) if padding == "pre" else 0
+        row[start : start + len(kept)] = kept
+    return padded
+
+
+def is_ours(method: object) -> bool:
+    """Whether a method, if it exists, is this package's own, not overridden by a user."""
+    return getattr(method, "__module__", "").startswith("ssept_ext.")
 
 
 class PaddedInterface(SequentialRecommender):
     """A `SequentialRecommender` with the methods of recommenders' classes, which take padded arrays.
 
-    The arrays are checked and packed here; the rest of the package works on packed batches.
+    The arrays are checked and packed here; the rest of the package works on packed batches. So it never calls these
+    methods, and a subclass that overrides one gets a TypeError when it is defined.
     """
+
+    uncalled: ClassVar[Mapping[str, tuple[str, Sequence[str]]]] = {
+        "forward": ("training_loss", ["train_model"]),
+        "loss_function": ("training_loss", ["train_model"]),
+        "create_combined_dataset": ("training_loss", ["train_model"]),
+        "predict": ("score", ["evaluate", "evaluate_valid"]),
+    }
+    """Methods that are useless to override: what to override instead, and the methods of this package that would have
+    to call them."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, (instead, callers) in cls.uncalled.items():
+            ignored_by = [caller for caller in callers if is_ours(getattr(cls, caller, None))]
+            if ignored_by and not is_ours(getattr(cls, name)):
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}, which {ignored_by[0]} does not call: override {instead}"
+                )
 
     def forward(  # type: ignore[override]  # recommenders' signature
         self, x: Mapping[str, Array], training: bool = True
@@ -91,20 +165,14 @@ class PaddedInterface(SequentialRecommender):
         >>> model.predict({"input_seq": [[0, 0, 3, 5], [0, 7, 2, 4]], "candidate": [[1, 6, 8], [3, 5, 9]]}).shape
         torch.Size([2, 3])
         """
-        seq = self._ids(inputs, "input_seq", self.item_num)
-        candidates = self._ids(inputs, "candidate", self.item_num)
-        if candidates.shape[0] != seq.shape[0]:
-            raise ValueError(
-                f"candidate must have {seq.shape[0]} rows, as input_seq has, got {candidates.shape[0]}"
-            )
-        return self.score(self._pack(inputs, "user", seq), candidates)
+        return self.score(*self._to_score(inputs))
 
     def create_combined_dataset(
         self,
-        u: Sequence[int],
-        seq: Sequence[Sequence[int]],
-        pos: Sequence[Sequence[int]],
-        neg: Sequence[Sequence[int]],
+        u: npt.ArrayLike,
+        seq: Rows,
+        pos: Rows,
+        neg: Rows,
     ) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
         """Turn a sampler's lists into the input of `forward`, left-padded to T; of longer rows, the newest T remain.
 
@@ -115,12 +183,22 @@ class PaddedInterface(SequentialRecommender):
         """
         inputs = {
             "users": np.asarray(u, np.int64).reshape(-1, 1),
-            "input_seq": self._left_pad(seq),
-            "positive": self._left_pad(pos),
-            "negative": self._left_pad(neg),
+            "input_seq": pad_sequences(seq, self.seq_max_len),
+            "positive": pad_sequences(pos, self.seq_max_len),
+            "negative": pad_sequences(neg, self.seq_max_len),
         }
         labels = np.repeat(np.array([1, 0]), inputs["input_seq"].size)
         return inputs, labels[:, None]
+
+    def _to_score(self, inputs: Mapping[str, Array]) -> tuple[PackedBatch, Tensor]:
+        """Check the inputs of `predict`, and make those of `score` from them."""
+        seq = self._ids(inputs, "input_seq", self.item_num)
+        candidates = self._ids(inputs, "candidate", self.item_num)
+        if candidates.shape[0] != seq.shape[0]:
+            raise ValueError(
+                f"candidate must have {seq.shape[0]} rows, as input_seq has, got {candidates.shape[0]}"
+            )
+        return self._pack(inputs, "user", seq), candidates
 
     def _pack(
         self,
@@ -171,10 +249,3 @@ class PaddedInterface(SequentialRecommender):
                     f"{largest + 1} rows (0..{largest})"
                 )
         return ids.to(self.device)
-
-    def _left_pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-        padded = np.zeros((len(rows), self.seq_max_len), np.int64)
-        for out, row in zip(padded, rows, strict=True):
-            newest = row[-self.seq_max_len :]
-            out[self.seq_max_len - len(newest) :] = newest
-        return padded

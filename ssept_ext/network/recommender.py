@@ -44,11 +44,15 @@ class SequentialRecommender(nn.Module):
     """
 
     config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
+    encoder_class: ClassVar[type[Encoder]] = Encoder
+    norm_class: ClassVar[type[LayerNormalization]] = LayerNormalization
     config: SASRECConfig
     user_embedding_layer: nn.Embedding | None
     known: KnownHistories | None = None
     """Raw ids and histories, for a model trained by `fit`. If set, `recommend` and `similar_items` take and return
     raw ids."""
+    is_capturable: bool = True
+    """Whether `training_loss` never waits for the device, so that training may capture its steps in a CUDA graph."""
 
     def __init__(self, config: SASRECConfig, backend: Backend = "auto") -> None:
         super().__init__()
@@ -60,8 +64,8 @@ class SequentialRecommender(nn.Module):
         if isinstance(config, SSEPTConfig):
             self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_dim, 0)
         self.positional_embedding_layer = nn.Embedding(config.seq_max_len, config.hidden_size)
-        self.encoder = Encoder(config, self.backend)
-        self.layer_normalization = LayerNormalization(config, self.backend)
+        self.encoder = self.encoder_class(config, self.backend)
+        self.layer_normalization = self.norm_class(config, self.backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

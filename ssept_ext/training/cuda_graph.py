@@ -31,6 +31,7 @@ def training_step(
     seq_max_len: int,
     num_processes: int = 1,
     lengths: NDArray[np.int64] | None = None,
+    capture: bool = True,
 ) -> Step:
     """Make the fastest step for a device: CUDA graphs (see `growing_step`) on a GPU, if this is the only process."""
     if device.type == "cuda" and num_processes > 1:
@@ -38,7 +39,7 @@ def training_step(
             f"training takes eager steps, because {num_processes} processes share them",
             stacklevel=2,
         )
-    if device.type != "cuda" or num_processes > 1:
+    if device.type != "cuda" or num_processes > 1 or not capture:
         return lambda batch, seed: eager_step(batch.to(device), seed.to(device))
     return growing_step(eager_step, optimizer, device, seq_max_len, lengths)
 

@@ -82,6 +82,7 @@ class Run:
             model.seq_max_len,
             distributed.size(),
             sampler.sequence_lengths() if isinstance(sampler, LengthKnowingSampler) else None,
+            capture=model.is_capturable,
         )
         self._must_compare_batches = distributed.size() > 1
 

@@ -79,3 +79,52 @@ def test_a_truncated_state_dict_is_named(tmp_path, keep):
 
     with pytest.raises(ValueError, match=r"model.pt is damaged"):
         SSEPT.from_recommenders(path, attention_num_heads=1)
+
+
+def test_a_state_dict_for_recommenders_has_the_names_and_shapes_of_its_classes():
+    model = make_ssept(num_blocks=2)
+    width, (inner, _) = model.config.hidden_size, model.config.conv_dims
+    linear = {"weight": (width, width), "bias": (width,)}
+    norm = {"gamma": (model.seq_max_len, width), "beta": (model.seq_max_len, width)}
+    unused = {"weight": (width,), "bias": (width,)}
+    block = {
+        "mha.Q": linear,
+        "mha.K": linear,
+        "mha.V": linear,
+        "ffn.conv_layer1": {"weight": (inner, width, 1), "bias": (inner,)},
+        "ffn.conv_layer2": {"weight": (width, inner, 1), "bias": (width,)},
+        "layernorm1": unused,
+        "layernorm2": unused,
+        "layer_normalization": norm,
+    }
+    expected = {f"layer_normalization.{name}": shape for name, shape in norm.items()} | {
+        f"{table}_embedding_layer.weight": tuple(
+            getattr(model, f"{table}_embedding_layer").weight.shape
+        )
+        for table in ("item", "user", "positional")
+    }
+    for i in range(2):
+        for layer, parameters in block.items():
+            for name, shape in parameters.items():
+                expected[f"encoder.enc_layers.{i}.{layer}.{name}"] = shape
+
+    state = model.state_dict_for_recommenders()
+
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == expected
+
+
+@pytest.mark.parametrize("make", [make_ssept, make_sasrec])
+def test_a_state_dict_goes_to_recommenders_and_back(make):
+    model, other = make(num_blocks=2), make(num_blocks=2)
+
+    other.load_state_dict(model.state_dict_for_recommenders())
+
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+
+
+def test_an_architecture_that_recommenders_lacks_is_not_written():
+    model = make_sasrec(architecture="original")
+
+    with pytest.raises(ValueError, match='architecture must be "recommenders" .* got "original"'):
+        model.state_dict_for_recommenders()

@@ -134,6 +134,12 @@ def test_an_empty_file_is_refused(read, content):
         read(content)
 
 
+@pytest.mark.parametrize(("line", "with_time"), [("1 2", False), ("1 2 3", True)])
+def test_with_time_says_whether_there_is_a_third_column(read, line, with_time):
+    assert read(line).with_time is with_time
+    assert SASRecDataSet(histories={1: [1]}).with_time is None
+
+
 def test_an_empty_separator_is_refused(read):
     with pytest.raises(ValueError, match="col_sep must be at least one character"):
         read("1 2\n", col_sep="")
@@ -177,6 +183,39 @@ def test_split_again_changes_nothing():
     dataset.split()
 
     assert (dataset.user_train, dataset.user_valid, dataset.user_test) == before
+
+
+def test_split_takes_the_sizes_of_the_parts():
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4, 5], 2: [1, 2, 3], 3: [1, 2]})
+
+    dataset.split(valid_size=2, test_size=1, min_interactions=4)
+
+    assert dataset.user_train == {1: [1, 2], 2: [1, 2, 3], 3: [1, 2]}
+    assert dataset.user_valid == {1: [3, 4], 2: [], 3: []}
+    assert dataset.user_test == {1: [5], 2: [], 3: []}
+    assert dataset.users_with("valid").tolist() == [1]
+
+
+def test_a_part_may_be_of_no_events():
+    dataset = SASRecDataSet(histories={1: [1, 2, 3]})
+
+    dataset.split(valid_size=2, test_size=0)
+
+    assert (dataset.user_train, dataset.user_valid) == ({1: [1]}, {1: [2, 3]})
+    assert dataset.user_test == {1: []}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"valid_size": -1}, "valid_size must be an integer of at least 0, got -1"),
+        ({"test_size": 1.5}, "test_size must be an integer of at least 0, got 1.5"),
+        ({"test_size": 2}, r"min_interactions must be at least .* \+ 1 = 4, got 3"),
+    ],
+)
+def test_sizes_that_leave_no_training_event_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        SASRecDataSet(histories={1: [1, 2, 3]}).split(**sizes)
 
 
 def test_split_follows_a_changed_user():

@@ -130,3 +130,28 @@ def test_wrong_candidates_are_named(candidate, error, match):
         tiny().predict(
             {"user": inputs["users"], "input_seq": inputs["input_seq"], "candidate": candidate}
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "caller", "instead"),
+    [
+        ("forward", "train_model", "training_loss"),
+        ("loss_function", "train_model", "training_loss"),
+        ("create_combined_dataset", "train_model", "training_loss"),
+        ("predict", "evaluate", "score"),
+    ],
+)
+def test_an_override_that_nothing_calls_is_refused(name, caller, instead):
+    mixin = type("Mixin", (), {name: lambda self, *args: None})
+
+    for bases, methods in (((SASREC,), vars(mixin)), ((mixin, SASREC), {})):
+        methods = {key: value for key, value in methods.items() if key == name}
+        with pytest.raises(
+            TypeError,
+            match=f"Mine overrides {name}, which {caller} does not call: override {instead}",
+        ):
+            type("Mine", bases, methods)
+
+
+def test_an_override_is_allowed_beside_those_of_its_callers():
+    type("Mine", (SASREC,), {name: lambda self: None for name in ("forward", "train_model")})

@@ -16,6 +16,7 @@ class Stub(nn.Module):
     """Scores an item by its vector times that of the token's item, stretched by `stretch`."""
 
     device = torch.device("cpu")
+    is_capturable = True
 
     def __init__(self, seq_max_len=LENGTH, l2_reg=0.0):
         super().__init__()
