@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ssept_ext.checkpoint.tensors import sizes_of
 from ssept_ext.network.recommender import SequentialRecommender

@@ -52,7 +52,7 @@ class Encoder(layers.Encoder):
     def _padded(self, x: Tensor, training: bool, mask: Tensor) -> Tensor:
         real = mask.reshape(x.shape[:2]) != 0
         batch = pack(torch.zeros(len(x)), real.long())
-        drop = layers.Dropout.none()
+        drop = layers.NO_DROPOUT
         if training and self.training and self.dropout.p:
             drop = layers.Dropout(self.dropout.p, draw_seeds(1).to(x.device))
         tokens = Tokens(x[real], batch.positions, batch.cu_seqlens, batch.max_seqlen)
