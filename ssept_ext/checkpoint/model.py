@@ -164,10 +164,10 @@ def _store_files(model: SequentialRecommender, folder: Path, histories: bool) ->
         files["ids"] = store_file(folder, "ids", "json", lambda path: save_id_maps(path, *ids))
         if histories and known.histories is not None:
             _, offsets, items = known.histories
-            of_items = torch.tensor(items, dtype=torch.int32)
-            tensors["histories"] = {"offsets": torch.tensor(offsets), "items": of_items}
+            of_items = torch.from_numpy(items.astype(np.int32))
+            tensors["histories"] = {"offsets": torch.from_numpy(offsets), "items": of_items}
         else:
-            tensors["counts"] = {"counts": torch.tensor(known.popularity)}
+            tensors["counts"] = {"counts": torch.from_numpy(known.popularity)}
     for stem, named in tensors.items():
 
         def write(path: Path, named: Mapping[str, torch.Tensor] = named) -> None:

@@ -229,7 +229,8 @@ class PaddedInterface(SequentialRecommender):
         """Check one array of ids and move it to the model's device. Users may have one dimension."""
         if name not in x:
             raise ValueError(f'the input lacks "{name}"; it has {", ".join(x)}')
-        ids = torch.as_tensor(x[name])
+        value = x[name]  # as_tensor would move a tensor to torch's default device
+        ids = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"{name} must hold integers, got {ids.dtype}")
         if ids.dim() == 1 and name in ("user", "users"):

@@ -299,7 +299,7 @@ class SequentialRecommender(nn.Module):
         sse, drop = self._sse, NO_DROPOUT
         if training and self.training and (sse.is_active or self.dropout_rate > 0):
             if seed is None:
-                seed = torch.randint(2**63 - 1, (1,)).to(self.device)
+                seed = torch.randint(2**63 - 1, (1,), device="cpu").to(self.device)
             if sse.is_active:
                 users = self.config.user_num if isinstance(self.config, SSEPTConfig) else 0
                 batch = replace_ids(batch, sse, users, self.item_num, seed)

@@ -84,7 +84,9 @@ class ShardedTables:
         # A separate process group, so that communication cannot interleave with DistributedDataParallel's.
         env = ShardingEnv.from_process_group(dist.new_group())
         self.shards: dict[str, nn.Module] = {}
-        seed = distributed.broadcast_from_rank0(lambda: int(torch.randint(2**62, (1,))))
+        seed = distributed.broadcast_from_rank0(
+            lambda: int(torch.randint(2**62, (1,), device="cpu"))
+        )
         generator = torch.Generator(device).manual_seed(seed + distributed.rank())
         for noun, (count, width) in sizes.items():
             table = EmbeddingConfig(

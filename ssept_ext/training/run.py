@@ -64,7 +64,7 @@ class Run:
         self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
         self.epoch = 0
         self.stopped = False
-        self.losses = torch.zeros(0, dtype=torch.float64)
+        self.losses = torch.zeros(0, dtype=torch.float64, device="cpu")
         self.seconds = 0.0
         self.best: dict[str, Tensor] = {}
         self.steps_done = 0

@@ -25,7 +25,7 @@ device."""
 
 def draw_seeds(count: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw `count` seeds for dropout and SSE, int64 on the CPU, by default from torch's global generator."""
-    return torch.randint(2**63 - 1, (count,), generator=generator)
+    return torch.randint(2**63 - 1, (count,), generator=generator, device="cpu")
 
 
 def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingOptions) -> Loss:
