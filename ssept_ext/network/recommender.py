@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend, check_backend
@@ -19,6 +20,7 @@ from ssept_ext.network import losses
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
 from ssept_ext.network.sse import replace_ids
+from ssept_ext.ops.reference import checked_ids
 
 if TYPE_CHECKING:
     from ssept_ext.data.known_histories import KnownHistories
@@ -59,6 +61,7 @@ class SequentialRecommender(nn.Module):
         self.config = config
         self.backend = check_backend(backend)
         self._sse = config.sse
+        self._mean_user: tuple[tuple[int, int], Tensor] | None = None
         self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
         self.user_embedding_layer = None
         if isinstance(config, SSEPTConfig):
@@ -108,12 +111,9 @@ class SequentialRecommender(nn.Module):
         Tensor
             (N, D), or (B, D) with `last_only`.
         """
-        table, users = None, None
-        if self.user_embedding_layer is not None:
-            table, users = self.user_embedding_layer.weight, batch.users
-            if user_vectors is not None:  # they become a table for this batch
-                table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
-                users = torch.arange(1, len(table), device=table.device)
+        if torch.is_grad_enabled():  # the parameters may be about to change
+            self._mean_user = None
+        table, users = self._table_and_users(batch, user_vectors)
         x = ops.user_item_embedding(
             self.item_embedding_layer.weight,  # (I + 1, Di)
             table,  # (U + 1, Du)
@@ -202,33 +202,40 @@ class SequentialRecommender(nn.Module):
         _check_has_targets(batch, need_negatives=True)
         return self._sampled_logits(*self._encode_targets(batch, training, seed))[0]
 
-    def score(self, batch: PackedBatch, candidates: Tensor, user_part: bool = True) -> Tensor:
+    def score(
+        self,
+        batch: PackedBatch,
+        candidates: Tensor,
+        user_part: bool = True,
+        user_vectors: Tensor | None = None,
+    ) -> Tensor:
         """Score candidates as each sequence's next item, without dropout.
 
         Parameters
         ----------
         batch
-            B sequences; an empty one gets finite scores.
+            B sequences; an empty one gets finite scores. User 0 is unknown, see `user_vectors`.
         candidates
             (B, C) int64 item ids.
         user_part
             False leaves out the user's part of the scores, which is the same for all candidates of a sequence.
             The ranking is then more precise: adding a large constant can round close scores to ties.
+        user_vectors
+            (B, Du) vectors to use instead of those of `user_vectors`.
 
         Returns
         -------
         Tensor
             (B, C) float32 or wider, even for a model in half precision, where rounded scores would tie.
         """
-        hidden = self._last_hidden(batch)  # (B, D)
+        vectors = self.user_vectors(batch.users) if user_vectors is None else user_vectors
+        hidden = self._last_hidden(batch, vectors)  # (B, D)
         # One row for each sequence, as if each had one token.
         one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
-        users = batch.users if user_part else None
-        return self._score(hidden, candidates, users, one_each)
+        table, users = self._table_and_users(batch, vectors) if user_part else (None, None)
+        return self._score(hidden, candidates, table, users, one_each)
 
-    def encode_last(
-        self, batch: PackedBatch, user_vectors: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode_last(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Split the scores of the next item into queries (B, Di) and user parts (B,), without dropout.
 
         The score of item j is `queries @ E_item[j] + user_part`; the user part is the same for all items.
@@ -237,23 +244,40 @@ class SequentialRecommender(nn.Module):
         Parameters
         ----------
         batch
-            B sequences; an empty one gets finite scores.
-        user_vectors
-            (B, Du) vectors of the user table's dtype, to use instead of its rows.
+            B sequences; an empty one gets finite scores. User 0 is unknown, see `user_vectors`.
         """
-        hidden = self._last_hidden(batch, user_vectors)  # (B, D)
+        vectors = self.user_vectors(batch.users)
+        hidden = self._last_hidden(batch, vectors)  # (B, D)
         item_dim = self.config.item_dim
         queries, rest = hidden[:, :item_dim].contiguous(), hidden[:, item_dim:]
-        table = self.user_embedding_layer
-        if table is None:
+        if vectors is None:
             return queries, queries.new_zeros(len(queries))
-        vectors = table(batch.users) if user_vectors is None else user_vectors  # (B, Du)
         return queries, (rest * vectors.to(hidden.dtype) * math.sqrt(rest.shape[1])).sum(1)
 
-    def mean_user_vector(self) -> Tensor | None:
-        """(Du,) mean of the user vectors, used for unknown users; None without a user table."""
-        table = self.user_embedding_layer
-        return None if table is None else table.weight[1:].mean(0)
+    def user_vectors(self, users: Tensor) -> Tensor | None:
+        """(B, Du) vectors by which users (B,) are scored: their own, or the mean of all for user 0, who is unknown.
+
+        None without a user table. An id outside the table raises an IndexError on CPUs, and is unknown on GPUs.
+        """
+        if self.user_embedding_layer is None:
+            return None
+        weight = self.user_embedding_layer.weight
+        ids = checked_ids("users", users, weight.shape[0])
+        return torch.where(ids[:, None] != 0, F.embedding(ids, weight), self._mean_of(weight))
+
+    def _mean_of(self, weight: Tensor) -> Tensor:
+        """(Du,) mean of the user vectors, computed once per set of parameters.
+
+        Changes that torch does not count, such as those through `weight.data`, are seen after the next forward pass
+        with gradients.
+        """
+        state = (weight.data_ptr(), -1 if weight.is_inference() else weight._version)
+        kept = self._mean_user
+        if kept is None or kept[0] != state or weight.is_inference():
+            with torch.inference_mode(False), torch.no_grad():
+                kept = (state, weight[1:].mean(0))
+            self._mean_user = kept
+        return kept[1]
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """Return the tables that `l2_reg` applies to: items, positions, users."""
@@ -315,31 +339,47 @@ class SequentialRecommender(nn.Module):
         assert batch.positives is not None
         assert batch.negatives is not None
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
-        return self._score(hidden, items, batch.users, batch.cu_seqlens), items
+        table, users = self._table_and_users(batch, None)
+        return self._score(hidden, items, table, users, batch.cu_seqlens), items
 
-    def _last_hidden(self, batch: PackedBatch, user_vectors: Tensor | None = None) -> Tensor:
+    def _table_and_users(
+        self, batch: PackedBatch, user_vectors: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The user table and the row of each sequence; given vectors become a table for this batch."""
+        if self.user_embedding_layer is None:
+            return None, None
+        if user_vectors is None:
+            return self.user_embedding_layer.weight, batch.users
+        table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
+        return table, torch.arange(1, table.shape[0], device=table.device)
+
+    def _last_hidden(self, batch: PackedBatch, user_vectors: Tensor | None) -> Tensor:
         """Hidden states of the last tokens, (B, D), in float32 or wider."""
         hidden = self.encode(batch, last_only=True, user_vectors=user_vectors)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def _score(
-        self, hidden: Tensor, items: Tensor, users: Tensor | None, cu_seqlens: Tensor
+        self,
+        hidden: Tensor,
+        items: Tensor,
+        table: Tensor | None,
+        users: Tensor | None,
+        cu_seqlens: Tensor,
     ) -> Tensor:
-        """Score (N, K) items for (N, D) hidden states; if `users` is None, without the user's part.
+        """Score (N, K) items for (N, D) hidden states; without a table of users, without the user's part.
 
         The result has the wider of the dtypes of hidden states and tables.
         """
-        table = self.user_embedding_layer if users is not None else None
-        if users is None:
+        if table is None:
             hidden = hidden[:, : self.config.item_dim]
         item_weight = self.item_embedding_layer.weight
         wide = torch.promote_types(hidden.dtype, item_weight.dtype)
         return ops.sampled_logits(
             hidden.to(wide),
             item_weight.to(wide),
-            None if table is None else table.weight.to(wide),
+            None if table is None else table.to(wide),
             items,
-            None if table is None else users,
+            users,
             cu_seqlens,
             backend=self.backend,
         )

@@ -110,7 +110,7 @@ def user_item_embedding(
     if user_weight is not None and users is not None:
         vectors = _lookup("users", user_weight, users) * user_width**0.5
         x = torch.cat([x, _rows(vectors, sequence, real)], 1)
-    positions = _checked_ids("positions", positions, position_weight.shape[0], real)
+    positions = checked_ids("positions", positions, position_weight.shape[0], real)
     x = torch.where(real[:, None], x + F.embedding(positions, position_weight), 0)
     return dropout(x, dropout_p, seed, site)
 
@@ -133,7 +133,7 @@ def position_layer_norm(
     _check_shape("positions", positions, (num_tokens,))
     _check_same_type(x=x, gamma=gamma, beta=beta)
     _, real = _sequence_of_token(cu_seqlens, num_tokens)
-    positions = _checked_ids("positions", positions, gamma.shape[0], real)
+    positions = checked_ids("positions", positions, gamma.shape[0], real)
     wide = torch.promote_types(x.dtype, torch.float32)
     normal = F.layer_norm(torch.where(real[:, None], x, 0).to(wide), x.shape[1:], eps=eps)
     place = F.embedding(positions, gamma), F.embedding(positions, beta)
@@ -281,11 +281,11 @@ def _packed(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 
 def _lookup(name: str, weight: Tensor, ids: Tensor, real: Tensor | None = None) -> Tensor:
     """Look up rows of a table; id 0, and ids where `real` is False, give zeros without gradient."""
-    ids = _checked_ids(name, ids, weight.shape[0], real)
+    ids = checked_ids(name, ids, weight.shape[0], real)
     return torch.where((ids != 0).unsqueeze(-1), F.embedding(ids, weight), 0)
 
 
-def _checked_ids(name: str, ids: Tensor, size: int, real: Tensor | None = None) -> Tensor:
+def checked_ids(name: str, ids: Tensor, size: int, real: Tensor | None = None) -> Tensor:
     """Set the ids of tail padding to 0. Other ids outside 0..size-1 raise an IndexError (CPU) or become 0."""
     if real is not None:
         ids = torch.where(real, ids, 0)

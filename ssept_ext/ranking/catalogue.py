@@ -61,14 +61,9 @@ def encode_groups(
         The rows of a group, and their queries (m, Di) and user parts (m,), as `model.encode_last` returns them.
     """
     num_rows = len(histories.users)
-    unknown = None if histories.users.all() else model.mean_user_vector()
 
     def encode(rows: slice) -> tuple[Tensor, Tensor]:
-        batch = last_events(histories, rows, model.seq_max_len).to(model.device)
-        if unknown is None or model.user_embedding_layer is None:
-            return model.encode_last(batch)
-        vectors = model.user_embedding_layer(batch.users)
-        return model.encode_last(batch, vectors.where(batch.users[:, None] != 0, unknown))
+        return model.encode_last(last_events(histories, rows, model.seq_max_len).to(model.device))
 
     for start in range(0, num_rows, USERS_AT_A_TIME):
         end = min(start + USERS_AT_A_TIME, num_rows)

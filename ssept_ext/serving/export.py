@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssept_ext.data.packed import pack_statically
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.ops.reference import checked_ids
 from ssept_ext.utils.files import replace_file
 from ssept_ext.utils.optional import require
 
@@ -40,6 +41,9 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = type(model)(**vars(model.config), backend="reference")
         copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        if model.user_embedding_layer is not None:
+            nobody = torch.zeros(1, dtype=torch.int64, device=model.device)
+            copies["user_embedding_layer.weight"][:1] = model.user_vectors(nobody)
         self.model.load_state_dict(copies, assign=True)
         self.eval()
 
@@ -48,16 +52,20 @@ class Scorer(nn.Module):
 
         Ids outside the tables are not detected.
         """
-        return self.model.score(pack_statically(user, input_seq), candidate)
+        table, vectors = self.model.user_embedding_layer, None
+        if table is not None:
+            vectors = table(checked_ids("user", user, table.num_embeddings))
+        batch = pack_statically(user, input_seq)
+        return self.model.score(batch, candidate, user_vectors=vectors)
 
 
 def export_program(model: SequentialRecommender) -> ExportedProgram:
     """Export a model with `torch.export`, for `torch.export.save`, AOTInductor, ExecuTorch and others.
 
     The inputs of the program are `user` (B,), `input_seq` (B, seq_max_len), left-padded with 0, and `candidate`
-    (B, C), all int64, for any B and C from 1. It returns (B, C) scores, as `predict` does. SASREC ignores `user`. Ids
-    outside the tables count as padding. The program has a copy of the current parameters, and runs on the model's
-    device.
+    (B, C), all int64, for any B and C from 1. It returns (B, C) scores, as `predict` does. User 0 is unknown and gets
+    the mean of all users' vectors; SASREC ignores `user`. Ids outside the tables count as 0. The program has a copy of
+    the current parameters, and runs on the model's device.
     """
     scorer = Scorer(model)
     sizes = ((2,), (2, model.seq_max_len), (2, 3))
