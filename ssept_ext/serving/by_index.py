@@ -16,6 +16,7 @@ from ssept_ext.data.histories import Histories, IntArray, check_ids
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks, scoring
 from ssept_ext.ranking.top_k import TopK
+from ssept_ext.serving.requests import CANDIDATES, check_inside, id_list, id_lists
 from ssept_ext.utils.checks import check_at_least
 
 
@@ -51,7 +52,7 @@ def recommend_by_index(
     k
         Number of items per user; fewer if there are fewer items or candidates.
     candidates
-        Items to choose from; None for all.
+        Items to choose from, the same for all users; None for all.
     exclude_seen
         Whether to leave out the items of the user's history.
     batch_size
@@ -59,6 +60,8 @@ def recommend_by_index(
 
     Raises
     ------
+    TypeError
+        If an argument is not a sequence or mapping of ids; names it.
     ValueError
         If a user has no history, an id is not an integer from 1, `candidates` is empty, `k` or `batch_size` is below 1,
         or a score is not finite.
@@ -78,7 +81,7 @@ def recommend_by_index(
     check_inside("item", asked.items, model.item_num)
     catalogue = None
     if candidates is not None:
-        catalogue = check_ids(candidates, "item")
+        catalogue = check_ids(id_list(CANDIDATES, candidates), "item")
         check_inside("item", catalogue, model.item_num)
     return rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size)
 
@@ -140,28 +143,19 @@ def _histories_of(
     events: SASRecDataSet | Mapping[int, Sequence[int]], users: Sequence[int] | None
 ) -> Histories:
     """Return the histories of `users` in the given order; None for all. Users may be repeated."""
+    asked = None if users is None else check_ids(id_list("users", users), "user")
     if isinstance(events, SASRecDataSet):
         num_users = events.num_users
-        found = events.histories("all", None if users is None else check_ids(users, "user"))
+        found = events.histories("all", asked)
     else:
-        num_users = len(events)
-        asked = list(events) if users is None else users
-        found = Histories.from_mapping({user: events.get(user, ()) for user in asked})
-        found = found.of(asked)
+        found = Histories.from_mapping(id_lists(events, None if asked is None else asked.tolist()))
+        num_users, found = len(events), found if asked is None else found.of(asked)
     empty = np.diff(found.offsets) == 0
     if empty.any():
         raise ValueError(
             f"user {found.users[empty][0]} has no events in histories (of {num_users} users)"
         )
     return found
-
-
-def check_inside(name: str, ids: IntArray, largest: int | None) -> None:
-    """Raise an IndexError if an id is above `largest`, unless that is None; names the id and the table size."""
-    if largest is not None and ids.size and ids.max() > largest:
-        raise IndexError(
-            f"{name} has id {ids.max()}, outside the model's table of {largest + 1} rows (0..{largest})"
-        )
 
 
 ITEM_BLOCK = 1024
@@ -200,7 +194,7 @@ def similar_by_index(
     (2, 2)
     """
     check_at_least("k", k, 1)
-    asked = check_ids(items, "item")
+    asked = check_ids(id_list("items", items), "item")
     check_inside("item", asked, model.item_num)
     k = min(k, model.item_num - 1)
     with scoring():

@@ -25,7 +25,14 @@ from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import rank_catalogue, similar_by_index
 from ssept_ext.serving.frames import take_rows, to_frame
-from ssept_ext.serving.requests import check_raw_type, encode_items, known_of
+from ssept_ext.serving.requests import (
+    CANDIDATES,
+    check_raw_type,
+    encode_items,
+    id_list,
+    id_lists,
+    known_of,
+)
 
 
 def recommend_by_raw_id(
@@ -53,7 +60,7 @@ def recommend_by_raw_id(
     k
         Items per user, fewer if fewer are left.
     candidates
-        Items to choose from; None for all. Unknown ones are dropped, with a warning.
+        Items to choose from, the same for all users; None for all. Unknown ones are dropped, with a warning.
     exclude_seen, batch_size
         See `ssept_ext.serving.by_index.recommend_by_index`.
     with_scores
@@ -67,7 +74,8 @@ def recommend_by_raw_id(
     Raises
     ------
     TypeError
-        If an id does not have the type of the ids in training; names both types.
+        If an id does not have the type of the ids in training, or an argument is not a sequence or mapping of ids;
+        names both types.
     ValueError
         If an argument is out of range, a score is not finite, or histories are neither stored nor given.
     ImportError
@@ -75,12 +83,15 @@ def recommend_by_raw_id(
     """
     known, catalogue = known_of(model), None
     if candidates is not None:
-        catalogue = encode_items(known, {"candidates": list(candidates)}, "candidates")[0]
+        catalogue = encode_items(known, [id_list(CANDIDATES, candidates)], "candidates")[0]
     live = {}
     if histories is not None:
-        live = dict(zip(histories, encode_items(known, histories, "events"), strict=True))
+        given = id_lists(histories)
+        check_raw_type(known.user_ids, given)
+        live = dict(zip(given, encode_items(known, given.values(), "events"), strict=True))
     if users is None:
-        users = known.user_ids.raw.tolist() if histories is None else list(histories)
+        users = known.user_ids.raw.tolist() if histories is None else list(live)
+    users = id_list("users", users)
     check_raw_type(known.user_ids, users)
     numbers = known.user_ids.encode(users, unknown="zero")
     events = [
@@ -100,7 +111,7 @@ def recommend_by_raw_id(
         items[~warm] = _most_popular(known, catalogue, items.shape[1])
     row, column = np.nonzero(items)
     answer = {
-        "user": take_rows(users, row),
+        "user": take_rows(users, row, known.user_ids),
         "item": known.item_ids.decode(items[row, column]),
         "score": scores[row, column],
         "rank": column + 1,
@@ -127,13 +138,13 @@ def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int
     ImportError
         If narwhals is not installed; it comes with `ssept_ext[data]`.
     """
-    known = known_of(model)
+    known, items = known_of(model), id_list("items", items)
     check_raw_type(known.item_ids, items)
     found = similar_by_index(model, known.item_ids.encode(items).tolist(), k)
     row, column = np.nonzero(found.items)
     return to_frame(
         {
-            "item": take_rows(items, row),
+            "item": take_rows(items, row, known.item_ids),
             "similar_item": known.item_ids.decode(found.items[row, column]),
             "score": found.scores[row, column],
             "rank": column + 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +13,46 @@ from ssept_ext.data.histories import IntArray, check_ids
 from ssept_ext.data.id_map import IdMap, RawId
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.serving.by_index import check_inside
 
+CANDIDATES = "candidates, the same for all users,"
+"""What error messages call the argument."""
 _ACCEPTED = {"int64": (int, np.integer), "str": str, "uuid": UUID}
+
+
+def id_list(name: str, ids: Any) -> list[Any]:
+    """Return ids as a list, given as any iterable of ids or one-dimensional array or column.
+
+    Raises
+    ------
+    TypeError
+        If it is something else, such as one id, a mapping or a data frame; names the argument.
+    """
+    has_rows = len(getattr(ids, "shape", (0,))) != 1
+    is_one = isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable)
+    if has_rows or is_one or isinstance(ids, Mapping):
+        value = f" {ids!r}" if is_one else ""
+        raise TypeError(f"{name} must be a sequence of ids, got {type(ids).__name__}{value}")
+    to_list = getattr(ids, "tolist", None) or getattr(ids, "to_pylist", None)
+    return list(ids) if to_list is None else list(to_list())
+
+
+def id_lists(histories: Any, users: Iterable[Any] | None = None) -> dict[Any, list[Any]]:
+    """Map users, by default all of `histories`, to lists of items; a TypeError names what is no such mapping."""
+    if not isinstance(histories, Mapping):
+        raise TypeError(
+            f"histories must map each user to a sequence of items, as {{user: [item, item]}} does, "
+            f"got {type(histories).__name__}"
+        )
+    asked = histories if users is None else users
+    return {user: id_list(f"histories[{user!r}]", histories.get(user, ())) for user in asked}
+
+
+def check_inside(name: str, ids: IntArray, largest: int | None) -> None:
+    """Raise an IndexError if an id is above `largest`, unless that is None; names the id and the table size."""
+    if largest is not None and ids.size and ids.max() > largest:
+        raise IndexError(
+            f"{name} has id {ids.max()}, outside the model's table of {largest + 1} rows (0..{largest})"
+        )
 
 
 def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntArray:
@@ -32,8 +69,8 @@ def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntA
         If a raw id does not have the type of the ids in training, or an index is outside the table.
     """
     if model.known is not None:
-        return encode_items(model.known, {"history": history}, "events")[0]
-    numbers = check_ids(history, "item")
+        return encode_items(model.known, [id_list("history", history)], "events")[0]
+    numbers = check_ids(id_list("history", history), "item")
     check_inside("item", numbers, model.item_num)
     return numbers
 
@@ -58,11 +95,11 @@ def known_of(model: SequentialRecommender) -> KnownHistories:
 
 
 def encode_items(
-    known: KnownHistories, histories: Mapping[Any, Sequence[Any]], what: str
+    known: KnownHistories, histories: Iterable[list[Any]], what: str
 ) -> list[IntArray]:
     """Return the indices of each history's items; unknown items are dropped, with a warning that counts them."""
     encoded = []
-    for items in histories.values():
+    for items in histories:
         check_raw_type(known.item_ids, items)
         encoded.append(known.item_ids.encode(items, unknown="zero"))
     num_all = sum(map(len, encoded))
@@ -76,12 +113,11 @@ def encode_items(
     return kept
 
 
-def check_raw_type(id_map: IdMap, ids: Sequence[RawId]) -> None:
+def check_raw_type(id_map: IdMap, ids: Iterable[RawId]) -> None:
     """Raise a TypeError if an id has another type than in training: such ids would pass for new users or items."""
-    if isinstance(ids, str):
-        raise TypeError(f"{id_map.noun}s must be a sequence of ids, got the string {ids!r}")
     for value in ids:
-        if not isinstance(value, _ACCEPTED[id_map.type]):  # type: ignore[arg-type]
+        # True is an int, and would pass for 1.
+        if not isinstance(value, _ACCEPTED[id_map.type]) or isinstance(value, bool):  # type: ignore[arg-type]
             raise TypeError(
                 f"{id_map.noun} ids must be {id_map.type}, as in training, "
                 f"got {value!r} of type {type(value).__name__}"

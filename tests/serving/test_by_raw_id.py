@@ -5,12 +5,17 @@ from uuid import UUID
 
 import narwhals as nw
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from support.raw_ids import HISTORIES, NUM_ITEMS, SIZES, frame_columns, interactions, rows
 
 from ssept_ext import SASREC, SSEPT
 from ssept_ext.ranking import catalogue
+
+FRAME = pd.DataFrame({"user": ["anna"], "item": ["i1"]})
 
 
 def score(model, history, user_vector, item):
@@ -154,6 +159,43 @@ def test_unknown_items_are_dropped_with_their_count(model):
     assert [row[1] for row in rows(frame)] == ["i9"]
 
 
+@pytest.mark.parametrize(
+    "column",
+    [tuple, np.array, iter, pd.Series, pl.Series, pa.array, lambda ids: pa.chunked_array([ids])],
+)
+def test_ids_may_be_in_any_kind_of_column(model, column):
+    expected = rows(
+        model.recommend({"zoe": ["i7", "i2"]}, ["zoe", "bert"], candidates=["i9", "i0"])
+    )
+
+    asked = {"users": column(["zoe", "bert"]), "candidates": column(["i9", "i0"])}
+    frame = model.recommend({"zoe": column(["i7", "i2"])}, **asked)
+
+    assert rows(frame) == expected
+    assert rows(model.similar_items(column(["i3"]), 2)) == rows(model.similar_items(["i3"], 2))
+    np.testing.assert_array_equal(
+        model.user_state(column(["i7", "i2"])), model.user_state(["i7", "i2"])
+    )
+
+
+def test_a_boolean_is_no_id_where_ids_are_integers():
+    histories = {user: [user + item for item in range(4)] for user in range(8)}
+    model = SASREC.fit(interactions(histories), **SIZES, num_epochs=1)
+
+    for asked in ({"users": [True]}, {"histories": {9: [True]}}, {"candidates": [True]}):
+        with pytest.raises(TypeError, match="ids must be int64, .* got True of type bool"):
+            model.recommend(**asked)
+
+
+def test_an_unknown_user_beyond_int64_keeps_the_id():
+    histories = {user: [user + item for item in range(4)] for user in range(8)}
+    model = SASREC.fit(interactions(histories), **SIZES, num_epochs=1)
+
+    frame = model.recommend(users=[3, 2**70], k=1)
+
+    assert [row[0] for row in rows(frame)] == [3, 2**70]
+
+
 def test_nobody_gets_no_rows(model):
     frame = model.recommend(users=[])
 
@@ -185,9 +227,28 @@ def test_any_ids_in_a_frame_of_the_first_library_there_is(monkeypatch, library, 
     ("arguments", "error", "message"),
     [
         ({"users": [7]}, TypeError, "user ids must be str, as in training, got 7 of type int"),
-        ({"users": "anna"}, TypeError, "users must be a sequence of ids, got the string 'anna'"),
+        ({"users": "anna"}, TypeError, "users must be a sequence of ids, got str 'anna'"),
+        ({"users": 7}, TypeError, "users must be a sequence of ids, got int 7"),
+        ({"users": {"anna": ["i1"]}}, TypeError, "users must be a sequence of ids, got dict"),
+        ({"users": FRAME}, TypeError, "users must be a sequence of ids, got DataFrame"),
+        (
+            {"users": [["anna"]]},
+            TypeError,
+            r"user ids must be str, .*, got \['anna'\] of type list",
+        ),
+        ({"users": [None]}, TypeError, "user ids must be str, as in training, got None"),
         ({"histories": {"anna": [7]}}, TypeError, "item ids must be str, as in training, got 7"),
-        ({"histories": {"anna": "i1"}}, TypeError, "items must be a sequence of ids, got the str"),
+        ({"histories": {"anna": "i1"}}, TypeError, r"histories\['anna'\] must be .* got str 'i1'"),
+        ({"histories": {"anna": None}}, TypeError, r"histories\['anna'\] must be .* NoneType None"),
+        ({"histories": {7: ["i1"]}, "users": ["anna"]}, TypeError, "user ids must be str.* got 7"),
+        ({"histories": ["i1"]}, TypeError, "histories must map each user to .* got list"),
+        ({"histories": FRAME}, TypeError, "histories must map each user to .* got DataFrame"),
+        ({"histories": FRAME["user"]}, TypeError, "histories must map each user to .* got Series"),
+        ({"candidates": {"anna": ["i1"]}}, TypeError, "candidates, the same for all .* got dict"),
+        ({"candidates": "i1"}, TypeError, "candidates, .* must be a sequence of ids, got str 'i1'"),
+        ({"candidates": FRAME}, TypeError, "candidates, .* must be a sequence of ids, got DataF"),
+        ({"exclude_seen": "no"}, TypeError, "exclude_seen must be True or False, got 'no'"),
+        ({"with_scores": 0}, TypeError, "with_scores must be True or False, got 0"),
         ({"candidates": []}, ValueError, "candidates must hold an item that the model knows"),
         ({"k": 0}, ValueError, "k must be an integer of at least 1, got 0"),
         ({"k": 0, "users": ["zoe"]}, ValueError, "k must be an integer of at least 1, got 0"),

@@ -146,6 +146,8 @@ def test_vectors_are_float32_or_wider():
     [
         ([], 1, ValueError, "history must hold an item that the model knows, got 0 others"),
         ([201], 1, IndexError, "item has id 201, outside the model's table of 201 rows"),
+        (5, 1, TypeError, "history must be a sequence of ids, got int 5"),
+        ({5: 1}, 1, TypeError, "history must be a sequence of ids, got dict"),
         ([0], 1, ValueError, "item id must be an integer from 1"),
         ([1], 10, IndexError, "user has id 10, outside the model's table of 10 rows"),
         ([1], 0, ValueError, "user id must be an integer from 1"),

@@ -51,6 +51,7 @@ def test_similar_items_under_raw_ids(model):
     [
         (["new"], 1, KeyError, "item 'new' at position 0 is unknown"),
         ([3], 1, TypeError, "item ids must be str"),
+        ("i3", 1, TypeError, "items must be a sequence of ids, got str 'i3'"),
         (["i3"], 0, ValueError, "k must be an integer of at least 1, got 0"),
     ],
 )
@@ -62,3 +63,8 @@ def test_bad_input_for_similar_items_is_named(model, items, k, error, message):
 def test_a_number_outside_the_table_is_named():
     with pytest.raises(IndexError, match="item has id 4, outside the model's table of 4 rows"):
         SASREC(item_num=3, embedding_dim=4, conv_dims=[4, 4]).similar_items([4])
+
+
+def test_one_item_instead_of_a_sequence_is_named():
+    with pytest.raises(TypeError, match="items must be a sequence of ids, got int 3"):
+        SASREC(item_num=3, embedding_dim=4, conv_dims=[4, 4]).similar_items(3)
