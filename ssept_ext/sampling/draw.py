@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -38,22 +39,25 @@ def sampling_table(
     usernum: int,
     itemnum: int,
     popularity_exponent: float = 0.0,
+    needs_negatives: bool = True,
 ) -> SamplingTable:
     """Prepare the users with more than one event for `draw_batch`.
+
+    Users who have seen every item are left out, with a warning that counts them; without `needs_negatives`, they are
+    kept, and any item may be a negative of anybody.
 
     Raises
     ------
     ValueError
-        If no user has more than one event, an id is out of range, or a user has seen every item.
+        If no user is left, or an id is out of range.
     """
     given = as_histories(histories)
     users, offsets, items = given
     for name, limit, ids in (("user", usernum, users), ("item", itemnum, items)):
         if ids.size and ids.max() > limit:
             raise ValueError(f"User holds {name} id {ids.max()}, but {name}num is {limit}")
-    lengths = np.diff(offsets)
-    drawable = lengths > 1
-    if not drawable.any():
+    drawn = _only(given, np.diff(offsets) > 1)
+    if not len(drawn.users):
         raise ValueError(f"none of the {len(users)} users in User has more than one event")
 
     weights = None
@@ -61,12 +65,31 @@ def sampling_table(
         popularity = np.bincount(items, minlength=itemnum + 1) ** popularity_exponent
         popularity[0] = 0
         weights = np.ceil(popularity * (_TOTAL_WEIGHT / popularity.sum())).astype(np.int32)
-    drawn = given
-    if not drawable.all():
-        drawn = Histories(
-            users[drawable], to_offsets(lengths[drawable]), items[np.repeat(drawable, lengths)]
+    if not needs_negatives:
+        nothing = Histories(drawn.users, np.zeros_like(drawn.offsets), drawn.items[:0])
+        return SamplingTable(*drawn, unseen=negative_table(nothing, itemnum, weights))
+    unseen = negative_table(drawn, itemnum, weights)
+    has_unseen = unseen.unseen_weight > 0
+    if num_left_out := np.count_nonzero(~has_unseen):
+        reason = "have seen all the items that negatives are drawn from"
+        if num_left_out == len(drawn.users):
+            raise ValueError(f"all {num_left_out} users with more than one event {reason}")
+        warnings.warn(
+            f"{num_left_out} of {len(drawn.users)} users are left out of training, because they {reason}",
+            stacklevel=3,
         )
-    return SamplingTable(*drawn, unseen=negative_table(drawn, itemnum, weights))
+        drawn = _only(drawn, has_unseen)
+        unseen = negative_table(drawn, itemnum, weights)
+    return SamplingTable(*drawn, unseen=unseen)
+
+
+def _only(histories: Histories, kept: NDArray[np.bool_]) -> Histories:
+    """Keep some of the rows, of which there is a copy only if not all are kept."""
+    if kept.all():
+        return histories
+    lengths = np.diff(histories.offsets)
+    items = histories.items[np.repeat(kept, lengths)]
+    return Histories(histories.users[kept], to_offsets(lengths[kept]), items)
 
 
 @dataclass(frozen=True)

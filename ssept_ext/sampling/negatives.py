@@ -11,19 +11,6 @@ from numpy.typing import NDArray
 
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray, to_offsets
-from ssept_ext.data.id_map import RawId
-
-
-class NothingUnseenError(ValueError):
-    """A user has seen every item, so no negative can be drawn."""
-
-    def __init__(self, user: int, num_items: int, raw_id: RawId | None = None) -> None:
-        name = user if raw_id is None else raw_id
-        super().__init__(
-            f"user {name!r} has seen all {num_items} items that negatives are drawn from: no negative "
-            f"can be drawn"
-        )
-        self.user, self.num_items = user, num_items
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,17 @@ class NegativeTable:
         -------
         IntArray
             (R, count)
+
+        Raises
+        ------
+        ValueError
+            If a row has seen everything.
         """
+        if not self.unseen_weight.all():
+            raise ValueError(
+                f"no negative can be drawn for {np.count_nonzero(self.unseen_weight == 0)} of "
+                f"{len(self.unseen_weight)} users, who have seen all items that negatives are drawn from"
+            )
         if _extension.native is not None:
             native: IntArray = _extension.native.draw_unseen(
                 **self.native_arguments(), key=key, count=count
@@ -147,6 +144,8 @@ def negative_table(
 ) -> NegativeTable:
     """Prepare to draw items that are not in the histories.
 
+    For users who have seen every item of positive weight, `unseen_weight` is 0, and nothing can be drawn.
+
     Parameters
     ----------
     seen
@@ -161,8 +160,6 @@ def negative_table(
     ------
     ValueError
         If `item_num` is above `MAX_ID`.
-    NothingUnseenError
-        If a user has seen every item of positive weight; names the user.
     """
     if item_num > MAX_ID:
         raise ValueError(f"item_num must be at most {MAX_ID}, got {item_num}")
@@ -174,21 +171,17 @@ def negative_table(
     seen_starts = to_offsets(np.bincount(row, minlength=num_rows))
     if weights is None:
         through_all = np.arange(len(item) + 1)
-        item_through, weight_through, num_weighted, all_weight = item, None, item_num, item_num
+        item_through, weight_through, all_weight = item, None, item_num
     else:
         through_all = to_offsets(weights[item].astype(np.int64))
         weight_through = weights.cumsum(dtype=np.int32)
         item_through, all_weight = weight_through[item], int(weight_through[-1])
-        num_weighted = int(np.count_nonzero(weights))
     seen_through = through_all[1:] - through_all[seen_starts[:-1]][row]
-    unseen_weight = all_weight - np.diff(through_all[seen_starts])
-    if num_rows and unseen_weight.min() <= 0:
-        raise NothingUnseenError(int(seen.users[unseen_weight.argmin()]), num_weighted)
     return NegativeTable(
         seen_starts=seen_starts,
         unseen_below=(item_through - seen_through).astype(np.int32),
         seen_through=None if weights is None else seen_through.astype(np.int32),
-        unseen_weight=unseen_weight,
+        unseen_weight=all_weight - np.diff(through_all[seen_starts]),
         weight_through=weight_through,
         item_num=item_num,
     )

@@ -52,6 +52,7 @@ class WarpSampler:
         num_negatives: int = 1,
         popularity_exponent: float = 0.0,
         window_sampling_prob: float = 0.0,
+        needs_negatives: bool = True,
     ) -> None:
         """Prepare to draw from `User`.
 
@@ -80,12 +81,15 @@ class WarpSampler:
         window_sampling_prob
             Where a history is longer than `maxlen`: probability of training on a window that starts
             anywhere in it instead of on the last events (SSE-PT++, Wu et al. 2020, section 3.5).
+        needs_negatives
+            Whether negatives must be items outside the user's history. Users who have seen every item are then left
+            out, with a warning. False is for `loss="softmax"`, which ignores negatives.
 
         Raises
         ------
         ValueError
-            If an id is below 1 or above `usernum` or `itemnum`, no user has 2 events, a user has seen
-            every item, or an argument is out of range.
+            If an id is below 1 or above `usernum` or `itemnum`, no user has 2 events and an unseen item, or an
+            argument is out of range.
         """
         for name, value in (
             ("batch_size", batch_size),
@@ -114,7 +118,9 @@ class WarpSampler:
         self._draw_settings = DrawSettings(
             philox_key(self.seed), batch_size, maxlen, num_negatives, window_sampling_prob
         )
-        self._table = sampling_table(User, usernum, itemnum, popularity_exponent)
+        self._table = sampling_table(
+            User, usernum, itemnum, popularity_exponent, needs_negatives=needs_negatives
+        )
         self._num_threads = n_workers
         self._index = 0
         self._source = self._open(0)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssept_ext._extension import Backend
-from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.interactions import Interactions
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.sampling.negatives import NothingUnseenError
 from ssept_ext.training.callbacks import Callback
 from ssept_ext.training.recipe import Recipe
 
@@ -73,8 +70,7 @@ def fit(
     TypeError
         If `interactions` has another type, or an option is unknown; names it.
     ValueError
-        If an option is out of range, there is no user to train or validate on, or a user has seen every item; names the
-        user by raw id.
+        If an option is out of range, or there is no user to train or validate on.
     """
     if not isinstance(interactions, Interactions):
         raise TypeError(
@@ -89,20 +85,19 @@ def fit(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     num_items, num_users = len(interactions.item_ids), len(interactions.user_ids)
     generator = torch.Generator().manual_seed(seed)
-    with _raw_ids_in_errors(interactions.user_ids):
-        with _DrawingFrom(generator):
-            model = recipe.make_model(num_items, num_users, backend)
-        model = model.to(device)
-        with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:
-            recipe.train(
-                model,
-                dataset,
-                sampler,
-                verbose=verbose,
-                checkpoint=checkpoint,
-                callbacks=callbacks,
-                generator=generator,
-            )
+    with _DrawingFrom(generator):
+        model = recipe.make_model(num_items, num_users, backend)
+    model = model.to(device)
+    with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:
+        recipe.train(
+            model,
+            dataset,
+            sampler,
+            verbose=verbose,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+            generator=generator,
+        )
     model.known = KnownHistories.from_interactions(interactions)
     return model
 
@@ -125,13 +120,3 @@ class _DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(argument.name == "generator" for argument in func._schema.arguments):
             kwargs = {**kwargs, "generator": self._generator}
         return func(*args, **kwargs)
-
-
-@contextmanager
-def _raw_ids_in_errors(user_ids: IdMap) -> Iterator[None]:
-    """Name a user who has seen every item by raw id in the error."""
-    try:
-        yield
-    except NothingUnseenError as error:
-        (raw,) = user_ids.decode([error.user]).tolist()
-        raise NothingUnseenError(error.user, error.num_items, raw) from None

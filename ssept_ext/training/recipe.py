@@ -135,6 +135,7 @@ class Recipe(Generic[Model]):
             seq_max_len,
             n_workers,
             seed=seed,
+            needs_negatives=self.training.loss != "softmax",
             **asdict(self.sampler),
         )
 

@@ -324,12 +324,45 @@ def test_a_program_that_never_closes_it_ends(source, tmp_path):
         ({"num_items": 29}, "User holds item id 30, but itemnum is 29"),
         ({"histories": {1: [2, 0]}}, r"item id .* got 0 \(user 1\)"),
         ({"histories": {1: [2], 2: [3]}}, "none of the 2 users in User has more than one event"),
-        ({"histories": {1: [2, 3], 4: [1, 2, 3]}, "num_items": 3}, "user 4 has seen all 3 items"),
+        (
+            {"histories": {1: [2], 4: [1, 2, 3]}, "num_items": 3},
+            "all 1 users with more than one event have seen all the items that negatives are",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+SATED = {1: [2, 3], 4: [1, 2, 3, 1], 5: [1]}
+
+
+@pytest.mark.parametrize("popularity_exponent", [0.0, 1.0])
+def test_users_who_have_seen_everything_are_left_out_with_their_count(popularity_exponent):
+    with pytest.warns(
+        UserWarning, match="1 of 2 users are left out of training, because they have"
+    ):
+        sampler = make(SATED, num_items=3, popularity_exponent=popularity_exponent)
+
+    with sampler:
+        assert set(sampler.next_packed().users.tolist()) == {1}
+
+
+def test_without_negatives_users_who_have_seen_everything_are_drawn():
+    with make(SATED, num_items=3, needs_negatives=False, batch_size=50) as sampler:
+        batch = sampler.next_packed()
+
+    assert set(batch.users.tolist()) == {1, 4}
+    assert batch.negatives.min() >= 1
+    assert batch.negatives.max() <= 3
+
+
+def test_sequences_do_not_depend_on_whether_negatives_are_needed():
+    with make() as needing, make(needs_negatives=False) as free:
+        for _ in range(3):
+            for array, other in zip(needing.next_batch()[:3], free.next_batch()[:3], strict=True):
+                np.testing.assert_array_equal(array, other)
 
 
 def test_a_user_beyond_usernum_is_named():

@@ -213,12 +213,22 @@ def test_a_wrong_argument_of_fit_is_named(options, error, message):
         fit(**options)
 
 
-@pytest.mark.parametrize("make", [str, lambda x: 10**6 + int(x)], ids=["str", "int64"])
-def test_a_user_who_has_seen_everything_is_named_by_raw_id(make):
-    histories = {make(7): [make(1), make(2)], make(8): [make(i) for i in range(1, 6)]}
+SATED = {"ann": ["i1", "i2"], "bob": ["i1", "i2", "i3"]}
 
-    with pytest.raises(ValueError, match=f"user {make(8)!r} has seen all 5 items"):
-        SSEPT.fit(interactions(histories), **SIZES, hold_out=False)
+
+def test_the_softmax_over_all_items_is_trained_on_users_who_have_seen_them_all(recwarn):
+    SSEPT.fit(
+        interactions(SATED), **SIZES, num_epochs=1, hold_out=False, val_epoch=0, loss="softmax"
+    )
+
+    assert not [w for w in recwarn if "left out" in str(w.message)]
+
+
+def test_sampled_losses_leave_users_out_who_have_seen_all_items():
+    with pytest.warns(UserWarning, match="1 of 2 users are left out of training"):
+        model = SSEPT.fit(interactions(SATED), **SIZES, num_epochs=1, hold_out=False, val_epoch=0)
+
+    assert rows(model.recommend(users=["ann"], k=1))[0][1] == "i3"
 
 
 def test_fit_wants_interactions():
