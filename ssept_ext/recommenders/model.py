@@ -256,10 +256,16 @@ class SASREC(models.SASREC):
                 torch.manual_seed(int(seed))
             return self.loss_function(*self(tensors, training=True))
 
-    def score(self, batch: PackedBatch, candidates: Tensor, user_part: bool = True) -> Tensor:
+    def score(
+        self,
+        batch: PackedBatch,
+        candidates: Tensor,
+        user_part: bool = True,
+        user_vectors: Tensor | None = None,
+    ) -> Tensor:
         """Score candidates, by a subclass's `predict` if it has one."""
         if is_ours(self.predict):
-            return super().score(batch, candidates, user_part)
+            return super().score(batch, candidates, user_part, user_vectors)
         inputs = {
             "user": batch.users[:, None],
             "input_seq": _padded(batch.items, batch, self.seq_max_len),
