@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -24,11 +25,15 @@ def run(options: argparse.Namespace) -> int:
     for path in (out, ids):
         if path.exists():
             raise ValueError(f"{path} exists: remove it first, or choose another --out")
+    if not os.access(out.parent, os.W_OK | os.X_OK) or not out.parent.is_dir():
+        raise ValueError(f"--out {out}: {out.parent} is not a folder that can be written to")
     if (options.source is None) == (options.download is None):
         raise ValueError("give either SOURCE or --download, and not both")
     source = options.source or download(options.download, options.cache)
     columns = Columns(options.user_col, options.item_col, options.time_col or None)
-    name, format_name, events = read_source(source, options.format, columns)
+    name, format_name, events = read_source(
+        source, options.format, columns, quoting=options.quoting
+    )
     print(
         f"read   {name} ({format_name}): {len(events.users.codes):,} events, "
         f"{len(events.users.ids):,} users, {len(events.items.ids):,} items"
@@ -90,6 +95,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="timestamp",
         metavar="NAME",
         help="time column; an empty name if lines are in time order",
+    )
+    add(
+        "--quoting",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='whether " quotes fields of a CSV, which may then hold delimiters and line ends',
     )
     add(
         "--duplicates",

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ssept_ext.utils.checks import shown
+
 MAX_ID = 2**31 - 1
 """Largest user or item id. Ids index embedding tables, so larger ones are hashes that must be renumbered."""
 
@@ -73,9 +75,11 @@ class Histories(NamedTuple):
             raise ValueError(
                 f"histories: users must be distinct, got {len(np.unique(users))} ids for {len(users)} rows"
             )
-        offsets = np.asarray(self.offsets, np.int64)
+        given = np.asarray(self.offsets)
+        offsets = given.astype(np.int64, copy=False)
         if not (
-            offsets.shape == (len(users) + 1,)
+            given.dtype.kind in "iu"
+            and offsets.shape == (len(users) + 1,)
             and offsets[0] == 0
             and offsets[-1] == len(items)
             and (np.diff(offsets) >= 0).all()
@@ -187,7 +191,7 @@ def check_ids(ids: Collection[int] | NDArray[Any], noun: str) -> IntArray:
         return np.fromiter(ids, np.int64, len(ids))
     else:
         bad = next(value for value in ids if not _is_id(value))
-    raise ValueError(f"{noun} id must be an integer from 1 to {MAX_ID}, got {bad!r}")
+    raise ValueError(f"{noun} id must be an integer from 1 to {MAX_ID}, got {shown(bad)}")
 
 
 def to_offsets(counts: IntArray) -> IntArray:
@@ -198,9 +202,10 @@ def to_offsets(counts: IntArray) -> IntArray:
 
 
 def _to_array(values: list[Any]) -> NDArray[Any]:
-    try:
-        return np.array(values)
-    except (ValueError, OverflowError):  # sequences of several lengths
+    """The values as NumPy has them; an empty matrix of those of several types or lengths."""
+    try:  # NumPy takes True for 1 among integers
+        return np.empty((0, 0)) if {bool, np.bool_} & set(map(type, values)) else np.array(values)
+    except (ValueError, OverflowError):
         return np.empty((0, 0))
 
 
@@ -213,7 +218,5 @@ def _first_bad_id(histories: Mapping[int, Sequence[int]]) -> str | None:
     for user, history in histories.items():
         for noun, value in (("user", user), *(("item", item) for item in history)):
             if not _is_id(value):
-                return (
-                    f"{noun} id must be an integer from 1 to {MAX_ID}, got {value!r} (user {user})"
-                )
+                return f"{noun} id must be an integer from 1 to {MAX_ID}, got {shown(value)} (user {shown(user)})"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
+from ssept_ext.utils.checks import shown
 from ssept_ext.utils.files import read_json, replace_file, write_json
 
 RawId: TypeAlias = int | str | UUID
@@ -64,7 +65,7 @@ class IdMap:
         self.type, self.raw = _typed(raw, noun)
         if not _distinct(self.raw):
             twice, times = Counter(self.raw.tolist()).most_common(1)[0]
-            raise ValueError(f"{noun} {twice!r} is there {times} times: ids must be distinct")
+            raise ValueError(f"{noun} {shown(twice)} is there {times} times: ids must be distinct")
 
     @cached_property
     def _numbers(self) -> dict[RawId, int]:
@@ -109,13 +110,16 @@ class IdMap:
         if unknown not in ("raise", "zero"):
             raise ValueError(f"unknown must be 'raise' or 'zero', got {unknown!r}")
         if isinstance(raw, str):  # would be taken for a sequence of ids of one character
-            raise TypeError(f"raw must be a sequence of {self.noun}s, got the string {raw!r}")
+            raise TypeError(f"raw must be a sequence of {self.noun}s, got the string {shown(raw)}")
         keys = raw.tolist() if isinstance(raw, np.ndarray) else raw
-        numbers = np.fromiter(map(self._numbers.get, keys, repeat(0)), np.int64, len(keys))
+        known: Iterable[Any] = keys
+        if not set(map(type, keys)) <= {int, str, UUID}:  # True and 1.0 equal 1, but are no ids
+            known = (key if _is_raw_id(key) else None for key in keys)
+        numbers = np.fromiter(map(self._numbers.get, known, repeat(0)), np.int64, len(keys))
         if unknown == "raise" and not numbers.all():
             bad = np.flatnonzero(numbers == 0)
             raise KeyError(
-                f"{self.noun} {keys[bad[0]]!r} at position {bad[0]} is unknown, one of {len(bad)} of "
+                f"{self.noun} {shown(keys[bad[0]])} at position {bad[0]} is unknown, one of {len(bad)} of "
                 f"{len(keys)}: the map holds {len(self)} of type {self.type}"
             )
         return numbers
@@ -138,7 +142,10 @@ class IdMap:
         IndexError
             If a number is outside 1..n, as the padding is; names it.
         """
-        index = np.asarray(numbers, np.int64)
+        given = np.asarray(numbers)
+        if given.size and given.dtype.kind not in "iu":
+            raise TypeError(f"{self.noun} numbers must be integers, got {given.dtype}")
+        index: IntArray = given.astype(np.int64, copy=False)
         if index.size and not (index.min() >= 1 and index.max() <= len(self)):
             bad = index[(index < 1) | (index > len(self))].flat[0]
             raise IndexError(f"{self.noun} number {bad} is outside 1..{len(self)}")
@@ -160,11 +167,17 @@ class IdMap:
         """
         try:
             declared, ids = record["type"], record["ids"]
+            if not isinstance(ids, list):
+                raise TypeError(f"ids must be a list, got {type(ids).__name__}")
             id_map = cls([UUID(key) for key in ids] if declared == "uuid" else ids, noun)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{noun}s are not what IdMap.to_dict writes: {error!r}") from error
+            raise ValueError(
+                f"{noun}s are not what IdMap.to_dict writes: {shown(error)}"
+            ) from error
         if declared != id_map.type:
-            raise ValueError(f"{noun}s are declared {declared!r} but are of type {id_map.type}")
+            raise ValueError(
+                f"{noun}s are declared {shown(declared)} but are of type {id_map.type}"
+            )
         return id_map
 
 
@@ -185,16 +198,20 @@ def load_id_maps(path: str | os.PathLike[str]) -> tuple[IdMap, IdMap]:
     try:
         record = read_json(Path(path), ("format", "users", "items"))
         if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+            raise ValueError(f"format {shown(record['format'])}, this version reads {FORMAT}")
         return IdMap.from_dict(record["users"], "user"), IdMap.from_dict(record["items"], "item")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or holds no id maps: {error!r}") from error
+        raise ValueError(f"{path} is damaged or holds no id maps: {shown(error)}") from error
 
 
 def _distinct(ids: NDArray[Any]) -> bool:
     if ids.dtype == object:
         return len(set(ids.tolist())) == len(ids)
     return bool((np.diff(np.sort(ids)) != 0).all())
+
+
+def _is_raw_id(key: object) -> bool:
+    return isinstance(key, (int, np.integer, str, UUID)) and not isinstance(key, bool)
 
 
 def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:
@@ -205,7 +222,7 @@ def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:
     kinds = {type(key): key for key in keys} or {int: 0}
     names = [name for name, kind in _TYPES.items() if kinds.keys() == {kind}]
     if not names:
-        examples = ", ".join(f"{key!r} of type {kind.__name__}" for kind, key in kinds.items())
+        examples = ", ".join(f"{shown(key)} of type {kind.__name__}" for kind, key in kinds.items())
         raise TypeError(f"{noun}s must be all int, all str or all UUID, got {examples}")
     if names == ["int64"]:
         try:

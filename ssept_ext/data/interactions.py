@@ -16,7 +16,7 @@ from ssept_ext.data.histories import Histories, IntArray, to_offsets
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.sources.columns import Codes, Columns, RawEvents, arrow, encode_ids, take_times
 from ssept_ext.data.sources.delimited import Delimited, read_delimited
-from ssept_ext.data.sources.opening import open_file
+from ssept_ext.data.sources.opening import open_events
 from ssept_ext.utils.checks import check_at_least
 from ssept_ext.utils.optional import require
 
@@ -107,20 +107,7 @@ class Interactions:
         ImportError
             If narwhals or PyArrow is missing: they come with `ssept_ext[data]`.
         """
-        nw = require("narwhals", "data")
-        columns = Columns(user, item, timestamp)
-        table = nw.from_native(frame)
-        wanted = [name for name in columns if name is not None]
-        available = table.collect_schema().names()
-        for name in wanted:
-            if name not in available:
-                raise ValueError(f"the data frame has no column {name!r} among {available}")
-        table = table.select(*dict.fromkeys(wanted)).lazy().collect()
-        events = RawEvents(
-            encode_ids(_to_arrow(table[user]), user),
-            encode_ids(_to_arrow(table[item]), item),
-            None if timestamp is None else take_times(_to_arrow(table[timestamp]), timestamp),
-        )
+        events = _take_columns(frame, Columns(user, item, timestamp))
         return cls.from_events(events, duplicates, min_user_events, min_item_events)
 
     from_pandas = from_dataframe
@@ -135,6 +122,7 @@ class Interactions:
         item: str = "item",
         timestamp: str | None = "timestamp",
         delimiter: str = ",",
+        quoting: bool = True,
         duplicates: Duplicates = "keep",
         min_user_events: int = 1,
         min_item_events: int = 1,
@@ -149,7 +137,10 @@ class Interactions:
         path
             The file.
         delimiter
-            The character that separates columns.
+            What separates columns, one or more characters.
+        quoting
+            Whether `"` quotes a field, which may then hold delimiters and line ends. False takes quotes as text, as
+            do delimiters of several characters.
         user, item, timestamp, duplicates, min_user_events, min_item_events
             As for `from_dataframe`.
 
@@ -160,8 +151,9 @@ class Interactions:
         ImportError
             If PyArrow is missing: it comes with `ssept_ext[data]`.
         """
-        layout = Delimited(Columns(user, item, timestamp), delimiter)
-        events = read_delimited(lambda: open_file(path), str(path), layout)
+        layout = Delimited(Columns(user, item, timestamp), delimiter, quoting=quoting)
+        with open_events(path) as (source, stream):
+            events = read_delimited(stream.read(), source, layout)
         return cls.from_events(events, duplicates, min_user_events, min_item_events)
 
     @classmethod
@@ -181,23 +173,18 @@ class Interactions:
         Parameters and errors are those of `from_dataframe`, and errors also name the file.
         """
         pa = arrow()
-        wanted = [name for name in (user, item, timestamp) if name is not None]
+        columns = Columns(user, item, timestamp)
         try:
             available = pa.parquet.ParquetDataset(path).schema.names
-            if not set(wanted) <= set(available):
-                missing = next(name for name in wanted if name not in available)
-                raise ValueError(f"no column {missing!r} among {available}")
-            return cls.from_dataframe(
-                pa.parquet.read_table(path, columns=wanted),
-                user=user,
-                item=item,
-                timestamp=timestamp,
-                duplicates=duplicates,
-                min_user_events=min_user_events,
-                min_item_events=min_item_events,
-            )
-        except (pa.ArrowInvalid, ValueError) as error:
+            table = pa.parquet.read_table(path, columns=columns.among(available, "it"))
+            events = _take_columns(table, columns)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise ValueError(f"{path}: {error}") from error
+        except TypeError as error:
+            raise TypeError(f"{path}: {error}") from error
+        return cls.from_events(events, duplicates, min_user_events, min_item_events)
 
     @classmethod
     def from_events(
@@ -258,6 +245,22 @@ class Interactions:
             trains on every event.
         """
         return SASRecDataSet(histories=self.to_histories(), hold_out=hold_out)
+
+
+def _take_columns(frame: Any, columns: Columns) -> RawEvents:
+    nw = require("narwhals", "data")
+    table = nw.from_native(frame)
+    table = (
+        table.select(columns.among(table.collect_schema().names(), "the data frame"))
+        .lazy()
+        .collect()
+    )
+    user, item, time = columns
+    return RawEvents(
+        encode_ids(_to_arrow(table[user]), user),
+        encode_ids(_to_arrow(table[item]), item),
+        None if time is None else take_times(_to_arrow(table[time]), time),
+    )
 
 
 def _to_arrow(column: Any) -> Any:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 import io
 import os
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray
-from ssept_ext.data.sources.opening import named_damage, open_file
+from ssept_ext.data.sources.columns import INTEGER, NUMBER, check_exact
+from ssept_ext.data.sources.opening import bad_line, open_events
 
 
 class _Columns(NamedTuple):
@@ -36,7 +40,7 @@ def read_events(filename: str | os.PathLike[str], col_sep: str | None) -> _Colum
     ValueError
         If the file is empty or damaged, or a line is malformed; names the file and the line.
     """
-    with named_damage(str(filename)), open_file(filename) as file:
+    with open_events(filename) as (_, file):
         data = file.read()
     data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
@@ -69,7 +73,7 @@ def _parse_digits(data: bytes, separator: bytes | None) -> _Columns | None:
 def _parse_lines(
     data: bytes, separator: bytes | None, filename: str | os.PathLike[str]
 ) -> _Columns:
-    rows: list[tuple[int | float, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
@@ -78,40 +82,45 @@ def _parse_lines(
             if rows and len(row) != len(rows[0]):
                 raise ValueError(f"{len(row)} columns after lines of {len(rows[0])}")
         except ValueError as error:
-            text = line.decode(errors="replace")
-            raise ValueError(f"{filename}, line {number}: {error}: {text!r}") from None
+            raise bad_line(str(filename), number, str(error), line) from None
         rows.append(row)
     users, items, *times = zip(*rows, strict=True)
-    return _Columns(
-        np.array(users, np.int64), np.array(items, np.int64), np.array(times[0]) if times else None
-    )
+    try:
+        return _Columns(
+            np.array(users, np.int64),
+            np.array(items, np.int64),
+            _to_numbers(times[0]) if times else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{filename}: {error}") from None
 
 
-def _parse_line(line: bytes, separator: bytes | None) -> tuple[int | float, ...]:
-    """Parse `user item` or `user item time`; a ValueError says what is wrong."""
+def _parse_line(line: bytes, separator: bytes | None) -> tuple[Any, ...]:
+    """Parse `user item` or `user item time`, whose time stays text; a ValueError says what is wrong."""
     fields = line.rstrip().split(separator)
     if len(fields) not in (2, 3):
         raise ValueError(f"2 or 3 columns expected, got {len(fields)}")
-    user, item = _parse_id("user", fields[0]), _parse_id("item", fields[1])
-    return (user, item) if len(fields) == 2 else (user, item, _parse_time(fields[2]))
+    ids = _parse_id("user", fields[0]), _parse_id("item", fields[1])
+    return ids if len(fields) == 2 else (*ids, _check_time(fields[2]))
 
 
 def _parse_id(name: str, field: bytes) -> int:
-    try:
-        value = int(field)
-    except ValueError:
-        value = 0
+    value = int(field) if field.isdigit() and len(field) < 1000 else 0  # int() takes 1_0 too
     if not 1 <= value <= MAX_ID:
         raise ValueError(f"{name} id must be an integer from 1 to {MAX_ID}")
     return value
 
 
-def _parse_time(field: bytes) -> int | float:
-    for number in (int, float):
-        try:
-            time = number(field)
-        except ValueError:
-            continue
-        if -(2**63) <= time < 2**63:
-            return time
-    raise ValueError("time must be a number from -2**63 to 2**63 - 1")
+def _check_time(field: bytes) -> str:
+    text = field.decode(errors="replace")
+    if not (re.fullmatch(NUMBER, text) and -(2**63) <= Decimal(text) < 2**63):
+        raise ValueError("time must be a number from -2**63 to 2**63 - 1")
+    return text
+
+
+def _to_numbers(times: Sequence[str]) -> NDArray[np.int64] | NDArray[np.float64]:
+    if all(re.fullmatch(INTEGER, time) for time in times):
+        return np.array([*map(int, times)], np.int64)
+    numbers = np.array([*map(float, times)])
+    check_exact(times, numbers)
+    return numbers

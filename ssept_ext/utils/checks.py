@@ -28,3 +28,9 @@ def check_at_least(name: str, value: Any, limit: int) -> int:
     if isinstance(value, bool) or number < limit:
         raise ValueError(f"{name} must be an integer of at least {limit}, got {value!r}")
     return number
+
+
+def shown(value: object) -> str:
+    """Return `repr(value)`, cut after 200 characters: an error must not print megabytes."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -204,6 +206,86 @@ def test_columns_of_a_csv_are_named(write):
 
     assert name == "csv"
     assert events.times.astype(str).tolist() == ["2020-01-02", "2020-01-01"]
+
+
+@pytest.mark.parametrize("name", ["rating.csv", "archive.zip"])
+def test_kaggles_layout_of_movielens_has_times_as_text(write, tmp_path, name):
+    text = (
+        '"userId","movieId","rating","timestamp"\n1,2,3.5,"2005-04-02 23:53:47"\n'
+        '1,29,3.5,"2005-04-02 23:31:16"\n'
+    )
+    path = write("rating.csv", text)
+    if name.endswith(".zip"):
+        path = tmp_path / name
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, content in {"movie.csv": "x", "rating.csv": text, "tag.csv": "y"}.items():
+                archive.writestr(member, content)
+
+    _, format_name, events = read_source(path)
+
+    assert format_name == "movielens-csv"
+    assert events.items.ids.tolist() == [2, 29]
+    assert events.times.astype(str).tolist() == ["2005-04-02T23:53:47", "2005-04-02T23:31:16"]
+
+
+def test_without_quoting_an_open_quote_is_text(write, tmp_path, capsys):
+    path = write("log.tsv", 'user\ttitle\ttimestamp\n1\t"Heroes\t2\n1\tplain\t1\n')
+    out = tmp_path / "out.txt"
+    arguments = ["prepare", str(path), "--out", str(out), "--item-col", "title", *KEEP_ALL]
+
+    assert cli.main(arguments) == 2
+    assert "line 2: a quote opens a field and is not closed" in capsys.readouterr().err
+    assert cli.main([*arguments, "--no-quoting"]) == 0
+    assert load_id_maps(f"{out}.ids.json")[1].raw.tolist() == ['"Heroes', "plain"]
+
+
+@pytest.mark.parametrize("out", ["none/out.txt", "raw/out.txt", "none/deeper/out.txt"])
+def test_a_folder_that_is_not_there_is_reported_before_anything_is_read(
+    write, tmp_path, out, capsys
+):
+    path = write("raw", "not events")
+
+    assert cli.main(["prepare", str(path), "--out", str(tmp_path / out)]) == 2
+
+    error = capsys.readouterr().err
+    assert f"--out {tmp_path / out}: {(tmp_path / out).parent} is not a folder" in error
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path):
+    lines = "".join(f"{event % 50},{event % 70},{event}\n" for event in range(10_000))
+    command = [sys.executable, "-m", "ssept_ext", "prepare", "/dev/stdin", "--out", "out.txt"]
+
+    run = subprocess.run(
+        command,
+        input=f"user,item,timestamp\n{lines}",
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+
+    assert "10,000 events" in run.stdout
+    assert "10,000 events" in run.stdout.split("kept")[1]
+
+
+@pytest.mark.parametrize("format_name", ["amazon-json", "steam"])
+@pytest.mark.parametrize("depth", [1000, 100_000])
+@pytest.mark.parametrize("opening", ["[", '{"a":', "{'a':", "-", "("])
+def test_a_deeply_nested_line_is_named(write, format_name, depth, opening):
+    text = SAMPLES[format_name][1]
+
+    with pytest.raises(ValueError, match="line 5: neither a JSON object nor a Python dict"):
+        read_source(write("raw", text + "{'x':" + opening * depth + "\n"), format_name)
+
+
+def test_ids_that_differ_only_in_writing_are_counted_in_a_warning(write):
+    lines = [
+        f'{{"reviewerID": "{key}", "asin": "B", "unixReviewTime": 1}}\n'
+        for key in ("1", "1.0", " 1")
+    ]
+
+    with pytest.warns(UserWarning, match="column 'reviewerID': 2 ids differ"):
+        read_source(write("raw", "".join(lines)))
 
 
 def test_a_given_format_overrides_the_content(write):

@@ -5,6 +5,8 @@ import gzip
 import pytest
 from support.interactions import histories
 
+from ssept_ext.data.sources.formats import read_source
+
 
 @pytest.mark.parametrize(
     ("fields", "kind", "expected"),
@@ -97,3 +99,161 @@ def test_text_that_is_not_utf_8_is_named(csv):
 def test_files_without_events_are_refused(csv, content, message):
     with pytest.raises(ValueError, match=message):
         csv(content)
+
+
+def titled(*titles, line_end="\n"):
+    """Lines of user, title, item and time, one for each title, without any quoting."""
+    lines = [f"{user}\t{title}\t7\t{user}" for user, title in enumerate(titles, 1)]
+    return line_end.join(["user\ttitle\titem\ttimestamp", *lines, ""])
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [
+        ("plain", "a quote opens a field and is not closed"),
+        ('"Foo" Fighters', "a quoted field is followed by text"),
+        ('says "hi"', "a quoted field is followed by text"),
+        ('12"', "without quoting all these lines are events"),
+    ],
+)
+def test_a_quote_that_is_never_closed_is_named_by_its_line(csv, later, reason, line_end):
+    titles = ["a"] * 5 + ['"Heroes'] + ["a"] * 1990 + [later] + ["a"] * 3
+
+    with pytest.raises(ValueError, match=rf"log\.csv, line 7: .*{reason}.*quoting=False.*Heroes"):
+        csv(titled(*titles, line_end=line_end), delimiter="\t")
+
+
+def test_an_open_quote_in_the_header_is_named(csv):
+    with pytest.raises(ValueError, match="line 1: a quote is not closed in the line of the header"):
+        csv('user,item,"timestamp\n' + "1,2,3\n" * 9 + '1,2",3\n')
+
+
+def test_without_quoting_quotes_are_text(csv):
+    titles = ['"Heroes', "plain", '12"', '"both"']
+
+    interactions = csv(titled(*titles), delimiter="\t", item="title", quoting=False)
+
+    assert interactions.item_ids.raw.tolist() == titles
+
+
+@pytest.mark.parametrize("field", ["x" * 200_000, '"' + "x\n" * 100_000 + '"'])
+def test_a_line_after_a_long_field_has_its_number(csv, field):
+    number = 3 + field.count("\n")
+
+    with pytest.raises(ValueError, match=f"line {number}: timestamp must be a number"):
+        csv(f"user,item,timestamp,text\na,x,1,{field}\na,x,never,y\n")
+
+
+def test_text_that_is_not_read_may_be_in_any_encoding(csv):
+    with pytest.raises(ValueError, match="line 3: timestamp must be a number"):
+        csv(b"user,item,timestamp,title\na,x,1,caf\xe9\na,x,never,y\n")
+
+
+@pytest.mark.parametrize(
+    "number", ["1_0", "\u0661", " 5", "5 ", "0x10", "nan", "infinity", "1e400", "1e", ""]
+)
+def test_a_time_is_written_in_plain_digits(csv, number):
+    with pytest.raises(ValueError, match="line 3: timestamp must be a number"):
+        csv(f"user,item,timestamp\na,x,1\na,y,{number}\n")
+
+
+@pytest.mark.parametrize("key", ["1_0", "\u0661", " 5", "+5", "05", "5.0", "nan"])
+@pytest.mark.parametrize("column", [0, 1])
+def test_an_id_that_must_be_an_integer_is_written_in_plain_digits(tmp_path, key, column):
+    fields = ["7", "7", "4", "1"]
+    fields[column] = key
+    (tmp_path / "log").write_text("7::7::4::1\n" + "::".join(fields) + "\n")
+
+    with pytest.raises(ValueError, match="line 2: (user|item) must be an integer"):
+        read_source(tmp_path / "log", "movielens-1m")
+
+
+def test_ids_in_other_digits_stay_text(csv):
+    keys = ["1_0", "\u0661", " 5", "0x10"]
+
+    assert (
+        csv(
+            "item,user\n" + "".join(f"i,{key}\n" for key in keys), timestamp=None
+        ).user_ids.raw.tolist()
+        == keys
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "order"),
+    [
+        ([f"{2**60 + 1}", f"{2**60}", f"{2**60 - 2000}.5"], None),
+        (["1588615855.00000002", "1588615855.00000001"], None),
+        (["9007199254740993", "9007199254740992", "1.5"], None),
+        (["1588615855068000002", "1588615855067000001", "1.5"], [2, 1, 0]),
+        (["1.0", "1.00", "1", "0.5"], [3, 0, 1, 2]),
+        (["-0.0", "0", "1e-400"], None),
+    ],
+)
+def test_the_order_of_times_is_exact_or_refused(csv, times, order):
+    content = "user,item,timestamp\n" + "".join(
+        f"u,{row},{when}\n" for row, when in enumerate(times)
+    )
+
+    if order is None:
+        with pytest.raises(ValueError, match=r"log\.csv: times .* are the same number in float64"):
+            csv(content)
+    else:
+        assert histories(csv(content)) == {"u": order}
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["9999-12-31", "2020-01-01"],
+        ["9999-12-31T23:59:59.5", "2020-01-01T00:00:00"],
+        ["2020-01-01T00:00:00.000000002", "2020-01-01T00:00:00.000000001"],
+        ["2020-01-01 10:00:00+01:00", "2020-01-01 08:00:00Z"],
+        ["2020-01-02 00:00", "2020-01-01"],
+    ],
+)
+def test_dates_of_any_age_and_precision(csv, times):
+    content = "user,item,timestamp\n" + "".join(
+        f"u,{row},{when}\n" for row, when in enumerate(times)
+    )
+
+    assert histories(csv(content)) == {"u": [1, 0]}
+
+
+def test_a_good_date_is_not_blamed_for_a_bad_one(csv):
+    with pytest.raises(ValueError, match="line 3: timestamp must be"):
+        csv("user,item,timestamp\na,x,9999-12-31\na,y,2020-13-01\n")
+
+
+def test_times_with_and_without_a_zone_do_not_mix(csv):
+    with pytest.raises(
+        ValueError, match="line 3: timestamp is a date after lines where it is a date with a zone"
+    ):
+        csv("user,item,timestamp\na,x,2020-01-01T00:00:00Z\na,y,2020-01-01T00:00:00\n")
+
+
+def test_a_control_character_between_separators_of_two_characters_separates_nothing(tmp_path):
+    (tmp_path / "log").write_text("1::2::4::3\n1::2\x1f4::3\n")
+
+    with pytest.raises(ValueError, match="line 2: 4 columns expected, got 3"):
+        read_source(tmp_path / "log", "movielens-1m")
+
+
+@pytest.mark.parametrize("delimiter", ["", '"', "\n", "a\r"])
+def test_a_delimiter_that_separates_nothing_is_refused(csv, delimiter):
+    with pytest.raises(ValueError, match="delimiter must be neither empty, a quote nor a line end"):
+        csv("user,item\n1,2\n", delimiter=delimiter)
+
+
+def test_ids_that_differ_only_in_writing_are_counted_in_a_warning(csv):
+    with pytest.warns(UserWarning, match=r"column 'user': 2 ids .* such as '1' and '1.0'.*stay"):
+        interactions = csv("user,item\n1,x\n1.0,x\n01,x\nann,x\n", timestamp=None)
+
+    assert interactions.user_ids.raw.tolist() == ["1", "1.0", "01", "ann"]
+
+
+def test_ids_that_differ_in_more_are_no_reason_to_warn(csv, recwarn):
+    csv("user,item\n1.0,x\n2.0,y\nann,x\nAnn,007\n,".removesuffix(","), timestamp=None)
+
+    assert not recwarn.list

@@ -16,6 +16,8 @@ from ssept_ext.data.histories import MAX_ID, Histories, check_ids, join
         ([1], [1, 2], [3, 4], "offsets must be"),
         ([1], [0, 1], [3, 4], "offsets must be"),
         ([1], [0, 1], [0], "item id must be an integer from 1 .*, got 0"),
+        ([1, 2], [0, 1.5, 2], [3, 4], "offsets must be"),
+        ([1, 2], np.array([0, 2, 1], np.uint64), [3], "offsets must be"),
         ([0], [0, 1], [3], "user id must be an integer from 1 .*, got 0"),
         ([1], [0, 1], [1.5], "item id must be an integer from 1 .*, got .*1.5"),
     ],
@@ -68,6 +70,9 @@ def test_integers_of_every_kind_are_ids(ids):
         ([[1], [2, 3]], r"\[1\]"),
         (np.array([[1]]), r"array\(\[1\]\)"),
         ([None], "None"),
+        ([2, True], "True"),
+        ([2, np.True_], "(np.)?True_?"),
+        ([2, np.float64(3)], r"(np.float64\()?3.0\)?"),
     ],
 )
 def test_what_is_no_id_is_named(ids, bad):

@@ -52,6 +52,21 @@ def test_a_number_and_its_text_are_different_ids():
     assert IdMap(["7"]).encode(np.array([7]), unknown="zero").tolist() == [0]
 
 
+@pytest.mark.parametrize("key", [True, 1.0, np.True_, np.float64(1), None, [1]])
+def test_what_only_equals_an_id_is_unknown(key):
+    assert IdMap([1, 2]).encode([2, key], unknown="zero").tolist() == [2, 0]
+
+
+def test_integers_of_numpy_are_ids():
+    assert IdMap([1, 2]).encode([np.int32(2), 1]).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("numbers", [[1.0], [True], ["1"], np.array([1.7])])
+def test_what_is_no_number_is_not_decoded(numbers):
+    with pytest.raises(TypeError, match="item numbers must be integers, got"):
+        IdMap(["a", "b"], "item").decode(numbers)
+
+
 def test_one_string_is_no_sequence_of_ids():
     with pytest.raises(TypeError, match="must be a sequence of users, got the string 'ab'"):
         IdMap(["a", "b"], "user").encode("ab")
@@ -117,10 +132,21 @@ def test_a_record_is_plain_json(raw):
         '{"format": 1, "users": {"type": "int64", "ids": ["1"]}, "items": {"type": "str", "ids": []}}',
         '{"format": 1, "users": {"type": "int64", "ids": [1, 1]}, "items": {"type": "str", "ids": []}}',
         '{"format": 1, "users": {"type": "uuid", "ids": ["x"]}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "str", "ids": "ab"}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "str", "ids": {"a": 1}}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "int64", "ids": [1, true]}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "int64", "ids": [NaN]}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "int64", "ids": [[1]]}, "items": {"type": "str", "ids": []}}',
+        '{"format": 1, "users": {"type": "uuid", "ids": [1]}, "items": {"type": "str", "ids": []}}',
+        '{"format": [1], "users": {}, "items": {}}',
+        '{"format": 1, "users": ' + "[" * 100_000,
+        '{"format": 1, "users": {"type": "int64", "ids": [' + "9" * 10_000 + "]}}",
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "ids.json").write_text(text)
 
-    with pytest.raises(ValueError, match=r"ids\.json is damaged or holds no id maps"):
+    with pytest.raises(ValueError, match=r"ids\.json is damaged or holds no id maps") as caught:
         load_id_maps(tmp_path / "ids.json")
+
+    assert len(str(caught.value)) < 1000

@@ -226,6 +226,80 @@ def test_what_is_missing_is_named_by_column_and_row(library, column, value, mess
         Interactions.from_dataframe(make_frame(columns, **options))
 
 
+@pytest.mark.parametrize("column", ["user", "item"])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array(["a", "b", "", "c", "d"]),
+        pa.array(["a", "b", "", "c", "d"]).dictionary_encode(),
+        pa.DictionaryArray.from_arrays(pa.array([0, 0, 1, 0, 0]), pa.array(["a", None])),
+    ],
+    ids=["text", "a category", "a category of nothing"],
+)
+def test_an_empty_id_is_missing(column, ids):
+    with pytest.raises(ValueError, match=f"column '{column}', row 2: id is missing"):
+        Interactions.from_dataframe(pa.table(COLUMNS | {column: ids}))
+
+
+def test_a_category_that_is_there_twice_is_one_id():
+    ids = pa.DictionaryArray.from_arrays(pa.array([0, 2, 1]), pa.array(["a", "b", "a"]))
+
+    interactions = Interactions.from_dataframe(
+        pa.table({"user": ids, "item": [1, 2, 3]}), timestamp=None
+    )
+
+    assert histories(interactions) == {"a": [1, 2], "b": [3]}
+
+
+def test_ids_that_differ_only_in_writing_are_counted_in_a_warning():
+    with pytest.warns(UserWarning, match=r"column 'user': 3 ids .* such as '1' and '1.0'.*stay"):
+        interactions = of_rows(
+            *((key, 1) for key in ("1", "1.0", "ann ", "ann", "01")), timestamp=None
+        )
+
+    assert interactions.user_ids.raw.tolist() == ["1", "1.0", "ann ", "ann", "01"]
+
+
+@pytest.mark.parametrize(
+    ("times", "limit"),
+    [
+        (np.array([1.6e18, 1.5]), 2**53),
+        (np.array([1.6e9, 1.5], np.float32), 2**24),
+        (np.array([4096.0, 1.5], np.float16), 2**11),
+    ],
+)
+def test_times_that_floats_have_rounded_are_refused(times, limit):
+    with pytest.raises(
+        ValueError, match=f"column 'timestamp', row 0: time is beyond {limit}, where"
+    ):
+        Interactions.from_dataframe(pa.table({"user": [1, 1], "item": [1, 2], "timestamp": times}))
+
+
+@pytest.mark.parametrize("values", [[1, True], [True, 1], [2**60 + 1, 1.5], [1, "2020-01-01"]])
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+@pytest.mark.parametrize("column", ["user", "timestamp"])
+def test_a_column_of_mixed_values_is_refused(library, values, column):
+    pd_or_pl = pytest.importorskip(library)
+    series = (
+        pd_or_pl.Series(column, values, pd_or_pl.Object)
+        if library == "polars"
+        else pd.Series(values, dtype=object)
+    )
+    frame = pd_or_pl.DataFrame(
+        {"user": [1, 2], "item": [1, 2], "timestamp": [1, 2]} | {column: series}
+    )
+
+    with pytest.raises((TypeError, ValueError), match=f"column '{column}'"):
+        Interactions.from_dataframe(frame)
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    frame = pd.DataFrame([[1, 2, 3, 4]], columns=["user", "user", "item", "timestamp"])
+
+    with pytest.raises(ValueError, match="user"):
+        Interactions.from_pandas(frame)
+
+
 def test_a_nan_time_is_refused_by_row():
     pl = pytest.importorskip("polars")
 

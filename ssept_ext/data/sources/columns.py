@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -9,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
+from ssept_ext.utils.checks import shown
 from ssept_ext.utils.optional import require
+
+INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})$"  # 007 is a string: its zeros would be lost
+INTEGER = r"^-?[0-9]+$"
+NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 class Codes(NamedTuple):
@@ -37,6 +47,15 @@ class Columns(NamedTuple):
     item: str
     time: str | None
 
+    def among(self, available: Sequence[str], source: str) -> list[str]:
+        """Return the distinct names; a ValueError if `source` does not have each of them exactly once."""
+        wanted = list(dict.fromkeys(name for name in self if name is not None))
+        for name in wanted:
+            if available.count(name) != 1:
+                times = f"{available.count(name)} columns" if name in available else "no column"
+                raise ValueError(f"{source} has {times} {name!r} among {shown(list(available))}")
+        return wanted
+
 
 def arrow() -> Any:
     """Import PyArrow and those of its modules that are used here."""
@@ -45,8 +64,17 @@ def arrow() -> Any:
     return require("pyarrow", "data")
 
 
-def encode_ids(column: Any, name: str) -> Codes:
+def encode_ids(column: Any, name: str, *, parse: bool = False) -> Codes:
     """Convert an Arrow column of integers, strings, categories of these, or UUIDs (16 bytes).
+
+    Parameters
+    ----------
+    column
+        The column, an array or a chunked array.
+    name
+        Its name, for messages.
+    parse
+        Convert strings to int64 if all of them are plain integers.
 
     Raises
     ------
@@ -56,31 +84,68 @@ def encode_ids(column: Any, name: str) -> Codes:
         If an id is missing or does not fit in int64; names the column, and the row, counted from 0.
     """
     pa = arrow()
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = _one_chunk(column)
     column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
+        column = column.dictionary_decode()
     _refuse_nulls(column, name, "id")
     categorical = pa.types.is_dictionary(column.type)
     kind = column.type.value_type if categorical else column.type
     is_uuid, is_integer = kind == pa.binary(16), pa.types.is_integer(kind)
-    if not (is_uuid or is_integer or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    is_string = any(
+        check(kind)
+        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+    if not (is_uuid or is_integer or is_string):
         raise TypeError(f"column {name!r} holds {kind}: ids must be integers, strings or UUIDs")
-    if categorical:
-        # Encoded again, because categories may be in any order and may be unused.
-        encoded = column.indices.dictionary_encode()
-        values = column.dictionary.take(encoded.dictionary)
-    else:
-        encoded = column.dictionary_encode()
-        values = encoded.dictionary
-    codes: IntArray = encoded.indices.to_numpy().astype(np.int64)
+    encoded = (column.indices if categorical else column).dictionary_encode()
+    values, codes = encoded.dictionary, encoded.indices.to_numpy()
+    if categorical:  # categories may be in any order, unused, or there twice
+        again = column.dictionary.take(values).dictionary_encode()
+        values, codes = again.dictionary, again.indices.to_numpy()[codes]
+    codes = codes.astype(np.int64)
+    if is_string and (empty := values.index("").as_py()) >= 0:
+        row = int((codes == empty).argmax())
+        raise ValueError(f"column {name!r}, row {row}: id is missing, got ''")
     if is_uuid:
         return Codes(codes, object_array([UUID(bytes=key) for key in values.to_pylist()]))
-    if not is_integer:
-        return Codes(codes, object_array(values.to_pylist()))
+    if parse and pa.compute.all(pa.compute.match_substring_regex(values, INTEGER_ID)).as_py():
+        try:
+            return Codes(codes, values.cast(pa.int64()).to_numpy())
+        except pa.ArrowInvalid:  # beyond int64: a hash, which is a name
+            pass
+    if is_string:
+        names = values.to_pylist()
+        warn_of_lookalikes(names, name)
+        return Codes(codes, object_array(names))
     try:
         return Codes(codes, values.cast(pa.int64()).to_numpy())
     except pa.ArrowInvalid:
         largest = pa.compute.max(values).as_py()
         raise ValueError(f"column {name!r}: id {largest} is beyond int64") from None
+
+
+def warn_of_lookalikes(ids: Collection[str], name: str) -> None:
+    """Warn of ids that differ only in blanks around them or in how a number is written, as `1` and `1.0` do."""
+    odd: dict[str, str] = {}
+    pairs = []
+    for key in ids:
+        plain = _plainly(key)
+        if plain != key and odd.setdefault(plain, key) != key:
+            pairs.append((odd[plain], key))
+    pairs = [(key, odd[key]) for key in ids if key in odd] + pairs
+    if pairs:
+        one, other = pairs[0]
+        warnings.warn(
+            f"column {name!r}: {len(pairs)} ids differ from another one only in how they are written, such as "
+            f"{shown(one)} and {shown(other)}; they stay different ids",
+            stacklevel=2,
+        )
+
+
+def _plainly(key: str) -> str:
+    number = re.fullmatch(r"\s*\+?(-?)0*([0-9]+)(?:\.0*)?\s*", key)
+    return number[1] + number[2] if number else key.strip()
 
 
 def take_times(column: Any, name: str) -> NDArray[Any]:
@@ -91,26 +156,36 @@ def take_times(column: Any, name: str) -> NDArray[Any]:
     TypeError
         If the column holds neither numbers, dates nor datetimes; names the column.
     ValueError
-        If a time is missing, NaN or infinite; names the column, and the row, counted from 0.
+        If a time is missing, not finite, or beyond the integers that its type tells apart; names the column,
+        and the row, counted from 0.
     """
     pa = arrow()
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    _refuse_nulls(column, name, "time")
+    column = _one_chunk(column)
     kind = column.type
+    _refuse_nulls(column, name, "time")
     if pa.types.is_integer(kind):
         try:
             return column.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
         except pa.ArrowInvalid as error:
             raise ValueError(f"column {name!r}: a time is beyond int64: {error}") from None
     if pa.types.is_floating(kind):
-        times: NDArray[Any] = column.cast(pa.float64()).to_numpy()
-        if not np.isfinite(times).all():
-            row = int(np.flatnonzero(~np.isfinite(times))[0])
-            raise ValueError(f"column {name!r}, row {row}: time must be finite, got {times[row]}")
+        given = column.to_numpy()
+        times: NDArray[Any] = given.astype(np.float64)
+        limit = 2.0 ** (np.finfo(given.dtype).nmant + 1)
+        for bad, reason in (
+            (~np.isfinite(times), "must be finite"),
+            (
+                np.abs(times) > limit,
+                f"is beyond {limit:.0f}, where {kind} misses integers: give integers",
+            ),
+        ):
+            if bad.any():
+                row = int(bad.argmax())
+                raise ValueError(f"column {name!r}, row {row}: time {reason}, got {times[row]}")
         return times
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-    example = f", as {column[0].as_py()!r}" if len(column) else ""
+    example = f", as {shown(column[0].as_py())}" if len(column) else ""
     raise TypeError(
         f"column {name!r} holds {kind}{example}: times must be numbers, dates or datetimes"
     )
@@ -119,9 +194,79 @@ def take_times(column: Any, name: str) -> NDArray[Any]:
 def _refuse_nulls(column: Any, name: str, what: str) -> None:
     if column.null_count:
         row = column.is_null().index(True).as_py()
-        raise ValueError(
-            f"column {name!r}, row {row}: {what} is missing, got {column[row].as_py()}"
-        )
+        raise ValueError(f"column {name!r}, row {row}: {what} is missing, got None")
+
+
+def parse_times(text: Any) -> NDArray[Any]:
+    """Convert an Arrow column of texts, each of a kind that `time_kind` names, to times.
+
+    Raises
+    ------
+    ValueError
+        If one is no time, they are not all numbers or all dates, or float64 would lose their order.
+    """
+    pa = arrow()
+    text = _one_chunk(text)
+    for pattern, kind in ((INTEGER, pa.int64()), (NUMBER, pa.float64())):
+        if pa.compute.all(pa.compute.match_substring_regex(text, pattern)).as_py():
+            if pattern is NUMBER:
+                distinct = text.unique()
+                check_exact(distinct.to_pylist(), distinct.cast(kind).to_numpy())
+            return text.cast(kind).to_numpy()  # type: ignore[no-any-return]
+    for kind in _date_types():
+        with suppress(pa.ArrowInvalid):
+            return text.cast(kind).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    raise ValueError("times are neither all numbers nor all dates in ISO 8601 of one precision")
+
+
+def time_kind(text: str) -> str | None:
+    """Return what a time in a text is, as a noun with its article; None if it is no time."""
+    pa = arrow()
+    if re.fullmatch(INTEGER, text):
+        return "an integer" if -(2**63) <= Decimal(text) < 2**63 else None
+    if re.fullmatch(NUMBER, text):
+        return "a number" if np.isfinite(float(text)) else None
+    for kind in _date_types():
+        with suppress(pa.ArrowInvalid):
+            pa.scalar(text).cast(kind)
+            return "a date with a zone" if getattr(kind, "tz", None) else "a date"
+    return None
+
+
+def is_int64(text: str) -> bool:
+    """Whether a text is an integer of 64 bits, written as integer ids are."""
+    return bool(re.fullmatch(INTEGER_ID, text)) and -(2**63) <= int(text) < 2**63
+
+
+def _date_types() -> list[Any]:
+    pa = arrow()
+    zones, units = (None, "UTC"), ("s", "ms", "us", "ns")
+    return [pa.date32(), *(pa.timestamp(unit, zone) for zone in zones for unit in units)]
+
+
+def check_exact(texts: Sequence[str], numbers: NDArray[np.float64]) -> None:
+    """Check that different numbers in texts are different in float64 too, and all of them finite.
+
+    Raises
+    ------
+    ValueError
+        If they are not: the order of their events would be lost.
+    """
+    if not np.isfinite(numbers).all():
+        raise ValueError("times must be finite")
+    _, place, count = np.unique(numbers, return_inverse=True, return_counts=True)
+    first: dict[int, str] = {}
+    for at in np.flatnonzero(count[place] > 1).tolist():
+        other = first.setdefault(place[at], texts[at])
+        if Decimal(other) != Decimal(texts[at]):
+            raise ValueError(
+                f"times {shown(other)} and {shown(texts[at])} are the same number in float64, which "
+                "loses their order: make all times integers"
+            )
+
+
+def _one_chunk(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, arrow().ChunkedArray) else column
 
 
 def object_array(values: list[Any]) -> NDArray[Any]:

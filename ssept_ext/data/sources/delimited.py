@@ -1,24 +1,28 @@
 """Reading events from delimited text.
 
-Arrow reads it fast. A file that Arrow refuses is read again line by line, to name the bad line.
+Arrow reads it fast. Text that Arrow refuses is read again line by line, to name the bad line.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
+import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from ssept_ext.data.sources.columns import Codes, Columns, RawEvents, arrow, encode_ids, take_times
-from ssept_ext.data.sources.opening import Opener, bad_line, named_damage
+from ssept_ext.data.sources.columns import (
+    Columns,
+    RawEvents,
+    arrow,
+    encode_ids,
+    is_int64,
+    parse_times,
+    time_kind,
+)
+from ssept_ext.data.sources.opening import bad_line
 
 _UNIT_SEPARATOR = b"\x1f"
-
-
-_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"  # 007 is a string: its zeros would be lost
+_REACH = 1 << 16  # bytes of a line that are looked at around a quote
+_BLOCK = 1 << 24  # bytes that Arrow parses at a time; no row may be longer
 
 
 class Delimited(NamedTuple):
@@ -26,16 +30,24 @@ class Delimited(NamedTuple):
 
     columns: Columns
     delimiter: str = ","
-    """one or more characters; fields cannot be quoted if there are several"""
+    """one or more characters; fields cannot be quoted if there are several bytes"""
     names: Sequence[str] | None = None
     """of all columns; None to take them from the first line"""
-    quoted: bool = True
+    quoting: bool = True
     """whether `"` quotes a field, which may then hold delimiters and line ends"""
     integers: bool = False
-    """whether ids and times must be integers"""
+    """whether ids must be integers, and times integers or dates"""
+
+    @property
+    def separator(self) -> bytes:
+        return self.delimiter.encode()
+
+    @property
+    def quoted(self) -> bool:
+        return self.quoting and len(self.separator) == 1
 
 
-def read_delimited(opened: Opener, source: str, layout: Delimited) -> RawEvents:
+def read_delimited(data: bytes, source: str, layout: Delimited) -> RawEvents:
     """Read events from delimited text, with blank lines skipped and other columns ignored.
 
     Ids are int64 if the whole column consists of integers without leading zeros or signs of plus, and
@@ -43,8 +55,8 @@ def read_delimited(opened: Opener, source: str, layout: Delimited) -> RawEvents:
 
     Parameters
     ----------
-    opened
-        Opens the file.
+    data
+        The text, in UTF-8.
     source
         Name of the file in error messages.
     layout
@@ -53,159 +65,194 @@ def read_delimited(opened: Opener, source: str, layout: Delimited) -> RawEvents:
     Raises
     ------
     ValueError
-        If the file is empty or damaged, a column is missing, or a line is not an event; names source,
-        line number and text.
+        If there are no events, a column is missing, or a line is not an event; names source, line number
+        and text.
     """
+    if not layout.delimiter or set(layout.delimiter) & set('"\r\n'):
+        raise ValueError(
+            f"delimiter must be neither empty, a quote nor a line end, got {layout.delimiter!r}"
+        )
     pa = arrow()
-    with named_damage(source):
-        header = list(layout.names or _read_header(opened, source, layout))
-        try:
-            return _read_with_arrow(opened, layout)
-        except (pa.ArrowInvalid, TypeError, ValueError) as error:
-            _raise_for_first_bad_line(opened, source, layout, header)
-            raise ValueError(f"{source}: {error}") from error
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if not data.strip():
+        raise ValueError(f"{source} is empty")
+    header, start = (list(layout.names), 0) if layout.names else _read_header(data, source, layout)
+    across_lines = layout.quoted and _check_quotes(data, source, layout, header, start)
+    try:
+        return _read_with_arrow(data, start, header, layout, across_lines)
+    except (pa.ArrowInvalid, ValueError) as error:
+        _raise_for_first_bad_line(data, start, header, source, layout)
+        raise ValueError(f"{source}: {error}") from error
 
 
-def _read_with_arrow(opened: Opener, layout: Delimited) -> RawEvents:
+def _read_with_arrow(
+    data: bytes, start: int, header: list[str], layout: Delimited, across_lines: bool
+) -> RawEvents:
     pa = arrow()
     user, item, time = layout.columns
+    separator = layout.separator
+    if len(separator) > 1:  # Arrow takes one character only
+        separator = _UNIT_SEPARATOR
+        if separator in data:
+            raise ValueError(f"it holds the character {separator.decode()!r}")
+        data, start = data[start:].replace(layout.separator, separator), 0
     types = dict.fromkeys((user, item), pa.dictionary(pa.int32(), pa.string()))
-    if layout.integers and time is not None:
-        types[time] = pa.int64()
-    several = len(layout.delimiter) > 1
-    with opened() as stream:
-        if several:  # Arrow takes one character only
-            text = stream.read().replace(layout.delimiter.encode(), _UNIT_SEPARATOR)
-            stream = io.BytesIO(text)
-        table = pa.csv.read_csv(
-            stream,
-            pa.csv.ReadOptions(column_names=layout.names),
-            pa.csv.ParseOptions(
-                delimiter=_UNIT_SEPARATOR.decode() if several else layout.delimiter,
-                quote_char='"' if layout.quoted and not several else False,
-                newlines_in_values=layout.quoted and not several,
-            ),
-            pa.csv.ConvertOptions(
-                column_types=types,
-                include_columns=[name for name in layout.columns if name is not None],
-                null_values=[""],
-            ),
-        )
-    if not len(table):
-        raise ValueError("it holds no events")
-    return RawEvents(
-        _plain_ids(table.column(user), user, layout.integers),
-        _plain_ids(table.column(item), item, layout.integers),
-        None if time is None else take_times(table.column(time), time),
+    table = pa.csv.read_csv(
+        pa.BufferReader(pa.py_buffer(data)[start:]),
+        pa.csv.ReadOptions(column_names=header, block_size=_BLOCK),
+        pa.csv.ParseOptions(
+            delimiter=separator.decode(),
+            quote_char='"' if layout.quoted else False,
+            newlines_in_values=across_lines,
+        ),
+        pa.csv.ConvertOptions(
+            column_types=types | ({} if time is None else {time: pa.string()}),
+            include_columns=layout.columns.among(header, "it"),
+            null_values=[],
+        ),
     )
+    times = None if time is None else parse_times(table.column(time))
+    users, items = (
+        encode_ids(table.column(name).unify_dictionaries(), name, parse=True)
+        for name in (user, item)
+    )
+    if layout.integers and (
+        users.ids.dtype == object
+        or items.ids.dtype == object
+        or (times is not None and times.dtype.kind == "f")
+    ):
+        raise ValueError("ids must be integers, and times integers or dates")
+    return RawEvents(users, items, times)
 
 
-def _plain_ids(column: Any, name: str, integers: bool) -> Codes:
-    """Convert a column of text to ids, int64 if all are integers."""
-    pa = arrow()
-    column = column.unify_dictionaries()
-    codes, ids = encode_ids(column, name)
-    text = pa.array(ids, pa.string())
-    if pa.compute.any(pa.compute.equal(text, "")).as_py():
-        raise ValueError(f"column {name!r} has an id that is missing")
-    if pa.compute.all(pa.compute.match_substring_regex(text, _INTEGER)).as_py():
-        try:
-            return Codes(codes, text.cast(pa.int64()).to_numpy())
-        except pa.ArrowInvalid:  # beyond int64: a hash, which is a name
-            pass
-    if integers:
-        raise ValueError(f"column {name!r} has an id that is no integer")
-    return Codes(codes, ids)
-
-
-def _rows(
-    stream: BinaryIO, source: str, layout: Delimited
-) -> Iterator[tuple[int, bytes, list[str]]]:
-    """Yield the number of the first line, the text and the fields of every row that is not blank."""
-    read: list[bytes] = []
-
-    def lines() -> Iterator[str]:
-        for line in stream:
-            read.append(line)
-            yield line.decode("utf-8-sig" if first == len(read) == 1 else "utf-8")
-
-    first = 1
-    rows: Iterator[list[str]]
-    if len(layout.delimiter) > 1:
-        bare = (line.rstrip("\r\n") for line in lines())
-        rows = (line.split(layout.delimiter) if line else [] for line in bare)
-    else:
-        quoting: dict[str, Any] = {} if layout.quoted else {"quoting": csv.QUOTE_NONE}
-        rows = csv.reader(lines(), delimiter=layout.delimiter, **quoting)
-    while True:
-        try:
-            fields = next(rows, None)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise bad_line(source, first + len(read) - 1, str(error), read[-1]) from None
-        if fields is None:
+def rows(
+    data: bytes, layout: Delimited, start: int = 0, number: int = 1
+) -> Iterator[tuple[int, slice, list[bytes]]]:
+    """Yield the number of the first line, the place and the fields of every row that is not blank."""
+    separator = re.escape(layout.separator)
+    field = b"(?:(?!" + separator + rb")[^\r\n])*"
+    if layout.quoted:
+        field = b'"[^"]*(?:""[^"]*)*"|(?!")' + field
+    pattern = re.compile(b"(" + field + b")(" + separator + rb"|\r\n|[\r\n]|\Z)")
+    fields: list[bytes] = []
+    at = start
+    while at < len(data) or fields:
+        match = pattern.match(data, at)
+        if match is None:  # an open quote, or text behind a closed one
             return
-        if fields:
-            yield first, b"".join(read), fields
-        first += len(read)
-        read.clear()
+        at = match.end()
+        text = match[1]
+        if layout.quoted and text.startswith(b'"'):
+            text = text[1:-1].replace(b'""', b'"')
+        fields.append(text)
+        if match[2] != layout.separator:
+            if match.end(1) > start:
+                yield number, slice(start, at), fields
+            number += _count_lines(data[start:at])
+            start, fields = at, []
 
 
-def _read_header(opened: Opener, source: str, layout: Delimited) -> list[str]:
-    with opened() as stream:
-        for _, _, header in _rows(stream, source, layout):
-            for name in layout.columns:
-                if name is not None and header.count(name) != 1:
-                    times = f"{header.count(name)} columns" if name in header else "no column"
-                    raise ValueError(f"{source} has {times} {name!r} among {header}")
-            return header
-    raise ValueError(f"{source} is empty")
+def _count_lines(text: bytes) -> int:
+    return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
+
+
+def _read_header(data: bytes, source: str, layout: Delimited) -> tuple[list[str], int]:
+    """Return the names of the columns and where the text behind them starts."""
+    for _, place, fields in rows(data, layout):
+        header = [field.decode(errors="replace") for field in fields]
+        if any(map(_count_lines, fields)):
+            break
+        layout.columns.among(header, source)
+        if not data[place.stop :].strip():
+            raise ValueError(f"{source}: it holds no events")
+        return header, place.stop
+    raise bad_line(source, 1, "a quote is not closed in the line of the header", data.lstrip())
+
+
+def _check_quotes(
+    data: bytes, source: str, layout: Delimited, header: list[str], start: int
+) -> bool:
+    """Check that every quoted field is closed where it should be, and return whether one holds line ends.
+
+    Arrow takes an open quote for a field that goes on to the next quote, however many events lie in between.
+    """
+    edges = b"\r\n" + layout.separator
+    across_lines = False
+    at = start
+    while (at := data.find(b'"', at)) >= 0:
+        if at > 0 and data[at - 1] not in edges:  # in the middle of a field: text
+            at += 1
+            continue
+        end = at + 1
+        while (end := data.find(b'"', end)) >= 0 and data[end + 1 : end + 2] == b'"':
+            end += 2
+        reason = None
+        if end < 0:
+            reason = "a quote opens a field and is not closed"
+        elif end + 1 < len(data) and data[end + 1] not in edges:
+            reason = "a quoted field is followed by text"
+        elif _count_lines(data[at:end]):
+            across_lines = True
+            if _swallows_events(data, at, end, layout, header):
+                reason = "a quoted field ends in another line, and without quoting all these lines are events"
+        if reason is not None:
+            number = 1 + _count_lines(data[:at])
+            line = _line_before(data, at) + re.split(rb"[\r\n]", data[at : at + 1024])[0]
+            advice = "quoting=False or --no-quoting takes quotes as text"
+            raise bad_line(source, number, f"{reason} ({advice})", line)
+        at = end + 1
+    return across_lines
+
+
+def _swallows_events(data: bytes, at: int, end: int, layout: Delimited, header: list[str]) -> bool:
+    """Whether the lines of the quoted field from `at` to `end` are all events if quotes are text."""
+    places = [None if name is None else header.index(name) for name in layout.columns]
+    rest = re.split(rb"[\r\n]", data[end : end + _REACH])[0]
+    for line in (_line_before(data, at) + data[at:end] + rest).splitlines():
+        fields = line.split(layout.separator)
+        if len(fields) != len(header):
+            return False
+        user, item, time = (b"" if place is None else fields[place] for place in places)
+        if time_kind(time.decode(errors="replace")) is None if time else b'"' in user + item:
+            return False
+    return True
+
+
+def _line_before(data: bytes, at: int) -> bytes:
+    return re.split(rb"[\r\n]", data[max(0, at - _REACH) : at])[-1]
 
 
 def _raise_for_first_bad_line(
-    opened: Opener, source: str, layout: Delimited, header: list[str]
+    data: bytes, start: int, header: list[str], source: str, layout: Delimited
 ) -> None:
     """Read line by line what Arrow refused, and raise for the first bad line; return if there is none."""
-    place = [header.index(name) for name in layout.columns if name is not None]
-    time_kind = unlike = None
-    with opened() as stream:
-        rows = _rows(stream, source, layout)
-        if layout.names is None:
-            next(rows)
-        for number, text, fields in rows:
-            if len(fields) != len(header):
-                reason = f"{len(header)} columns expected, got {len(fields)}"
-                raise bad_line(source, number, reason, text)
-            user, item, *time = (fields[at] for at in place)
-            for name, field in ((layout.columns.user, user), (layout.columns.item, item)):
-                if not field:
-                    raise bad_line(source, number, f"{name} is missing", text)
-                if layout.integers and _kind(field) != "an integer":
-                    raise bad_line(source, number, f"{name} must be an integer", text)
-            for field in time:
-                kind = _kind(field)
-                if kind is None or (layout.integers and kind != "an integer"):
-                    wanted = "an integer" if layout.integers else "a number or an ISO 8601 date"
-                    reason = f"{layout.columns.time} must be {wanted}"
-                    raise bad_line(source, number, reason, text)
-                time_kind = time_kind or kind
-                if kind != time_kind and unlike is None:
-                    reason = f"{layout.columns.time} is {kind} after lines where it is {time_kind}"
-                    unlike = bad_line(source, number, reason, text)
+    places = [header.index(name) for name in layout.columns if name is not None]
+    first_kind = unlike = None
+    for number, place, row in rows(data, layout, start, 1 + _count_lines(data[:start])):
+
+        def bad(reason: str, number: int = number, place: slice = place) -> ValueError:
+            return bad_line(source, number, reason, data[place])
+
+        if len(row) != len(header):
+            raise bad(f"{len(header)} columns expected, got {len(row)}")
+        try:
+            user, item, *times = (row[place].decode() for place in places)
+        except UnicodeDecodeError as error:
+            raise bad(str(error)) from None
+        for name, field in zip(layout.columns[:2], (user, item), strict=True):
+            if not field:
+                raise bad(f"{name} is missing")
+            if layout.integers and not is_int64(field):
+                raise bad(f"{name} must be an integer")
+        for time in times:
+            kind = time_kind(time)
+            if kind is None or (layout.integers and kind == "a number"):
+                wanted = "an integer" if layout.integers else "a number"
+                raise bad(f"{layout.columns.time} must be {wanted} or an ISO 8601 date")
+            first_kind = first_kind or kind
+            if "date" in kind + first_kind and kind != first_kind:
+                unlike = unlike or bad(
+                    f"{layout.columns.time} is {kind} after lines where it is {first_kind}"
+                )
     if unlike is not None:
         raise unlike
-
-
-def _kind(field: str) -> str | None:
-    try:
-        return "an integer" if -(2**63) <= int(field) < 2**63 else None
-    except ValueError:
-        pass
-    try:
-        return "a number" if math.isfinite(float(field)) else None
-    except ValueError:
-        pass
-    try:
-        datetime.fromisoformat(field.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return "a date"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssept_ext.data.sources.columns import Columns, RawEvents
-from ssept_ext.data.sources.delimited import Delimited, read_delimited
-from ssept_ext.data.sources.opening import find_events, named_damage
+from ssept_ext.data.sources.delimited import Delimited, read_delimited, rows
+from ssept_ext.data.sources.opening import open_events
 from ssept_ext.data.sources.records import parse_record, read_records
+from ssept_ext.utils.checks import shown
 
 
 class Records(NamedTuple):
@@ -26,7 +26,7 @@ class Records(NamedTuple):
 
 def _unix_time(value: object) -> int:
     if not (type(value) is int and -(2**63) <= value < 2**63):
-        raise ValueError(f"time must be an integer of 64 bits, got {value!r}")
+        raise ValueError(f"time must be an integer of 64 bits, got {shown(value)}")
     return value
 
 
@@ -44,13 +44,13 @@ _COLUMNS = Columns("user", "item", "time")
 
 
 FORMATS: dict[str, Delimited | Records] = {
-    "movielens-100k": Delimited(_COLUMNS, "\t", _USER_FIRST, quoted=False, integers=True),
+    "movielens-100k": Delimited(_COLUMNS, "\t", _USER_FIRST, quoting=False, integers=True),
     "movielens-1m": Delimited(_COLUMNS, "::", _USER_FIRST, integers=True),
     "movielens-csv": Delimited(Columns("userId", "movieId", "timestamp"), integers=True),
     "amazon-json": Records(("reviewerID", "asin", "unixReviewTime"), _unix_time),
     "amazon-2023-json": Records(("user_id", "parent_asin", "timestamp"), _unix_time),
-    "amazon-2014-csv": Delimited(_COLUMNS, names=_USER_FIRST, quoted=False),
-    "amazon-2018-csv": Delimited(_COLUMNS, names=_ITEM_FIRST, quoted=False),
+    "amazon-2014-csv": Delimited(_COLUMNS, names=_USER_FIRST, quoting=False),
+    "amazon-2018-csv": Delimited(_COLUMNS, names=_ITEM_FIRST, quoting=False),
     "amazon-2023-csv": Delimited(Columns("user_id", "parent_asin", "timestamp")),
     "steam": Records(("username", "product_id", "date"), _day),
 }
@@ -64,17 +64,21 @@ movielens-100k: `u.data`. movielens-1m: `ratings.dat`, of 10M too. movielens-csv
 
 
 _SHAPES = {
-    "movielens-100k": re.compile(r"\d+\t\d+\t\d+\t\d+"),
-    "movielens-1m": re.compile(r"\d+::\d+::[\d.]+::\d+"),
+    "movielens-100k": re.compile(r"[0-9]+\t[0-9]+\t[0-9]+\t[0-9]+"),
+    "movielens-1m": re.compile(r"[0-9]+::[0-9]+::[0-9.]+::[0-9]+"),
     # An ASIN has 10 characters, and is an ISBN or begins with B; a user has more, and begins with A.
-    "amazon-2014-csv": re.compile(r"A[0-9A-Z]{10,},(\d{9}[\dX]|B[0-9A-Z]{9}),[\d.]+,\d+"),
-    "amazon-2018-csv": re.compile(r"(\d{9}[\dX]|B[0-9A-Z]{9}),A[0-9A-Z]{10,},[\d.]+,\d+"),
+    "amazon-2014-csv": re.compile(r"A[0-9A-Z]{10,},([0-9]{9}[0-9X]|B[0-9A-Z]{9}),[0-9.]+,[0-9]+"),
+    "amazon-2018-csv": re.compile(r"([0-9]{9}[0-9X]|B[0-9A-Z]{9}),A[0-9A-Z]{10,},[0-9.]+,[0-9]+"),
 }
 """A first line of each layout without a header."""
 
 
 def read_source(
-    path: str | os.PathLike[str], format_name: str | None = None, columns: Columns | None = None
+    path: str | os.PathLike[str],
+    format_name: str | None = None,
+    columns: Columns | None = None,
+    *,
+    quoting: bool = True,
 ) -> tuple[str, str, RawEvents]:
     """Read events from a file, a folder or a zip archive, which is not unpacked.
 
@@ -87,6 +91,8 @@ def read_source(
         A key of `FORMATS`, or "csv"; None to detect the format from the first line.
     columns
         Names of the columns of a generic CSV file, by default "user", "item" and "timestamp".
+    quoting
+        False takes quotes as text in every format.
 
     Returns
     -------
@@ -102,16 +108,19 @@ def read_source(
         If PyArrow is missing: it comes with `ssept_ext[data]`.
     """
     columns = columns or Columns("user", "item", "timestamp")
-    source, opened = find_events(Path(path))
-    with named_damage(source), opened() as stream:
+    with open_events(path, archives=True) as (source, stream):
         first_line = next((line for line in stream if not line.isspace()), b"")
-    if not first_line:
-        raise ValueError(f"{source} is empty")
-    format_name = format_name or _detect(source, first_line, columns)
-    layout = FORMATS.get(format_name) or Delimited(columns, _delimiter(first_line, columns) or ",")
-    if isinstance(layout, Records):
-        return source, format_name, read_records(opened, source, *layout)
-    return source, format_name, read_delimited(opened, source, layout)
+        if not first_line:
+            raise ValueError(f"{source} is empty")
+        stream.seek(0)
+        format_name = format_name or _detect(source, first_line, columns)
+        layout = FORMATS.get(format_name) or Delimited(
+            columns, _delimiter(first_line, columns) or ","
+        )
+        if isinstance(layout, Records):
+            return source, format_name, read_records(stream, source, *layout)
+        layout = layout._replace(quoting=layout.quoting and quoting)
+        return source, format_name, read_delimited(stream.read(), source, layout)
 
 
 def _detect(source: str, first_line: bytes, columns: Columns) -> str:
@@ -120,7 +129,7 @@ def _detect(source: str, first_line: bytes, columns: Columns) -> str:
         if shape.fullmatch(text):
             return name
     try:
-        fields = set(parse_record(first_line) if text.startswith("{") else _split(text, ","))
+        fields = set(parse_record(first_line)) if text.startswith("{") else _split(first_line, ",")
     except ValueError:
         fields = set()
     for name, layout in FORMATS.items():
@@ -133,16 +142,18 @@ def _detect(source: str, first_line: bytes, columns: Columns) -> str:
     named = ", ".join(repr(name) for name in columns if name is not None)
     raise ValueError(
         f"{source} is of no known format, and its first line does not name the columns {named}; see "
-        f"--format and --user-col: {text[:200]!r}"
+        f"--format and --user-col: {shown(text)}"
     )
 
 
 def _delimiter(header: bytes, columns: Columns) -> str | None:
     """What separates the columns in a header that has them all; None if nothing does."""
-    text = header.decode("utf-8-sig", errors="replace").strip()
     wanted = {name for name in columns if name is not None}
-    return next((sign for sign in ",\t;| " if wanted <= set(_split(text, sign))), None)
+    return next((sign for sign in ",\t;| " if wanted <= _split(header, sign)), None)
 
 
-def _split(text: str, delimiter: str) -> list[str]:
-    return next(csv.reader([text], delimiter=delimiter), [])
+def _split(header: bytes, delimiter: str) -> set[str]:
+    line = header.removeprefix(BOM_UTF8).strip()
+    layout = Delimited(_COLUMNS, delimiter)
+    _, _, fields = next(rows(line, layout), (0, 0, []))
+    return {field.decode(errors="replace") for field in fields}

@@ -3,68 +3,121 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
-from zipfile import BadZipFile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePath
+from typing import BinaryIO, cast
 
-Opener: TypeAlias = Callable[[], BinaryIO]
-"""Opens a file at its beginning and decompresses it; called again to look for a bad line."""
+from ssept_ext.utils.checks import shown
 
+EVENT_FILES = ("u.data", "ratings.dat", "ratings.csv", "rating.csv")
+"""Names of the file of events in the folders and archives of MovieLens, GroupLens' and Kaggle's."""
 
-SHOWN_CHARACTERS = 200
-
-
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file; one that starts as gzip files do is decompressed, whatever its name."""
-    with Path(path).open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path)) if compressed else Path(path).open("rb")
+_NOT_TEXT = {
+    b"PK\x03\x04": "a zip archive",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PAR1": "a Parquet file",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"(\xb5/\xfd": "compressed with Zstandard",
+}
+"""What a file is that begins with these bytes."""
 
 
 @contextmanager
-def named_damage(source: str) -> Iterator[None]:
-    """Turn the errors of damaged gzip and zip files into a ValueError that names the file."""
-    try:
-        yield
-    except (EOFError, gzip.BadGzipFile, zlib.error, BadZipFile) as error:
-        raise ValueError(f"{source} is damaged: {error}") from error
+def open_events(
+    path: str | os.PathLike[str], *, archives: bool = False
+) -> Iterator[tuple[str, BinaryIO]]:
+    """Open a file once, as a pipe allows, and yield its name and its decompressed bytes, which can be read again.
 
+    Parameters
+    ----------
+    path
+        A file, plain or compressed with gzip, whatever its name.
+    archives
+        Also take a zip archive or a folder that holds a single file or one named as in `EVENT_FILES`.
 
-def bad_line(source: str, number: int, reason: str, line: bytes) -> ValueError:
-    """Make an error that shows a line and its number, counted from 1."""
-    text = line.decode(errors="replace").rstrip("\r\n")
-    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
-    return ValueError(f"{source}, line {number}: {reason}: {shown!r}")
-
-
-EVENT_FILES = ("u.data", "ratings.dat", "ratings.csv")
-"""Names of the file of events in the folders and archives of MovieLens."""
-
-
-def find_events(path: Path) -> tuple[str, Opener]:
-    """Return the name and an opener of the file of events that `path` is or contains."""
-    if path.is_dir():
+    Raises
+    ------
+    ValueError
+        If the file is damaged or no text, or the archive holds no file of events, or several; names the file.
+    """
+    path = Path(path)
+    if archives and path.is_dir():
         names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-        file = path / _choose(path, names)
-        return str(file), lambda: open_file(file)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-        name = _choose(path, names)
-        return f"{path}/{name}", lambda: cast(BinaryIO, zipfile.ZipFile(path).open(name))
-    return str(path), lambda: open_file(path)
+        path = path / _choose(path, names)
+    source = str(path)
+    with ExitStack() as stack:
+        try:
+            stream: BinaryIO = stack.enter_context(path.open("rb"))
+            if not stream.seekable():
+                stream = io.BytesIO(stream.read())
+            if archives and _head(stream).startswith(b"PK") and zipfile.is_zipfile(stream):
+                source, stream = _open_member(stream, path, stack)
+            if _head(stream).startswith(b"\x1f\x8b"):
+                stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=stream)))
+            _check_text(source, _head(stream))
+            yield source, stream
+        except (EOFError, OSError, zlib.error, zipfile.BadZipFile, struct.error) as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise  # it is not there or cannot be opened
+            raise ValueError(f"{source} is damaged: {error}") from error
+
+
+def _head(stream: BinaryIO) -> bytes:
+    head = stream.read(1024)
+    stream.seek(0)
+    return head
+
+
+def _check_text(source: str, head: bytes) -> None:
+    kinds = [kind for magic, kind in _NOT_TEXT.items() if head.startswith(magic)]
+    if kinds or b"\0" in head:
+        raise ValueError(
+            f"{source} is of no known format: it is {kinds[0] if kinds else 'binary'}, and must be text "
+            "in UTF-8, plain or compressed with gzip"
+        )
+
+
+def _open_member(stream: BinaryIO, path: Path, stack: ExitStack) -> tuple[str, BinaryIO]:
+    """Return the name and the bytes of the file of events in a zip archive."""
+    source = str(path)
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(stream))
+        name = _choose(path, [info.filename for info in archive.infolist() if not info.is_dir()])
+        source = f"{path}/{name}"
+        return source, cast(BinaryIO, stack.enter_context(archive.open(name)))
+    except (RuntimeError, UnicodeError) as error:  # encrypted, or compressed in another way
+        raise ValueError(f"{source} cannot be read, unpack it first: {error}") from error
 
 
 def _choose(path: Path, names: list[str]) -> str:
-    found = [name for name in names if Path(name).name in EVENT_FILES] or names
+    visible = [name for name in names if not _is_hidden(name)]
+    found = [name for name in visible if PurePath(name).name in EVENT_FILES] or visible
     if len(found) != 1:
         raise ValueError(
             f"{path} holds {len(found)} files that may be the events, and must hold one, or one of "
-            f"{', '.join(EVENT_FILES)}: {', '.join(found[:5])}"
+            f"{', '.join(EVENT_FILES)}: {', '.join(map(shown, found[:5]))}"
         )
     return found[0]
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file was put there by an operating system: .DS_Store, all of __MACOSX and the like."""
+    parts = PurePath(name).parts
+    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1:] in (
+        ("Thumbs.db",),
+        ("desktop.ini",),
+    )
+
+
+def bad_line(source: str, number: int, reason: str, line: bytes) -> ValueError:
+    """Make an error that shows the beginning of a line and its number, counted from 1."""
+    text = line[:1024].decode(errors="replace").rstrip("\r\n")
+    return ValueError(f"{source}, line {number}: {reason}: {shown(text)}")

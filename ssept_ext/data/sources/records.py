@@ -6,25 +6,28 @@ import ast
 import json
 from array import array
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ssept_ext.data.sources.columns import Codes, RawEvents, object_array
-from ssept_ext.data.sources.opening import Opener, bad_line, named_damage
+from ssept_ext.data.sources.columns import (
+    Codes,
+    RawEvents,
+    object_array,
+    warn_of_lookalikes,
+)
+from ssept_ext.data.sources.opening import bad_line
 
 
 def read_records(
-    opened: Opener, source: str, keys: tuple[str, str, str], parse_time: Callable[[Any], int]
+    stream: BinaryIO, source: str, keys: tuple[str, str, str], parse_time: Callable[[Any], int]
 ) -> RawEvents:
     """Read events from lines that are JSON objects, or Python dicts as in the files of UCSD.
 
     Parameters
     ----------
-    opened
-        Opens the file.
-    source
-        Name of the file in error messages.
+    stream, source
+        The file, and its name in error messages.
     keys
         Keys of the user and the item, whose values are strings, and of the time.
     parse_time
@@ -38,24 +41,25 @@ def read_records(
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     columns = array("q"), array("q"), array("q")
-    with named_damage(source), opened() as stream:
-        for number, line in enumerate(stream, 1):
-            if line.isspace():
-                continue
-            try:
-                record = parse_record(line)
-                user, item, time = (record[key] for key in keys)
-                if not (user and item and isinstance(user, str) and isinstance(item, str)):
-                    raise ValueError(f"{keys[0]} and {keys[1]} must be strings that are not empty")
-                columns[2].append(parse_time(time))
-            except KeyError as error:
-                raise bad_line(source, number, f"{error.args[0]} is missing", line) from None
-            except (ValueError, TypeError) as error:
-                raise bad_line(source, number, str(error), line) from None
-            columns[0].append(users.setdefault(user, len(users)))
-            columns[1].append(items.setdefault(item, len(items)))
+    for number, line in enumerate(stream, 1):
+        if line.isspace():
+            continue
+        try:
+            record = parse_record(line)
+            user, item, time = (record[key] for key in keys)
+            if not (user and item and isinstance(user, str) and isinstance(item, str)):
+                raise ValueError(f"{keys[0]} and {keys[1]} must be strings that are not empty")
+            columns[2].append(parse_time(time))
+        except KeyError as error:
+            raise bad_line(source, number, f"{error.args[0]} is missing", line) from None
+        except (ValueError, TypeError) as error:
+            raise bad_line(source, number, str(error), line) from None
+        columns[0].append(users.setdefault(user, len(users)))
+        columns[1].append(items.setdefault(item, len(items)))
     if not users:
         raise ValueError(f"{source} is empty")
+    warn_of_lookalikes(users, keys[0])
+    warn_of_lookalikes(items, keys[1])
     user_codes, item_codes, times = (np.frombuffer(column, np.int64) for column in columns)
     return RawEvents(
         Codes(user_codes, object_array(list(users))),

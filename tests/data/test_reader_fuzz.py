@@ -1,0 +1,430 @@
+"""Damaged, cut and arbitrary files: a reader finds what a simple parser finds, or names the file in an error."""
+
+import ast
+import csv
+import gzip
+import io
+import json
+import re
+import warnings
+import zipfile
+from contextlib import suppress
+from datetime import date, datetime
+from decimal import Decimal
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from support.interactions import histories
+
+from ssept_ext import Interactions, SASRecDataSet
+from ssept_ext.data.id_map import load_id_maps
+from ssept_ext.data.sources.formats import read_source
+
+pytestmark = pytest.mark.filterwarnings("ignore:column .* differ from another")
+few = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+REFUSED = "refused"
+
+
+def sorted_histories(events):
+    """The items of each user in the order of times, or of events where times are None."""
+    found = {}
+    for user, item, _ in sorted(events, key=lambda event: 0 if event[2] is None else event[2]):
+        found.setdefault(user, []).append(item)
+    return found
+
+
+def typed(ids):
+    """What a column of text holds: integers if all look so."""
+    plain = all(re.fullmatch("0|-?[1-9][0-9]*", key) for key in ids)
+    return [int(key) for key in ids] if plain and all(abs(int(key)) < 2**63 for key in ids) else ids
+
+
+def number_or_date(text):
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        return Decimal(text)
+    return datetime.fromisoformat(text)
+
+
+def parse_delimited(data, delimiter, places, width, header, quoted):
+    """Events by the csv module, or None where there are none that make sense."""
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
+    lines = io.StringIO(text, newline="")
+    try:
+        if len(delimiter) > 1:
+            rows = [re.sub("[\r\n]+$", "", line).split(delimiter) for line in lines]
+        elif quoted:
+            rows = [*csv.reader(lines, delimiter=delimiter, strict=True)]
+        else:
+            rows = [*csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)]
+        rows = [row for row in rows if row not in ([], [""])][header:]
+        if not rows or {len(row) for row in rows} != {width}:
+            return None
+        users, items, times = (
+            [row[place].encode("latin-1").decode() for row in rows] for place in places
+        )
+        keys = [number_or_date(time) for time in times]
+        sorted(keys)
+    except (ValueError, TypeError, csv.Error):
+        return None
+    if not all(users + items):
+        return None
+    return [*zip(typed(users), typed(items), keys, strict=True)]
+
+
+def parse_lines(data, parse, keys):
+    try:
+        records = [
+            parse(line.decode().strip("\ufeff \t\r\n")) for line in io.BytesIO(data) if line.strip()
+        ]
+        return [tuple(record[key] for key in keys) for record in records]
+    except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def parse_json_or_dict(text):
+    return (ast.literal_eval if text.startswith(("{'", "{u'")) else json.loads)(text)
+
+
+def parse_plain(data):
+    rows = [
+        line.split() for line in data.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()
+    ]
+    digits = all(re.fullmatch(rb"[0-9]+", field) for row in rows for field in row[:2])
+    if not digits or {len(row) for row in rows} not in ({2}, {3}):
+        return None
+    with suppress(ArithmeticError):
+        return [
+            (int(user), int(item), Decimal(time[0].decode("latin-1")) if time else None)
+            for user, item, *time in rows
+        ]
+    return None
+
+
+ROWS = [(9, 30, 300), (8, 10, 250), (9, 10, 100), (9, 20, 1e6 + 0.5), (8, 40, -7)]
+WHOLE = [(user, item, int(when)) for user, item, when in ROWS]
+FORMATS = {
+    "csv": (
+        b"user,title,item,timestamp\r\n"
+        + b"".join(b'%d,"a ""b"", c\n",%d,%s\n' % (u, i, str(t).encode()) for u, i, t in ROWS),
+        lambda data: parse_delimited(data, ",", (0, 2, 3), 4, True, True),
+    ),
+    "movielens-100k": (
+        b"".join(b"%d\t%d\t4\t%d\n" % row for row in WHOLE),
+        lambda data: parse_delimited(data, "\t", (0, 1, 3), 4, False, False),
+    ),
+    "movielens-1m": (
+        b"".join(b"%d::%d::4::%d\n" % row for row in WHOLE),
+        lambda data: parse_delimited(data, "::", (0, 1, 3), 4, False, False),
+    ),
+    "movielens-csv": (
+        b"userId,movieId,rating,timestamp\n" + b"".join(b"%d,%d,4.5,%d\n" % row for row in WHOLE),
+        lambda data: parse_delimited(data, ",", (0, 1, 3), 4, True, True),
+    ),
+    "amazon-json": (
+        b"".join(
+            b'{"reviewerID": "A%d", "asin": "B%d", "unixReviewTime": %d}\n' % row for row in WHOLE
+        ),
+        lambda data: parse_lines(
+            data, parse_json_or_dict, ("reviewerID", "asin", "unixReviewTime")
+        ),
+    ),
+    "steam": (
+        b"".join(
+            b"{u'username': u'A%d', u'product_id': u'B%d', u'date': u'2017-12-%02d'}\n"
+            % (u, i, t % 28 + 1)
+            for u, i, t in WHOLE
+        ),
+        lambda data: parse_lines(data, parse_json_or_dict, ("username", "product_id", "date")),
+    ),
+}
+
+
+def read_as(format_name):
+    def read(path):
+        _, _, events = read_source(path, format_name)
+        return histories(Interactions.from_events(events))
+
+    return read
+
+
+def read_or_refused(read, path):
+    """What `read` gives, or REFUSED if it raises an error that names the file."""
+    errors = (ValueError, TypeError) if path.suffix == ".parquet" else ValueError
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read(path)
+    except errors as error:
+        message = str(error)
+    assert str(path) in message
+    assert len(message) < 2000
+    return REFUSED
+
+
+@st.composite
+def damages(draw):
+    """A function that flips bits, cuts, or puts bytes into bytes."""
+    edits = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["flip", "cut", "insert", "drop", "repeat"]),
+                st.floats(0, 1, exclude_max=True),
+                st.integers(0, 7),
+                st.one_of(
+                    st.binary(max_size=3),
+                    st.sampled_from([b'"', b",", b"\t", b"::", b"\n", b"_", b"\x1f", b"\0", b" "]),
+                ),
+            ),
+            max_size=3,
+        )
+    )
+
+    def damage(data):
+        for what, where, bit, extra in edits:
+            at = int(where * len(data))
+            if what == "flip" and data:
+                data = data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :]
+            elif what == "cut":
+                data = data[:at]
+            elif what == "insert":
+                data = data[:at] + extra + data[at:]
+            elif what == "drop":
+                data = data[:at] + data[at + bit + 1 :]
+            elif what == "repeat":
+                data = data[:at] + data[at // 2 : at] + data[at:]
+        return data
+
+    return damage
+
+
+def check_against(parse, read, path, data):
+    path.write_bytes(data)
+
+    found = read_or_refused(read, path)
+
+    events = parse(data)
+    assert found == REFUSED or (events is not None and found == sorted_histories(events))
+    return found
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@given(damage=damages())
+@few
+def test_a_damaged_file_gives_what_a_simple_parser_finds_or_is_refused(
+    tmp_path, format_name, damage
+):
+    content, parse = FORMATS[format_name]
+
+    check_against(parse, read_as(format_name), tmp_path / "log", damage(content))
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_the_undamaged_files_are_read(tmp_path, format_name):
+    content, parse = FORMATS[format_name]
+
+    assert check_against(parse, read_as(format_name), tmp_path / "log", content) != REFUSED
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@given(data=st.one_of(st.binary(max_size=60), st.text(max_size=40).map(str.encode)))
+@few
+def test_arbitrary_bytes_are_refused_or_events(tmp_path, format_name, data):
+    _, parse = FORMATS[format_name]
+
+    check_against(parse, read_as(format_name), tmp_path / "log", data)
+
+
+TEXTS = st.text(min_size=1, max_size=6).filter(lambda text: text.isprintable()) | st.sampled_from(
+    ["1", "1.0", "007", 'a"b', '"', ",", "a\nb", "\r\n", " ", "NA", "null", "-3", "#", "é"]
+)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(TEXTS, TEXTS, st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=8
+    ),
+    delimiter=st.sampled_from(",;\t|"),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+)
+@few
+def test_what_the_csv_module_writes_is_read(tmp_path, rows, delimiter, line_end):
+    path = tmp_path / "log.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end)
+        writer.writerows([("user", "item", "timestamp"), *rows])
+    users, items, times = zip(*rows, strict=True)
+
+    found = histories(Interactions.from_csv(path, delimiter=delimiter))
+
+    assert found == sorted_histories([*zip(typed(users), typed(items), times, strict=True)])
+
+
+@given(damage=damages(), data=st.none() | st.binary(max_size=40))
+@few
+def test_a_damaged_file_of_plain_lines_is_read_rightly_or_refused(tmp_path, damage, data):
+    content = b"".join(b"%d %d %s\n" % (u, i, str(t).encode()) for u, i, t in ROWS)
+
+    check_against(
+        parse_plain,
+        lambda path: SASRecDataSet(path, col_sep=None).User,
+        tmp_path / "log",
+        damage(content) if data is None else data,
+    )
+
+
+def packed(kind, content):
+    if kind == "gzip":
+        return gzip.compress(content, mtime=0)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("ml/u.data", content)
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zip"])
+@given(damage=damages())
+@few
+def test_a_damaged_archive_gives_all_events_or_is_refused(tmp_path, kind, damage):
+    content, parse = FORMATS["movielens-100k"]
+    path = tmp_path / "log"
+    path.write_bytes(damage(packed(kind, content)))
+
+    found = read_or_refused(read_as("movielens-100k"), path)
+
+    assert found in (REFUSED, sorted_histories(parse(content)))
+
+
+@given(damage=damages())
+@few
+def test_a_damaged_parquet_file_gives_what_arrow_reads_or_is_refused(tmp_path, damage):
+    path = tmp_path / "log.parquet"
+    users, items, times = zip(*WHOLE, strict=True)
+    table = pa.table({"user": users, "item": [f"i{item}" for item in items], "timestamp": times})
+    pa.parquet.write_table(table, path)
+    path.write_bytes(damage(path.read_bytes()))
+
+    found = read_or_refused(lambda path: histories(Interactions.from_parquet(path)), path)
+
+    if found != REFUSED:
+        rows = pa.parquet.read_table(path).to_pylist()
+        assert found == sorted_histories(
+            [(row["user"], row["item"], row["timestamp"]) for row in rows]
+        )
+
+
+@given(damage=damages())
+@few
+def test_a_damaged_file_of_ids_is_loaded_or_refused(tmp_path, damage):
+    path = tmp_path / "ids.json"
+    content = b'{"format": 1, "users": {"type": "int64", "ids": [3, 1]}, "items": {"type": "str", "ids": ["a", "b"]}}'
+    path.write_bytes(damage(content))
+
+    found = read_or_refused(load_id_maps, path)
+
+    if found != REFUSED:
+        record = json.loads(path.read_bytes())
+        assert [ids.raw.tolist() for ids in found] == [
+            record[key]["ids"] for key in ("users", "items")
+        ]
+
+
+COLUMNS = st.sampled_from(
+    [
+        *(
+            pa.int8(),
+            pa.uint16(),
+            pa.int64(),
+            pa.uint64(),
+            pa.float16(),
+            pa.float32(),
+            pa.float64(),
+        ),
+        *(pa.bool_(), pa.string(), pa.large_string(), pa.binary(), pa.binary(16), pa.null()),
+        *(
+            pa.date32(),
+            pa.timestamp("s"),
+            pa.timestamp("ns", "UTC"),
+            pa.duration("s"),
+            pa.time32("s"),
+        ),
+        *(pa.decimal128(5, 1), pa.list_(pa.int64()), pa.struct([("a", pa.int64())])),
+        *(pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.int64())),
+    ]
+).flatmap(
+    lambda kind: st.lists(st.one_of(st.none(), values_of(kind)), min_size=3, max_size=3).map(
+        lambda values: array_of(values, kind)
+    )
+)
+
+
+def values_of(kind):
+    if pa.types.is_dictionary(kind):
+        return values_of(kind.value_type)
+    if kind == pa.uint64():
+        return st.sampled_from([0, 1, 2**63, 2**64 - 1])
+    if pa.types.is_integer(kind):
+        return st.integers(0, 3)
+    if pa.types.is_floating(kind):
+        return st.sampled_from([0.0, 1.5, 2.0, float("nan"), float("inf")])
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return st.sampled_from(["", "a", "b", "1", "1.0", "\0"])
+    if pa.types.is_binary(kind) or kind == pa.binary(16):
+        return st.sampled_from([bytes(16), bytes(range(16))])
+    if pa.types.is_date(kind):
+        return st.sampled_from([date(1970, 1, 1), date(2020, 2, 29)])
+    if pa.types.is_timestamp(kind):
+        return st.sampled_from([datetime(1970, 1, 1), datetime(2020, 2, 29, 23)])
+    plain = {pa.bool_(): True, pa.decimal128(5, 1): Decimal("1.5"), pa.null(): None}
+    if pa.types.is_list(kind):
+        return st.just([1])
+    if pa.types.is_struct(kind):
+        return st.just({"a": 1})
+    return st.just(plain.get(kind, 1))
+
+
+def array_of(values, kind):
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+@given(user=COLUMNS, item=COLUMNS, timestamp=COLUMNS)
+@settings(max_examples=400, deadline=None)
+@example(
+    user=pa.array([1, 2, 1]), item=pa.array(["b", "a", "c"]), timestamp=pa.array([2.0, 1.0, 1.5])
+)
+@example(
+    user=pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), pa.array(["a", None, "a"])),
+    item=pa.array([1, 2, 3]),
+    timestamp=pa.array([1, 2, 3]),
+)
+def test_columns_of_any_type_are_taken_as_they_are_or_refused_by_name(user, item, timestamp):
+    table = pa.table({"user": user, "item": item, "timestamp": timestamp})
+    rows = [tuple(row.values()) for row in table.to_pylist()]
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = histories(Interactions.from_dataframe(table))
+    except (ValueError, TypeError) as error:
+        refusal = str(error)
+    else:
+        refusal = None
+
+    if refusal is None:
+        assert all(value not in (None, "") for row in rows for value in row)
+        assert found == sorted_histories(
+            [(raw_id(user), raw_id(item), time) for user, item, time in rows]
+        )
+    else:
+        assert any(repr(name) in refusal for name in table.column_names)
+
+
+def raw_id(value):
+    return UUID(bytes=value) if isinstance(value, bytes) else value
