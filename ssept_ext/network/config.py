@@ -20,6 +20,9 @@ from ssept_ext.utils.options import (
 MAX_HEAD_SIZE = 256
 """Largest head size that the attention kernels support."""
 
+WIDTH = Range(1, 100_000)
+"""Of an embedding or a layer."""
+
 Architecture = Literal["recommenders", "original"]
 
 
@@ -42,9 +45,11 @@ class SASRECConfig:
     """
 
     item_num: int = field(metadata={"help": "items have the ids 1..item_num", "within": Range(1)})
-    seq_max_len: int = option(100, "T: the model sees this many of a user's last events", Range(1))
-    num_blocks: int = option(2, "number of encoder blocks", Range(1))
-    embedding_dim: int = option(100, "width of the embeddings", Range(1))
+    seq_max_len: int = option(
+        100, "T: the model sees this many of a user's last events", Range(1, 1_000_000)
+    )
+    num_blocks: int = option(2, "number of encoder blocks", Range(1, 1000))
+    embedding_dim: int = option(100, "width of the embeddings", WIDTH)
     attention_dim: int = option(
         100, "ignored, as in recommenders: attention has the embeddings' width", Range(1)
     )
@@ -83,7 +88,7 @@ class SASRECConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        conv_dims = tuple(check_at_least("conv_dims", d, 1) for d in self.conv_dims)
+        conv_dims = tuple(check_at_least("conv_dims", d, 1, 2 * WIDTH.high) for d in self.conv_dims)
         object.__setattr__(self, "conv_dims", conv_dims)  # the dataclass is frozen
         width, heads = self.hidden_size, self.attention_num_heads
         if len(conv_dims) != 2 or conv_dims[1] != width:
@@ -138,10 +143,10 @@ class SSEPTConfig(SASRECConfig):
         (200, 200), "widths of the feed-forward layers; the second is the hidden size"
     )
     user_embedding_dim: int | None = option(
-        None, "Du: width of a user vector; embedding_dim if not given", Range(1)
+        None, "Du: width of a user vector; embedding_dim if not given", WIDTH
     )
     item_embedding_dim: int | None = option(
-        None, "Di: width of an item vector; embedding_dim if not given", Range(1)
+        None, "Di: width of an item vector; embedding_dim if not given", WIDTH
     )
     sse_user_prob: float = option(
         0.0,

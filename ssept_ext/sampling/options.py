@@ -17,7 +17,7 @@ class SamplerOptions:
         If an option is out of range; names option, limit and value.
     """
 
-    num_negatives: int = option(1, "negatives drawn for each event", Range(1))
+    num_negatives: int = option(1, "negatives drawn for each event", Range(1, 1_000_000))
     popularity_exponent: float = option(
         0.0, "draw negatives by their number of events to this power; 0 is uniform", Range(0, 2)
     )

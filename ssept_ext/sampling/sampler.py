@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -99,7 +100,7 @@ class WarpSampler:
         ):
             check_at_least(name, value, 1)
         if seed is not None:
-            check_at_least("seed", seed, 0)
+            check_at_least("seed", seed, 0, most=math.inf)
         if not 0 <= popularity_exponent <= 2:
             raise ValueError(f"popularity_exponent must be in [0, 2], got {popularity_exponent}")
         if not 0 <= window_sampling_prob <= 1:

@@ -39,7 +39,7 @@ class LoopOptions:
     """
 
     num_epochs: int = option(10, "passes of (users / batch size) steps", Range(1), flag="epochs")
-    batch_size: int = option(128, "sequences in a batch, over all processes", Range(1))
+    batch_size: int = option(128, "sequences in a batch, over all processes", Range(1, 10_000_000))
     learning_rate: float = option(0.001, "step size of Adam", POSITIVE)
     val_epoch: int = option(0, "validate after every N epochs; 0 for never", NOT_NEGATIVE)
     eval_batch_size: int = option(256, "users per forward pass in validation", Range(1))

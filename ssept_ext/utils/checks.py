@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any
 
+MAX_INT = 2**63 - 1
+"""The largest integer that tensors, arrays and the compiled extension take."""
 
-def check_at_least(name: str, value: Any, limit: int) -> int:
-    """Check that `value` is an integer of at least `limit`, and return it as an int.
+_MAX_SHOWN = 500
+
+
+def check_at_least(name: str, value: Any, least: int, most: float = MAX_INT) -> int:
+    """Check that `value` is an integer of at least `least` and at most `most`, and return it as an int.
 
     Integers of NumPy and torch are accepted; booleans are not.
 
@@ -24,13 +30,37 @@ def check_at_least(name: str, value: Any, limit: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        number = limit - 1
-    if isinstance(value, bool) or number < limit:
-        raise ValueError(f"{name} must be an integer of at least {limit}, got {value!r}")
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {shown(value)}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {shown(value)}")
     return number
 
 
-def shown(value: object) -> str:
-    """Return `repr(value)`, cut after 200 characters: an error must not print megabytes."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def shown(value: Any) -> str:
+    """Return the value's `repr` for a message, cut if it is long.
+
+    Examples
+    --------
+    >>> shown("two"), shown(10**5000)
+    ("'two'", 'an integer of 16610 bits')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print integers of more than 4,300 digits
+        return f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def parsed_integer(text: str) -> int | str:
+    """Return the integer that a text of decimal digits says; any other text unchanged, for a check to refuse.
+
+    `int` would also take digits of other scripts, spaces and underscores.
+
+    Examples
+    --------
+    >>> parsed_integer("-12"), parsed_integer("1_0")
+    (-12, '1_0')
+    """
+    return int(text) if re.fullmatch("[+-]?[0-9]{1,4000}", text) else text

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.checks import MAX_INT, check_at_least, shown
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Range:
         if self.high == math.inf:
             return "finite and positive" if self.open_low else f"finite and at least {self.low:g}"
         left, right = "(["[not self.open_low], ")]"[not self.open_high]
-        return f"in {left}{self.low:g}, {self.high:g}{right}"
+        return f"in {left}{self.low}, {self.high}{right}"
 
 
 PROBABILITY = Range(0, 1)
@@ -100,23 +100,28 @@ def checked_value(declared: dataclasses.Field[Any], kind: Any, value: Any) -> An
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f'{name} must be one of {get_args(kind)}, got "{value}"')
-    elif kind is int:
-        return check_at_least(name, value, int(within.low))
     elif kind is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, got {value!r}")
+            raise ValueError(f"{name} must be True or False, got {shown(value)}")
     elif within is not None and get_origin(kind) is tuple:
         length = len(get_args(kind))
         numbers = tuple(map(_number, value)) if isinstance(value, Iterable) else ()
         if len(numbers) != length or not all(x is not None and x in within for x in numbers):
-            raise ValueError(f"{name} must be {length} numbers {within}, got {value!r}")
+            raise ValueError(f"{name} must be {length} numbers {within}, got {shown(value)}")
         return numbers
     elif within is not None:
-        real = _number(value)
-        if real is None or real not in within:
-            raise ValueError(f"{name} must be {within}, got {value!r}")
-        return real
+        return check_number(name, value, kind, within)
     return value
+
+
+def check_number(name: str, value: Any, kind: type, within: Range) -> Any:
+    """Check that `value` is a number within a range, for the kind int an integer, and return it."""
+    if kind is int:
+        return check_at_least(name, value, int(within.low), min(within.high, MAX_INT))
+    number = _number(value)
+    if number is None or number not in within:
+        raise ValueError(f"{name} must be {within}, got {shown(value)}")
+    return number
 
 
 def without_none(kind: Any) -> Any:

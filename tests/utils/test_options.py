@@ -22,6 +22,7 @@ from ssept_ext.utils.options import (
 @dataclass(frozen=True, kw_only=True)
 class Options:
     count: int = option(2, "an integer", Range(1))
+    width: int = option(2, "an integer with an upper limit", Range(1, 1000))
     share: float = option(0.5, "a number in a closed interval", PROBABILITY)
     drop: float = option(0.5, "a number below 1", PROPER_FRACTION)
     rate: float = option(0.1, "a number above 0", POSITIVE)
@@ -39,6 +40,9 @@ class Options:
     ("name", "values", "limit"),
     [
         ("count", [0, -1, 1.5, 2.0, math.nan, True, "2", None], "an integer of at least 1"),
+        ("width", [0, 1.5, None], "an integer of at least 1"),
+        ("width", [1001, 10**20], "at most 1000"),
+        ("count", [2**63, 10**20, np.uint64(2**63)], "at most 9223372036854775807"),
         ("share", [-0.1, 1.1, math.nan, math.inf, True, "0.5", None], r"in \[0, 1\]"),
         ("drop", [1, 1.0, -0.1, math.nan], r"in \[0, 1\)"),
         ("rate", [0, -1.0, math.nan, math.inf, 10**400, True, "1"], "finite and positive"),
@@ -77,6 +81,14 @@ def test_numbers_of_numpy_and_lists_are_taken_and_kept_as_pythons(given):
         {"pair": tuple(given["pair"])} if "pair" in given else {}
     )
     assert json.loads(json.dumps(kept)) == kept | {"pair": list(kept["pair"])}
+
+
+@pytest.mark.parametrize("value", [10**5000, -(10**5000), "x" * 10**6], ids=["", "-", "text"])
+def test_a_value_of_any_length_is_refused_in_a_short_message(value):
+    with pytest.raises(ValueError, match="width must be") as refused:
+        Options(width=value)
+
+    assert len(str(refused.value)) < 1200
 
 
 def test_a_field_that_may_be_none_is_left_so():
