@@ -27,6 +27,7 @@ TIMEOUT_SECONDS = 600
 
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_MAX_PROCESSES = 10**6
 
 
 class ProcessLostError(RuntimeError):
@@ -44,15 +45,23 @@ def size() -> int:
 
 
 def launched() -> tuple[int, int] | None:
-    """Return rank and number of processes from torchrun's environment variables; None without torchrun."""
+    """Return rank and number of processes from torchrun's environment variables; None without torchrun.
+
+    Raises
+    ------
+    ValueError
+        If a variable is not a number, or out of range; names it.
+    """
     if not all(name in os.environ for name in _VARIABLES):
         return None
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _variable("MASTER_PORT", 1, 65535)
+    world_size = _variable("WORLD_SIZE", 1, _MAX_PROCESSES)
+    return _variable("RANK", 0, world_size - 1), world_size
 
 
 def local_rank() -> int:
     """Return the rank of this process on its machine, which is also the index of its GPU."""
-    number = int(os.environ.get("LOCAL_RANK", "0"))
+    number = _variable("LOCAL_RANK", 0, _MAX_PROCESSES)
     if number >= torch.cuda.device_count():
         raise ValueError(
             f"LOCAL_RANK must be below {torch.cuda.device_count()}, the number of CUDA devices, got "
@@ -185,6 +194,16 @@ def rank_slice(count: int, unit: int) -> slice:
     num_units = -(-count // unit)
     first, last = (num_units * (rank() + i) // size() * unit for i in (0, 1))
     return slice(first, min(last, count))
+
+
+def _variable(name: str, least: int, most: int) -> int:
+    """Return an integer from the environment, 0 if it is missing."""
+    text = os.environ.get(name, "0")
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise ValueError(
+            f"the environment variable {name} must be an integer in {least}..{most}, got {text!r}"
+        )
+    return int(text)
 
 
 def _has_group() -> bool:

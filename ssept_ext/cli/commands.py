@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 from uuid import UUID
 
 from ssept_ext._extension import build_info
-from ssept_ext.cli.options import add_data, add_device, add_integer, add_run
+from ssept_ext.cli.options import add_data, add_device, add_run, number, output_file
 from ssept_ext.cli.report import measure, measure_popularity, print_results
 from ssept_ext.cli.runs import METRICS_FILE, open_run, run_file
 from ssept_ext.data.dataset import SASRecDataSet
@@ -18,6 +20,8 @@ from ssept_ext.data.id_map import IdMap
 from ssept_ext.evaluation.candidates import Exclude
 from ssept_ext.serving.by_index import recommend_by_index
 from ssept_ext.training.plotting import AXES, plot_curves
+from ssept_ext.utils.checks import parsed_integer
+from ssept_ext.utils.options import NOT_NEGATIVE, Range
 
 
 def plot(options: argparse.Namespace) -> int:
@@ -35,11 +39,13 @@ def plot(options: argparse.Namespace) -> int:
 def add_plot_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plot`."""
     add_run(parser, nargs="+", dest="runs")
-    parser.add_argument("--out", default="curves.png", metavar="PNG", help="the picture")
+    parser.add_argument(
+        "--out", default="curves.png", type=output_file, metavar="PNG", help="the picture"
+    )
     parser.add_argument("--over", choices=AXES, default="epoch", help="x axis of the curves")
 
 
-def evaluate_run(options: argparse.Namespace) -> int:
+def evaluate(options: argparse.Namespace) -> int:
     """Evaluate a trained model again."""
     model, dataset, trained_with, _ = open_run(options)
     seed = trained_with["seed"] if options.seed is None else options.seed
@@ -49,10 +55,14 @@ def evaluate_run(options: argparse.Namespace) -> int:
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `evaluate_run`."""
+    """Add the options of `evaluate`."""
     add_run(parser)
     add_data(parser, "the data it was trained on")
-    add_integer(parser, "--seed", 0, None, "draws the negatives (default: the run's)")
+    parser.add_argument(
+        "--seed",
+        help="draws the negatives (default: the run's)",
+        **number(int, NOT_NEGATIVE),
+    )
     parser.add_argument(
         "--exclude",
         choices=get_args(Exclude),
@@ -85,17 +95,25 @@ def predict(options: argparse.Namespace) -> int:
 
 def add_predict_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `predict`."""
+    # Words that begin with a dash and are no flags are ids, as argparse would take them if they were negative numbers.
+    parser._negative_number_matcher = re.compile("-")
     add_run(parser)
     parser.add_argument(
         "--users",
         nargs="+",
+        action="extend",
         required=True,
         metavar="ID",
-        help="users to recommend to, by raw id if ssept prepare made the data (required)",
+        help="users to recommend to, by raw id if ssept prepare made the data; --users=-k for one that is "
+        "like a flag (required)",
     )
-    add_integer(parser, "-k", 1, 10, "number of items per user")
+    parser.add_argument("-k", default=10, help="number of items per user", **number(int, Range(1)))
     add_data(parser, "the data it was trained on")
     add_device(parser)
+
+
+def add_info_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `info`: there are none."""
 
 
 def info(options: argparse.Namespace) -> int:
@@ -112,13 +130,14 @@ def info(options: argparse.Namespace) -> int:
 
 def _user_index(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | None) -> int:
     """Return the index of a user, given by raw id if there are raw ids; a ValueError if the user has no events."""
-    try:
-        if ids is None:
-            user = int(text)
-        else:
-            parse = {"int64": int, "str": str, "uuid": UUID}[ids[0].type]
-            user = int(ids[0].encode([parse(text)], unknown="zero")[0])
-    except ValueError:  # not a number, or not a UUID
+    user = parsed_integer(text)
+    if ids is not None:
+        raw: int | str | UUID = user if ids[0].type == "int64" else text
+        if ids[0].type == "uuid":
+            with suppress(ValueError):
+                raw = UUID(text)
+        user = int(ids[0].encode([raw], unknown="zero")[0])
+    if isinstance(user, str) or not 0 < user <= dataset.usernum:
         user = 0
     if not len(dataset.histories("all", [user]).items):
         known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, fields
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from ssept_ext import distributed
 from ssept_ext._extension import Backend, build_info
-from ssept_ext.utils.options import POSITIVE, Range, without_none
+from ssept_ext.utils.checks import parsed_integer, shown
+from ssept_ext.utils.options import Range, check_number, without_none
 
 
 def add_fields(
@@ -29,14 +31,12 @@ def add_fields(
     hints = get_type_hints(options)
     declared = {field.name: field for field in fields(options)}
     for name in names:
-        field, default = declared[name], defaults.get(name)
-        text = field.metadata["help"].replace("%", "%%")
-        text += f" (default: {_shown(default)})"
+        told = declared[name].metadata
         group.add_argument(
-            f"--{field.metadata['flag'] or name.replace('_', '-')}",
+            f"--{told['flag'] or name.replace('_', '-')}",
             dest=name,
-            help=text,
-            **_parsing(field, without_none(hints[name])),
+            help=f"{told['help'].replace('%', '%%')} (default: {_shown(defaults.get(name))})",
+            **_parsing(without_none(hints[name]), told["within"]),
         )
 
 
@@ -48,73 +48,63 @@ def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, (tuple, list)) else str(default)
 
 
-def _parsing(field: Field[Any], kind: Any) -> dict[str, Any]:
+def _parsing(kind: Any, within: Range) -> dict[str, Any]:
     """Return the arguments of `add_argument` that parse a value of the type `kind`."""
-    within: Range | None = field.metadata["within"]
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    assert within is not None
-    if kind is int:
-        return {"type": integer_from(int(within.low)), "metavar": "N"}
     if get_origin(kind) is tuple:
-        return {"type": number_within(within), "nargs": len(get_args(kind)), "metavar": "X"}
-    return {"type": number_within(within), "metavar": "X"}
+        return number(float, within) | {"nargs": len(get_args(kind))}
+    return number(kind, within)
 
 
-def integer_from(low: int) -> Callable[[str], int]:
-    """Make a parser of integers of at least `low`."""
+def number(kind: type[float], within: Range) -> dict[str, Any]:
+    """Return the arguments of `add_argument` that parse a number within a range."""
 
-    def parse(text: str) -> int:
+    def parse(text: str) -> Any:
+        value: Any = parsed_integer(text)
+        if kind is float and "_" not in text:
+            with suppress(ValueError):
+                value = float(text)
         try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}, got {text!r}")
-        return value
+            return check_number("", value, kind, within)
+        except ValueError as error:
+            limit = str(error).partition(", got ")[0].strip()
+            raise argparse.ArgumentTypeError(f"{limit}, got {shown(text)}") from None
 
-    return parse
+    return {"type": parse, "metavar": "N" if kind is int else "X"}
 
 
-def number_within(within: Range) -> Callable[[str], float]:
-    """Make a parser of numbers in a range."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if value not in within:
-            raise argparse.ArgumentTypeError(f"must be {within}, got {text!r}")
-        return value
-
-    return parse
+def filled(text: str) -> str:
+    """Parse a text that may not be empty."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a text that is not empty, got {text!r}")
+    return text
 
 
-def add_integer(
-    group: argparse._ActionsContainer,
-    flag: str,
-    low: int,
-    default: int | None,
-    text: str,
-    dest: str | None = None,
-) -> None:
-    """Add a flag for an integer of at least `low`. Its value is named after the flag unless `dest` is given."""
-    group.add_argument(
-        flag,
-        type=integer_from(low),
-        default=default,
-        metavar="N",
-        help=text,
-        dest=dest or flag.lstrip("-").replace("-", "_"),
-    )
+def output_file(text: str) -> str:
+    """Parse the path of a file to write, whose folder must exist, so that no work is done in vain."""
+    folder = os.path.dirname(filled(text)) or "."
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{folder} is not a folder that can be written to")
+    return text
+
+
+def output_folder(text: str) -> str:
+    """Parse the path of a folder to write to, which is made later if it is missing."""
+    folder = os.path.abspath(filled(text))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    output_file(os.path.join(folder, "file"))
+    return text
 
 
 def add_run(parser: argparse.ArgumentParser, dest: str = "run", nargs: str | None = None) -> None:
     """Add the argument for a run folder."""
-    parser.add_argument(dest, nargs=nargs, metavar="RUN", help="a run folder made by ssept train")
+    parser.add_argument(
+        dest, nargs=nargs, type=filled, metavar="RUN", help="a run folder made by ssept train"
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
@@ -122,11 +112,15 @@ def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
+        type=filled,
         metavar="FILE",
         help=f"lines of user, item and, optionally, time; may be .gz (default: {otherwise})",
     )
     group.add_argument(
-        "--col-sep", metavar="SEP", help="column separator (default: any whitespace)"
+        "--col-sep",
+        type=filled,
+        metavar="SEP",
+        help="column separator (default: any whitespace)",
     )
 
 
@@ -134,10 +128,9 @@ def add_timeout(parser: argparse._ActionsContainer) -> None:
     """Add the timeout of training with several processes."""
     parser.add_argument(
         "--timeout",
-        type=number_within(POSITIVE),
         default=distributed.TIMEOUT_SECONDS,
-        metavar="SECONDS",
-        help="how long a process that torchrun started waits for the others",
+        help="seconds that a process that torchrun started waits for the others",
+        **number(float, Range(1e-3, 10**9)),
     )
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import get_args
 
+from ssept_ext.cli.options import number
 from ssept_ext.data.cleaning import Duplicates
 from ssept_ext.data.id_map import save_id_maps
 from ssept_ext.data.interactions import Interactions
@@ -14,12 +15,13 @@ from ssept_ext.data.sources.columns import Columns, arrow
 from ssept_ext.data.sources.formats import FORMATS, read_source
 from ssept_ext.data.sources.movielens import MOVIELENS_MD5, download
 from ssept_ext.utils.files import replace_file
+from ssept_ext.utils.options import Range
 
 IDS_SUFFIX = ".ids.json"
 """Suffix of the file of raw ids, appended to the name of the file of events."""
 
 
-def run(options: argparse.Namespace) -> int:
+def prepare(options: argparse.Namespace) -> int:
     """Convert a published data set, or a CSV file, to a file for --data."""
     out, ids = Path(options.out), Path(f"{options.out}{IDS_SUFFIX}")
     for path in (out, ids):
@@ -65,7 +67,7 @@ def write_events(interactions: Interactions, path: Path) -> None:
     replace_file(path, write)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `prepare`."""
     add = parser.add_argument
     add(
@@ -111,8 +113,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for noun in ("user", "item"):
         add(
             f"--min-{noun}-events",
-            type=int,
             default=5,
-            metavar="N",
             help=f"repeatedly drop {noun}s with fewer events, until all have enough",
+            **number(int, Range(1)),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from ssept_ext.cli.options import (
     add_data,
     add_device,
     add_fields,
-    add_integer,
     add_run,
     add_timeout,
     choose_device,
+    number,
+    output_folder,
 )
 from ssept_ext.cli.report import measure, measure_popularity, print_results, summary
 from ssept_ext.cli.runs import (
@@ -36,17 +39,19 @@ from ssept_ext.cli.runs import (
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.models import SASREC, SSEPT
-from ssept_ext.network.config import SSEPTConfig
+from ssept_ext.network.config import WIDTH, SSEPTConfig
 from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.training.callbacks import Callback, csv_log, tensorboard_log
 from ssept_ext.training.interruption import TrainingInterrupted
 from ssept_ext.training.options import LoopOptions, TrainingOptions
-from ssept_ext.training.presets import PRESETS, preset_options
+from ssept_ext.training.presets import PRESETS
 from ssept_ext.training.recipe import Recipe, hidden_size, option_names
+from ssept_ext.utils.options import NOT_NEGATIVE, Range
 
 VAL_EPOCH = 5
 """Default of --val-epoch. `fit`, which writes no log, does not validate by default."""
 
+_WORKERS = Range(1, 256)
 _KINDS: dict[str, type[SASREC]] = {"ssept": SSEPT, "sasrec": SASREC}
 _ONLY_SSEPT = ("user_embedding_dim", "sse_user_prob")
 _SSE = ("sse_user_prob", "sse_item_prob", "sse_target_prob", "sse_joint")
@@ -67,6 +72,9 @@ def train(options: argparse.Namespace) -> int:
         changes = _given(options, kind)
         dataset = load_data(source)
         recipe = Recipe.of(kind, options.preset, changes, dataset.num_users)
+        if options.ffn_dim is not None:
+            dims = (options.ffn_dim, recipe.model["conv_dims"][1])
+            recipe = replace(recipe, model={**recipe.model, "conv_dims": dims})
         return _train(options, run, source, dataset, recipe)
 
 
@@ -82,7 +90,7 @@ def resume(options: argparse.Namespace) -> int:
     recorded = _updated(recorded, kind)
     for name, default in _OWN.items():
         setattr(options, name, recorded.get(name, default))
-    names = [name for group in option_names(kind).values() for name in group]
+    names = chain(*option_names(kind).values())
     recipe = Recipe.from_options(kind, {name: recorded[name] for name in names if name in recorded})
     with distributed.process_group(choose_device(options), options.timeout):
         return _train(options, run, source, load_data(source), recipe)
@@ -135,17 +143,12 @@ def _train(
 
 def _given(options: argparse.Namespace, kind: type[SASREC]) -> dict[str, Any]:
     """Return the recipe's options that the command line gives."""
-    names = [name for group in option_names(SSEPT).values() for name in group]
+    names = chain(*option_names(SSEPT).values())
     given = {n: v for n in names if (v := getattr(options, n, None)) is not None}
     for name in _ONLY_SSEPT:
         if kind is SASREC and given.pop(name, None):
             raise ValueError(f"--{name.replace('_', '-')}: SASREC has no user vectors")
     given.setdefault("val_epoch", VAL_EPOCH)
-    if options.ffn_dim is not None:
-        sizes = preset_options(kind.__name__, options.preset) | given
-        sizes.setdefault("item_embedding_dim", None)
-        sizes.setdefault("user_embedding_dim", None)
-        given["conv_dims"] = (options.ffn_dim, hidden_size(kind, sizes))
     return given
 
 
@@ -173,7 +176,7 @@ def _updated(recorded: dict[str, Any], kind: type[SASREC]) -> dict[str, Any]:
     return updated
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
     defaults = Recipe.of(SSEPT, None, {"val_epoch": VAL_EPOCH}, num_users=10**9).options()
     add_data(parser, "a synthetic data set")
@@ -187,17 +190,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="settings to start from (default: the model's best, with sampled softmax)",
     )
     add_fields(group, SSEPTConfig, defaults, _MODEL)
-    width = defaults["embedding_dim"]
-    add_integer(
-        group,
+    group.add_argument(
         "--item-embedding-dim",
-        1,
-        None,
-        f"width of an item vector (default: {width})",
         dest="embedding_dim",
+        help=f"width of an item vector (default: {defaults['embedding_dim']})",
+        **number(int, WIDTH),
     )
-    text = "inner width of the feed-forward layers (default: item + user)"
-    add_integer(group, "--ffn-dim", 1, None, text)
+    group.add_argument(
+        "--ffn-dim",
+        help="inner width of the feed-forward layers (default: item + user)",
+        **number(int, WIDTH),
+    )
     group = parser.add_argument_group(
         "stochastic shared embeddings",
         "Probabilities of replacing an id in training by a random one. The authors' flags are "
@@ -220,14 +223,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     others = [name for name in names["training"] if name not in ("precision", "bf16")]
     add_fields(group, TrainingOptions, defaults, others)
-    add_integer(group, "--workers", 1, 1, "number of threads that draw batches", dest="n_workers")
-    add_integer(group, "--seed", 0, 0, "makes parameters, batches and negatives reproducible")
+    group.add_argument(
+        "--workers",
+        dest="n_workers",
+        default=1,
+        help="number of threads that draw batches",
+        **number(int, _WORKERS),
+    )
+    group.add_argument(
+        "--seed",
+        default=0,
+        help="makes parameters, batches and negatives reproducible",
+        **number(int, NOT_NEGATIVE),
+    )
     group.add_argument(
         "--tensorboard",
         action="store_true",
         help="also log to the run folder for TensorBoard",
     )
-    group.add_argument("--out", metavar="DIR", help="new run folder (default: runs/ and the time)")
+    group.add_argument(
+        "--out",
+        type=output_folder,
+        metavar="DIR",
+        help="new run folder (default: runs/ and the time)",
+    )
     add_timeout(group)
     add_device(group)
 

@@ -255,7 +255,7 @@ def measurable_users(dataset: SASRecDataSet, split: Split) -> IntArray:
     if not len(users):
         raise ValueError(
             f"dataset has no user with a training event and a {split} item (of {dataset.usernum} "
-            f"users); has dataset.split() been called?"
+            f"users): items are held out of histories of three or more events, and only with hold_out"
         )
     return users
 

@@ -88,6 +88,13 @@ def test_predict_prints_the_best_unseen_items(run, data, capsys):
     assert [tuple(map(int, line.split()[:3])) for line in lines] == expected
 
 
+def test_predict_takes_users_from_several_flags(run, capsys):
+    assert cli.main(["predict", run, "--users", "2", "1", "--users=5", "-k1"]) == 0
+
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["2", "1", "5"]
+
+
 def test_predict_prints_fewer_where_fewer_are_unseen(run, data, capsys):
     cli.main(["predict", run, "--users", "1", "-k", "1000"])
 
@@ -116,6 +123,21 @@ def test_from_a_csv_with_string_ids_to_a_table_of_them(tmp_path, capsys):
     )
     assert cli.main(["predict", "run", "--users", "3"]) == 2
     assert "user 3 has no events in the data, whose users are 15 raw ids" in capsys.readouterr().err
+
+
+def test_ids_may_begin_with_a_dash(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    events = [(user, i) for user in ("-k", "--x", "-5", "-abc") for i in rng.permutation(20)[:9]]
+    lines = "".join(f"{user},{item},{time}\n" for time, (user, item) in enumerate(events))
+    (tmp_path / "events.csv").write_text(f"user,item,timestamp\n{lines}")
+    assert cli.main(["prepare", "events.csv", "--out", "events.txt", "--min-item-events", "1"]) == 0
+    assert train("events.txt") == 0
+    capsys.readouterr()
+
+    assert cli.main(["predict", "run", "-k", "1", "--users", "-abc", "--x", "-5", "--users=-k"]) == 0
+
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["-abc", "--x", "-5", "-k"]
 
 
 def test_info_says_what_will_run(capsys):

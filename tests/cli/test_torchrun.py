@@ -57,6 +57,33 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, capsys):
     )
 
 
+@pytest.mark.usefixtures("_second_of_four")
+@pytest.mark.parametrize(
+    ("name", "value", "limits"),
+    [
+        ("RANK", "x", "0..3"),
+        ("RANK", "", "0..3"),
+        ("RANK", "4", "0..3"),
+        ("RANK", "-1", "0..3"),
+        ("WORLD_SIZE", "x", "1..1000000"),
+        ("WORLD_SIZE", "0", "1..1000000"),
+        ("WORLD_SIZE", "9" * 5000, "1..1000000"),
+        ("MASTER_PORT", "x", "1..65535"),
+        ("MASTER_PORT", "65536", "1..65535"),
+        ("LOCAL_RANK", "x", "0..1000000"),
+        ("LOCAL_RANK", "-1", "0..1000000"),
+    ],
+)
+def test_a_wrong_variable_of_torchrun_is_named(monkeypatch, capsys, name, value, limits):
+    monkeypatch.setenv(name, value)
+
+    assert main(["train"]) == 2
+
+    error = capsys.readouterr().err
+    assert f"the environment variable {name} must be an integer in {limits}, got '" in error
+    assert error.count("\n") == 1
+
+
 class DeadlySampler(WarpSampler):
     """Kills process 0 where batch 5 is asked for: 2 are an epoch."""
 
