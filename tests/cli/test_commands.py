@@ -134,7 +134,9 @@ def test_ids_may_begin_with_a_dash(tmp_path, capsys):
     assert train("events.txt") == 0
     capsys.readouterr()
 
-    assert cli.main(["predict", "run", "-k", "1", "--users", "-abc", "--x", "-5", "--users=-k"]) == 0
+    assert (
+        cli.main(["predict", "run", "-k", "1", "--users", "-abc", "--x", "-5", "--users=-k"]) == 0
+    )
 
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split()[0] for row in rows] == ["-abc", "--x", "-5", "-k"]

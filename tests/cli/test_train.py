@@ -113,10 +113,11 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         "popularity_exponent": 0.75,
     }
 
-    def train_model(model, dataset, sampler, *, checkpoint, **options):
-        calls.update(options, maxlen=sampler.maxlen, samples=sampler.batch_size, seed=sampler.seed)
+    def train_run(run, dataset, verbose, checkpoint, callbacks):
+        calls.update(asdict(run.loop), **asdict(run.options), verbose=verbose)
+        sampler = run.sampler
+        calls.update(maxlen=sampler.maxlen, samples=sampler.batch_size, seed=sampler.seed)
         (checkpoint / "training.safetensors").touch()
-        return {"loss": [1.0] * 3, "val_ndcg": [], "val_hr": []}
 
     class Sampler(WarpSampler):
         def __init__(self, *args, **options):
@@ -124,7 +125,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
             calls["n_workers"] = args[5]
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(recipe, "train_model", train_model)
+    monkeypatch.setattr(recipe, "train_run", train_run)
     monkeypatch.setattr(recipe, "WarpSampler", Sampler)
     train(
         data,
@@ -137,7 +138,6 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         epochs="3",
     )
 
-    del calls["callbacks"]
     assert calls == {
         "num_epochs": 3,
         "batch_size": 7,
@@ -203,8 +203,8 @@ def test_the_run_folder_is_named_by_the_time_where_none_is_given(data, tmp_path)
     assert weights_of(folder).is_file()
 
 
-class Decided(Exception):
-    """Raised where the recipe of a training is decided, which then need not run."""
+class Decided(BaseException):
+    """Raised where the recipe of a training is decided, which then need not run; no `except Exception` holds it."""
 
 
 @pytest.mark.parametrize(("model", "kind"), [("ssept", SSEPT), ("sasrec", SASREC)])

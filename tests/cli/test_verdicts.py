@@ -95,7 +95,8 @@ def test_what_does_not_fit_into_memory_names_the_largest_number_given(run_failin
     )
 
 
-def test_a_batch_that_no_machine_holds_names_its_option(data, capsys):
+@pytest.mark.filterwarnings("ignore:num_neg_test is")
+def test_an_array_that_no_machine_holds_names_its_option(data, capsys):
     assert train(data, "--num-neg-test", str(10**12)) == 2
 
     error = capsys.readouterr().err
