@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import get_args
 
-from ssept_ext.cli.options import number
+from ssept_ext.cli.options import number, output_file
 from ssept_ext.data.cleaning import Duplicates
 from ssept_ext.data.id_map import save_id_maps
 from ssept_ext.data.interactions import Interactions
@@ -27,8 +26,6 @@ def prepare(options: argparse.Namespace) -> int:
     for path in (out, ids):
         if path.exists():
             raise ValueError(f"{path} exists: remove it first, or choose another --out")
-    if not os.access(out.parent, os.W_OK | os.X_OK) or not out.parent.is_dir():
-        raise ValueError(f"--out {out}: {out.parent} is not a folder that can be written to")
     if (options.source is None) == (options.download is None):
         raise ValueError("give either SOURCE or --download, and not both")
     source = options.source or download(options.download, options.cache)
@@ -83,7 +80,11 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--cache", metavar="DIR", help="where downloads are kept (default: the user's cache)")
     add(
-        "--out", required=True, metavar="FILE", help="the file to write, .gz to compress (required)"
+        "--out",
+        required=True,
+        type=output_file,
+        metavar="FILE",
+        help="the file to write, .gz to compress (required)",
     )
     add(
         "--format",

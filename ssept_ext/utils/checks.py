@@ -9,8 +9,6 @@ from typing import Any
 MAX_INT = 2**63 - 1
 """The largest integer that tensors, arrays and the compiled extension take."""
 
-_MAX_SHOWN = 500
-
 
 def check_at_least(name: str, value: Any, least: int, most: float = MAX_INT) -> int:
     """Check that `value` is an integer of at least `least` and at most `most`, and return it as an int.
@@ -38,19 +36,19 @@ def check_at_least(name: str, value: Any, least: int, most: float = MAX_INT) -> 
     return number
 
 
-def shown(value: Any) -> str:
-    """Return the value's `repr` for a message, cut if it is long.
+def shown(value: Any, most: int = 200) -> str:
+    """Return the value's `repr` for a message, cut after `most` characters.
 
     Examples
     --------
     >>> shown("two"), shown(10**5000)
-    ("'two'", 'an integer of 16610 bits')
+    ("'two'", 'int of too many digits')
     """
     try:
         text = repr(value)
     except ValueError:  # Python does not print integers of more than 4,300 digits
-        return f"an integer of {value.bit_length()} bits"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+        return f"{type(value).__name__} of too many digits"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def parsed_integer(text: str) -> int | str:

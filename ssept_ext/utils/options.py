@@ -120,7 +120,7 @@ def check_number(name: str, value: Any, kind: type, within: Range) -> Any:
         return check_at_least(name, value, int(within.low), min(within.high, MAX_INT))
     number = _number(value)
     if number is None or number not in within:
-        raise ValueError(f"{name} must be {within}, got {shown(value)}")
+        raise ValueError(f"{name} must be {within}, got {shown(value, 500)}")
     return number
 
 

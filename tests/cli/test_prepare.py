@@ -248,7 +248,7 @@ def test_a_folder_that_is_not_there_is_reported_before_anything_is_read(
     assert cli.main(["prepare", str(path), "--out", str(tmp_path / out)]) == 2
 
     error = capsys.readouterr().err
-    assert f"--out {tmp_path / out}: {(tmp_path / out).parent} is not a folder" in error
+    assert f"--out: {(tmp_path / out).parent} is not a folder" in error
 
 
 def test_a_pipe_is_read_to_its_end(tmp_path):
