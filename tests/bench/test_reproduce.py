@@ -8,10 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssept_ext import SASREC, SSEPT, WarpSampler
 from ssept_ext.data.synthetic import synthetic
+from ssept_ext.evaluation import FullMetrics
 from ssept_ext.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
@@ -48,9 +50,14 @@ def test_a_run_leaves_curve_table_metrics_and_its_best_model(quick, capsys):
     ndcgs = [float(row["val_ndcg"]) for row in rows if row["val_ndcg"]]
     assert result["best_epoch"] == 2 * (1 + ndcgs.index(max(ndcgs)))
     model = SASREC.from_pretrained(folder)
-    assert model.evaluate(synthetic(num_users=100), seed=42)[0] == result["test"]["NDCG@10"]
+    data = synthetic(num_users=100)
+    ndcg, hr = np.array([model.evaluate(data, seed, max_users=None) for seed in range(42, 52)]).T
+    assert result["test"]["NDCG@10"] == pytest.approx(ndcg.mean())
+    assert result["of all users"]["hr_std"] == pytest.approx(hr.std(ddof=1))
+    assert result["test"]["full NDCG@10"] == model.evaluate_full(data).ndcg[10]
     table = (folder.parent / "table.md").read_text()
     assert f"| sse-pt-seed-0 | {result['test']['HR@10']:.4f} |" in table
+    assert f"| {hr.mean():.4f} ± {hr.std(ddof=1):.4f}, {ndcg.mean():.4f} ± " in table
     assert capsys.readouterr().out.endswith(table)
 
 
@@ -183,6 +190,28 @@ def finished(tmp_path):
         return tmp_path
 
     return finish
+
+
+def evaluate_as_if_users_mattered(model, data, seed, *_, max_users=10_000):
+    return (0.5, 0.7) if max_users is None else (0.5, seed / 100)
+
+
+def test_all_users_and_draws_of_some_are_measured_apart(monkeypatch):
+    monkeypatch.setattr("ssept_ext.evaluation.sampled.evaluate", evaluate_as_if_users_mattered)
+    monkeypatch.setattr(
+        SASREC, "evaluate_full", lambda *_, **__: FullMetrics(9, {10: 0.3}, {10: 0.2}, {}, {}, 0)
+    )
+
+    measured = reproduce.measure_test(SASREC(item_num=2), None)
+
+    assert measured["test"] == {
+        "HR@10": 0.7,
+        "NDCG@10": 0.5,
+        "full HR@10": 0.3,
+        "full NDCG@10": 0.2,
+    }
+    assert measured["of all users"]["hr_std"] == pytest.approx(0)
+    assert measured["of draws"]["hr_mean"] == pytest.approx(0.465)
 
 
 @pytest.mark.parametrize("preset", ["sse-pt", "sse-pt-sampled-softmax"])

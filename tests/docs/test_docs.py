@@ -118,6 +118,7 @@ def _small_data(tmp_path, monkeypatch):
     Path("events.csv").write_text("".join(["user,item,timestamp\n", *events]))
 
 
+@pytest.mark.filterwarnings("ignore:num_neg_test is 100, but")
 @pytest.mark.usefixtures("_small_data", "_one_thread")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_blocks_run_one_after_another(page):
