@@ -41,13 +41,7 @@ class Histories(NamedTuple):
 
     @classmethod
     def from_mapping(cls, histories: Mapping[int, Sequence[int]]) -> Histories:
-        """Lay out a mapping of user id to item ids in arrays, users in the order of the mapping.
-
-        Raises
-        ------
-        ValueError
-            If an id is not an integer from 1 to `MAX_ID`; names the user and the id.
-        """
+        """Lay out a mapping of user id to item ids in arrays; a ValueError names the user and a wrong id."""
         users, items = list(histories), list(chain.from_iterable(histories.values()))
         try:
             ids = check_ids(users, "user"), check_ids(items, "item")
@@ -57,19 +51,7 @@ class Histories(NamedTuple):
         return cls(ids[0], to_offsets(lengths), ids[1])
 
     def checked(self) -> Histories:
-        """Check that the three arrays fit together.
-
-        Returns
-        -------
-        Histories
-            The same as int64; arrays that are int64 already are not copied.
-
-        Raises
-        ------
-        ValueError
-            If ids are not integers from 1 to `MAX_ID`, a user is there twice, or the offsets do not
-            rise from 0 to the number of events.
-        """
+        """Return the same as int64, copied only where needed; a ValueError says why the three arrays do not fit."""
         users, items = check_ids(self.users, "user"), check_ids(self.items, "item")
         if (np.diff(users) <= 0).any() and len(np.unique(users)) < len(users):
             raise ValueError(
@@ -137,13 +119,7 @@ class Histories(NamedTuple):
 
 
 def as_histories(histories: Mapping[int, Sequence[int]] | Histories) -> Histories:
-    """Check histories in either form and return them in arrays, which are not copied.
-
-    Raises
-    ------
-    ValueError
-        As `Histories.from_mapping` and `Histories.checked`.
-    """
+    """Return histories of either form as checked arrays."""
     if isinstance(histories, Histories):
         return histories.checked()
     return Histories.from_mapping(histories)
@@ -163,25 +139,7 @@ def join(*parts: Histories) -> Histories:
 
 
 def check_ids(ids: Collection[int] | NDArray[Any], noun: str) -> IntArray:
-    """Check that all of `ids` are integers from 1 to `MAX_ID`.
-
-    Parameters
-    ----------
-    ids
-        Any number of ids.
-    noun
-        "user" or "item", for the message.
-
-    Returns
-    -------
-    IntArray
-        The ids as a one-dimensional array of int64.
-
-    Raises
-    ------
-    ValueError
-        If one is not; names the first that is not.
-    """
+    """Return ids as a one-dimensional array; a ValueError names the first that is no integer from 1 to `MAX_ID`."""
     array = ids if isinstance(ids, np.ndarray) else _to_array(list(ids))
     if array.ndim == 1 and array.dtype.kind in "iu":
         if not array.size or (array.min() >= 1 and array.max() <= MAX_ID):

@@ -66,7 +66,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path, read, content, num_events, compress
         (lambda text: text.decode().encode("utf-16"), "UTF-16"),
         (lambda text: text.decode().encode("utf-16-le"), "binary"),
         (lambda text: b"PAR1" + text, "a Parquet file"),
-        (lambda text: b"BZh9" + text, "compressed with bzip2"),
+        (lambda text: b"\xfd7zXZ\0" + text, "binary"),
         (lambda text: b"\x7fELF\0\0" + text, "binary"),
         (lambda text: gzip.compress(zipped(text)), "a zip archive"),
     ],

@@ -67,21 +67,8 @@ def arrow() -> Any:
 def encode_ids(column: Any, name: str, *, parse: bool = False) -> Codes:
     """Convert an Arrow column of integers, strings, categories of these, or UUIDs (16 bytes).
 
-    Parameters
-    ----------
-    column
-        The column, an array or a chunked array.
-    name
-        Its name, for messages.
-    parse
-        Convert strings to int64 if all of them are plain integers.
-
-    Raises
-    ------
-    TypeError
-        If the column holds something else; names the column.
-    ValueError
-        If an id is missing or does not fit in int64; names the column, and the row, counted from 0.
+    With `parse`, strings become int64 if all of them are plain integers. A TypeError names a column that holds
+    something else; a ValueError names the column, and the row from 0, where an id is missing or beyond int64.
     """
     pa = arrow()
     column = _one_chunk(column)
@@ -92,10 +79,7 @@ def encode_ids(column: Any, name: str, *, parse: bool = False) -> Codes:
     categorical = pa.types.is_dictionary(column.type)
     kind = column.type.value_type if categorical else column.type
     is_uuid, is_integer = kind == pa.binary(16), pa.types.is_integer(kind)
-    is_string = any(
-        check(kind)
-        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    )
+    is_string = kind in (pa.string(), pa.large_string(), pa.string_view())
     if not (is_uuid or is_integer or is_string):
         raise TypeError(f"column {name!r} holds {kind}: ids must be integers, strings or UUIDs")
     encoded = (column.indices if categorical else column).dictionary_encode()
@@ -109,11 +93,9 @@ def encode_ids(column: Any, name: str, *, parse: bool = False) -> Codes:
         raise ValueError(f"column {name!r}, row {row}: id is missing, got ''")
     if is_uuid:
         return Codes(codes, object_array([UUID(bytes=key) for key in values.to_pylist()]))
-    if parse and pa.compute.all(pa.compute.match_substring_regex(values, INTEGER_ID)).as_py():
-        try:
+    if parse and _all_match(values, INTEGER_ID):
+        with suppress(pa.ArrowInvalid):  # beyond int64: a hash, which is a name
             return Codes(codes, values.cast(pa.int64()).to_numpy())
-        except pa.ArrowInvalid:  # beyond int64: a hash, which is a name
-            pass
     if is_string:
         names = values.to_pylist()
         warn_of_lookalikes(names, name)
@@ -151,13 +133,8 @@ def _plainly(key: str) -> str:
 def take_times(column: Any, name: str) -> NDArray[Any]:
     """Convert an Arrow column of times to int64, float64 or datetime64.
 
-    Raises
-    ------
-    TypeError
-        If the column holds neither numbers, dates nor datetimes; names the column.
-    ValueError
-        If a time is missing, not finite, or beyond the integers that its type tells apart; names the column,
-        and the row, counted from 0.
+    A TypeError names a column that holds something else; a ValueError names the column, and the row from 0, where a
+    time is missing, not finite, or beyond the integers that its type tells apart.
     """
     pa = arrow()
     column = _one_chunk(column)
@@ -172,12 +149,10 @@ def take_times(column: Any, name: str) -> NDArray[Any]:
         given = column.to_numpy()
         times: NDArray[Any] = given.astype(np.float64)
         limit = 2.0 ** (np.finfo(given.dtype).nmant + 1)
+        rounded = f"is beyond {limit:.0f}, where {kind} misses integers: give integers"
         for bad, reason in (
             (~np.isfinite(times), "must be finite"),
-            (
-                np.abs(times) > limit,
-                f"is beyond {limit:.0f}, where {kind} misses integers: give integers",
-            ),
+            (np.abs(times) > limit, rounded),
         ):
             if bad.any():
                 row = int(bad.argmax())
@@ -198,21 +173,15 @@ def _refuse_nulls(column: Any, name: str, what: str) -> None:
 
 
 def parse_times(text: Any) -> NDArray[Any]:
-    """Convert an Arrow column of texts, each of a kind that `time_kind` names, to times.
-
-    Raises
-    ------
-    ValueError
-        If one is no time, they are not all numbers or all dates, or float64 would lose their order.
-    """
+    """Convert an Arrow column of texts; a ValueError if not all are numbers or dates, or would lose their order."""
     pa = arrow()
     text = _one_chunk(text)
-    for pattern, kind in ((INTEGER, pa.int64()), (NUMBER, pa.float64())):
-        if pa.compute.all(pa.compute.match_substring_regex(text, pattern)).as_py():
-            if pattern is NUMBER:
-                distinct = text.unique()
-                check_exact(distinct.to_pylist(), distinct.cast(kind).to_numpy())
-            return text.cast(kind).to_numpy()  # type: ignore[no-any-return]
+    if _all_match(text, INTEGER):
+        return text.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+    if _all_match(text, NUMBER):
+        distinct = text.unique()
+        check_exact(distinct.to_pylist(), distinct.cast(pa.float64()).to_numpy())
+        return text.cast(pa.float64()).to_numpy()  # type: ignore[no-any-return]
     for kind in _date_types():
         with suppress(pa.ArrowInvalid):
             return text.cast(kind).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
@@ -245,13 +214,7 @@ def _date_types() -> list[Any]:
 
 
 def check_exact(texts: Sequence[str], numbers: NDArray[np.float64]) -> None:
-    """Check that different numbers in texts are different in float64 too, and all of them finite.
-
-    Raises
-    ------
-    ValueError
-        If they are not: the order of their events would be lost.
-    """
+    """Check that different numbers in texts are finite and different in float64 too, which else loses their order."""
     if not np.isfinite(numbers).all():
         raise ValueError("times must be finite")
     _, place, count = np.unique(numbers, return_inverse=True, return_counts=True)
@@ -263,6 +226,11 @@ def check_exact(texts: Sequence[str], numbers: NDArray[np.float64]) -> None:
                 f"times {shown(other)} and {shown(texts[at])} are the same number in float64, which "
                 "loses their order: make all times integers"
             )
+
+
+def _all_match(text: Any, pattern: str) -> bool:
+    compute = arrow().compute
+    return bool(compute.all(compute.match_substring_regex(text, pattern)).as_py())
 
 
 def _one_chunk(column: Any) -> Any:

@@ -50,23 +50,8 @@ class Delimited(NamedTuple):
 def read_delimited(data: bytes, source: str, layout: Delimited) -> RawEvents:
     """Read events from delimited text, with blank lines skipped and other columns ignored.
 
-    Ids are int64 if the whole column consists of integers without leading zeros or signs of plus, and
-    strings otherwise, so `007` keeps its zeros. Times are numbers, or dates or datetimes in ISO 8601.
-
-    Parameters
-    ----------
-    data
-        The text, in UTF-8.
-    source
-        Name of the file in error messages.
-    layout
-        How to read it.
-
-    Raises
-    ------
-    ValueError
-        If there are no events, a column is missing, or a line is not an event; names source, line number
-        and text.
+    Times are numbers, or dates or datetimes in ISO 8601. A ValueError names `source` and, where there is one, the
+    bad line.
     """
     if not layout.delimiter or set(layout.delimiter) & set('"\r\n'):
         raise ValueError(
@@ -116,11 +101,10 @@ def _read_with_arrow(
         encode_ids(table.column(name).unify_dictionaries(), name, parse=True)
         for name in (user, item)
     )
-    if layout.integers and (
-        users.ids.dtype == object
-        or items.ids.dtype == object
-        or (times is not None and times.dtype.kind == "f")
-    ):
+    kinds = (
+        users.ids.dtype.kind + items.ids.dtype.kind + ("" if times is None else times.dtype.kind)
+    )
+    if layout.integers and set(kinds) & set("Of"):
         raise ValueError("ids must be integers, and times integers or dates")
     return RawEvents(users, items, times)
 
@@ -206,14 +190,14 @@ def _check_quotes(
 
 def _swallows_events(data: bytes, at: int, end: int, layout: Delimited, header: list[str]) -> bool:
     """Whether the lines of the quoted field from `at` to `end` are all events if quotes are text."""
-    places = [None if name is None else header.index(name) for name in layout.columns]
+    places = [header.index(name) for name in layout.columns if name is not None]
     rest = re.split(rb"[\r\n]", data[end : end + _REACH])[0]
     for line in (_line_before(data, at) + data[at:end] + rest).splitlines():
         fields = line.split(layout.separator)
         if len(fields) != len(header):
             return False
-        user, item, time = (b"" if place is None else fields[place] for place in places)
-        if time_kind(time.decode(errors="replace")) is None if time else b'"' in user + item:
+        user, item, *times = (fields[place].decode(errors="replace") for place in places)
+        if None in map(time_kind, times) or (not times and '"' in user + item):
             return False
     return True
 

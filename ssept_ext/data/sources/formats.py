@@ -35,13 +35,8 @@ def _day(value: str) -> int:
 
 
 _USER_FIRST = ("user", "item", "rating", "time")
-
-
 _ITEM_FIRST = ("item", "user", "rating", "time")
-
-
 _COLUMNS = Columns("user", "item", "time")
-
 
 FORMATS: dict[str, Delimited | Records] = {
     "movielens-100k": Delimited(_COLUMNS, "\t", _USER_FIRST, quoting=False, integers=True),
@@ -62,7 +57,6 @@ movielens-100k: `u.data`. movielens-1m: `ratings.dat`, of 10M too. movielens-csv
 `steam_reviews.json.gz` of UCSD, lines of Python dicts.
 """
 
-
 _SHAPES = {
     "movielens-100k": re.compile(r"[0-9]+\t[0-9]+\t[0-9]+\t[0-9]+"),
     "movielens-1m": re.compile(r"[0-9]+::[0-9]+::[0-9.]+::[0-9]+"),
@@ -82,30 +76,9 @@ def read_source(
 ) -> tuple[str, str, RawEvents]:
     """Read events from a file, a folder or a zip archive, which is not unpacked.
 
-    Parameters
-    ----------
-    path
-        A file, plain or compressed with gzip; or a folder or archive that holds a single file or
-        one named as in `EVENT_FILES`.
-    format_name
-        A key of `FORMATS`, or "csv"; None to detect the format from the first line.
-    columns
-        Names of the columns of a generic CSV file, by default "user", "item" and "timestamp".
-    quoting
-        False takes quotes as text in every format.
-
-    Returns
-    -------
-    tuple
-        Name of the file, name of its format, and the events.
-
-    Raises
-    ------
-    ValueError
-        If there is no file of events or there are several, the layout is unknown, or a line is not an
-        event; names file, line number and text.
-    ImportError
-        If PyArrow is missing: it comes with `ssept_ext[data]`.
+    `format_name` is a key of `FORMATS` or "csv", detected from the first line if None; `columns` are those of a generic
+    CSV file; `quoting=False` takes quotes as text in every format. Returns the names of the file and its format, and
+    the events. A ValueError names the file and, where there is one, the bad line.
     """
     columns = columns or Columns("user", "item", "timestamp")
     with open_events(path, archives=True) as (source, stream):

@@ -23,9 +23,6 @@ _NOT_TEXT = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
     b"PAR1": "a Parquet file",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
-    b"(\xb5/\xfd": "compressed with Zstandard",
 }
 """What a file is that begins with these bytes."""
 
@@ -34,19 +31,10 @@ _NOT_TEXT = {
 def open_events(
     path: str | os.PathLike[str], *, archives: bool = False
 ) -> Iterator[tuple[str, BinaryIO]]:
-    """Open a file once, as a pipe allows, and yield its name and its decompressed bytes, which can be read again.
+    """Open a file once, as a pipe allows, and yield its name and its bytes, decompressed if they are gzip's.
 
-    Parameters
-    ----------
-    path
-        A file, plain or compressed with gzip, whatever its name.
-    archives
-        Also take a zip archive or a folder that holds a single file or one named as in `EVENT_FILES`.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or no text, or the archive holds no file of events, or several; names the file.
+    With `archives`, `path` may be a zip archive or a folder that holds a single file or one named as in `EVENT_FILES`.
+    A ValueError names what is damaged, is no text, or holds no file of events, or several.
     """
     path = Path(path)
     if archives and path.is_dir():
@@ -110,11 +98,8 @@ def _choose(path: Path, names: list[str]) -> str:
 
 def _is_hidden(name: str) -> bool:
     """Whether a file was put there by an operating system: .DS_Store, all of __MACOSX and the like."""
-    parts = PurePath(name).parts
-    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1:] in (
-        ("Thumbs.db",),
-        ("desktop.ini",),
-    )
+    system = (".", "__MACOSX", "Thumbs.db", "desktop.ini")
+    return any(part.startswith(system) for part in PurePath(name).parts)
 
 
 def bad_line(source: str, number: int, reason: str, line: bytes) -> ValueError:

@@ -24,19 +24,8 @@ def read_records(
 ) -> RawEvents:
     """Read events from lines that are JSON objects, or Python dicts as in the files of UCSD.
 
-    Parameters
-    ----------
-    stream, source
-        The file, and its name in error messages.
-    keys
-        Keys of the user and the item, whose values are strings, and of the time.
-    parse_time
-        Converts the time to an integer of 64 bits; raises ValueError or TypeError if it is not a time.
-
-    Raises
-    ------
-    ValueError
-        If the file is empty, or a line is not an event; names source, line number and text.
+    `keys` are those of the user and the item, whose values are strings, and of the time, which `parse_time` converts to
+    an integer of 64 bits or refuses by a ValueError or TypeError. A ValueError names `source` and the bad line.
     """
     users: dict[str, int] = {}
     items: dict[str, int] = {}
