@@ -1,5 +1,9 @@
 """Recommendations, similar items, vectors for a nearest-neighbour index, and export."""
 
+import os
+
+import torch
+
 from ssept_ext.serving.by_index import Recommendations
 from ssept_ext.serving.recommendation import recommend, similar_items
 from ssept_ext.serving.vectors import item_vectors, user_state
@@ -11,3 +15,6 @@ __all__ = [
     "similar_items",
     "user_state",
 ]
+
+# A forked child does not have torch's threads, and would wait for them for ever in its first parallel product.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
