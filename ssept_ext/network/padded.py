@@ -230,7 +230,13 @@ class PaddedInterface(SequentialRecommender):
         if name not in x:
             raise ValueError(f'the input lacks "{name}"; it has {", ".join(x)}')
         value = x[name]  # as_tensor would move a tensor to torch's default device
-        ids = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        try:
+            ids = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} must be an array of integers, the numbers of users or items (raw ids get theirs by "
+                f"model.known.user_ids.encode and item_ids.encode): {error}"
+            ) from None
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"{name} must hold integers, got {ids.dtype}")
         if ids.dim() == 1 and name in ("user", "users"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -55,7 +55,7 @@ def check_inside(name: str, ids: IntArray, largest: int | None) -> None:
         )
 
 
-def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntArray:
+def encode_history(model: SequentialRecommender, history: list[Any]) -> IntArray:
     """Return the indices of a history's items.
 
     If the model has raw ids, the history consists of these, and unknown ones are dropped with a warning; otherwise it
@@ -69,8 +69,8 @@ def encode_history(model: SequentialRecommender, history: Sequence[Any]) -> IntA
         If a raw id does not have the type of the ids in training, or an index is outside the table.
     """
     if model.known is not None:
-        return encode_items(model.known, [id_list("history", history)], "events")[0]
-    numbers = check_ids(id_list("history", history), "item")
+        return encode_items(model.known, [history], "events")[0]
+    numbers = check_ids(history, "item")
     check_inside("item", numbers, model.item_num)
     return numbers
 

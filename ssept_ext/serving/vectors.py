@@ -13,7 +13,7 @@ from torch import Tensor
 from ssept_ext.data.histories import Histories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import encode_groups, scoring
-from ssept_ext.serving.requests import encode_history, encode_user
+from ssept_ext.serving.requests import encode_history, encode_user, id_list
 
 
 def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
@@ -61,7 +61,8 @@ def user_state(
     ValueError
         If no event is left, or an index is not an integer from 1.
     TypeError, IndexError
-        If a raw id does not have the type of the ids in training, or an index is outside its table.
+        If `history` is not a sequence of ids, a raw id does not have the type of the ids in training, or an index is
+        outside its table.
 
     Examples
     --------
@@ -70,11 +71,10 @@ def user_state(
     >>> (model.item_vectors() @ model.user_state([3, 5])).shape
     (9,)
     """
-    items = encode_history(model, history)
+    given = id_list("history", history)
+    items = encode_history(model, given)
     if not len(items):
-        raise ValueError(
-            f"history must hold an item that the model knows, got {len(history)} others"
-        )
+        raise ValueError(f"history must hold an item that the model knows, got {len(given)} others")
     one = Histories(np.array([encode_user(model, user)]), np.array([0, len(items)]), items)
     with scoring():
         ((_, queries, _),) = encode_groups(model, one, 1)

@@ -121,6 +121,9 @@ def test_a_missing_model_input_is_named():
     [
         (np.array([[21]] * 3), IndexError, "candidate has id 21"),
         (np.array([[0.5]] * 3), ValueError, "candidate must hold integers"),
+        ([["i1"]] * 3, ValueError, "candidate must be an array of integers, .*item_ids.encode"),
+        (np.array([["i1"]] * 3), ValueError, "candidate must be an array of integers"),
+        ([[1], [1, 2], [3]], ValueError, "candidate must be an array of integers"),
         (np.array([[1]] * 2), ValueError, "candidate must have 3 rows, as input_seq has, got 2"),
     ],
 )
