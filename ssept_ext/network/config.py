@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 from ssept_ext.network.sse import SSE
-from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.checks import check_at_least, shown
 from ssept_ext.utils.options import (
     NOT_NEGATIVE,
     PROBABILITY,
@@ -88,6 +88,8 @@ class SASRECConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if not isinstance(self.conv_dims, Iterable):
+            raise ValueError(f"conv_dims must be two widths, got {shown(self.conv_dims)}")
         conv_dims = tuple(check_at_least("conv_dims", d, 1, 2 * WIDTH.high) for d in self.conv_dims)
         object.__setattr__(self, "conv_dims", conv_dims)  # the dataclass is frozen
         width, heads = self.hidden_size, self.attention_num_heads

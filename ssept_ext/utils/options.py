@@ -132,11 +132,10 @@ def without_none(kind: Any) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """A number as an int or float of Python, such as files of options can hold; None for anything else."""
-    if isinstance(value, (bool, str)):
+    """Return a number as a float of Python, and None for anything else."""
+    if isinstance(value, (bool, str, bytes)):
         return None
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return value if isinstance(value, int) else number
