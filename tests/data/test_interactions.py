@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timezone
 from uuid import UUID
 
 import numpy as np
@@ -275,22 +275,65 @@ def test_times_that_floats_have_rounded_are_refused(times, limit):
         Interactions.from_dataframe(pa.table({"user": [1, 1], "item": [1, 2], "timestamp": times}))
 
 
-@pytest.mark.parametrize("values", [[1, True], [True, 1], [2**60 + 1, 1.5], [1, "2020-01-01"]])
+NOON = datetime(2020, 1, 1, 12)
+UNORDERED = {
+    "a boolean among numbers": [1, True],
+    "a boolean of NumPy among numbers": [np.True_, 1],
+    "an integer that floats round": [2**60 + 1, 1.5],
+    "an integer beyond int64": [np.uint64(2**63), 1],
+    "numbers and text": [1, "2020-01-01"],
+    "dates and datetimes": [NOON.date(), NOON],
+    "datetimes with and without a zone": [NOON, NOON.replace(tzinfo=timezone.utc)],
+    "objects with nanoseconds": [pd.Timestamp(2), pd.Timestamp(1)],
+    "complex numbers": [1j, 2j],
+    "lists": [[1], [2]],
+    "dicts": [{}, {}],
+    "objects": [object(), object()],
+}
+
+
+@pytest.mark.parametrize("values", UNORDERED.values(), ids=UNORDERED.keys())
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 @pytest.mark.parametrize("column", ["user", "timestamp"])
-def test_a_column_of_mixed_values_is_refused(library, values, column):
-    pd_or_pl = pytest.importorskip(library)
-    series = (
-        pd_or_pl.Series(column, values, pd_or_pl.Object)
-        if library == "polars"
-        else pd.Series(values, dtype=object)
-    )
-    frame = pd_or_pl.DataFrame(
-        {"user": [1, 2], "item": [1, 2], "timestamp": [1, 2]} | {column: series}
+def test_objects_that_would_be_changed_are_refused(library, values, column):
+    module = pytest.importorskip(library)
+    objects = pd.Series(values, dtype=object)
+    if library == "polars":
+        objects = module.Series(column, values, module.Object)
+    frame = module.DataFrame(
+        {"user": [1, 2], "item": [1, 2], "timestamp": [1, 2]} | {column: objects}
     )
 
     with pytest.raises((TypeError, ValueError), match=f"column '{column}'"):
         Interactions.from_dataframe(frame)
+
+
+def test_numbers_of_several_types_are_one_column():
+    frame = pd.DataFrame({"user": pd.Series([np.int8(2), 3, 2], dtype=object), "item": [1, 2, 3]})
+    frame["timestamp"] = pd.Series([2, np.float64(1.5), 1], dtype=object)
+
+    assert histories(Interactions.from_pandas(frame)) == {2: [3, 1], 3: [2]}
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pd.array(["2020", "2021"], "period[Y]"),
+        pd.interval_range(0, 2),
+        pd.to_timedelta([1, 2]),
+        pd.Categorical([1.5, 2.5]),
+        pd.Categorical([True, False]),
+        pd.Categorical([1, "a"]),
+        pd.array([True, False], "boolean"),
+        pd.array([1, None], "Int64"),
+        np.array([1j, 2j]),
+        [b"a", b"b"],
+    ],
+    ids=lambda ids: str(getattr(ids, "dtype", "bytes")),
+)
+def test_pandas_columns_that_are_no_ids_are_named(ids):
+    with pytest.raises((TypeError, ValueError), match="column 'user'"):
+        Interactions.from_pandas(pd.DataFrame({"user": ids, "item": [1, 2]}), timestamp=None)
 
 
 def test_a_column_that_is_there_twice_is_refused():

@@ -72,7 +72,8 @@ def encode_ids(column: Any, name: str, *, parse: bool = False) -> Codes:
     """
     pa = arrow()
     column = _one_chunk(column)
-    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    if isinstance(column, pa.ExtensionArray) and column.type.storage_type == pa.binary(16):
+        column = column.storage
     if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
         column = column.dictionary_decode()
     _refuse_nulls(column, name, "id")
