@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from baselines.eager import EagerSSEPT
@@ -144,8 +144,10 @@ def check_baseline(ratio: Quartiles, limit: float) -> None:
     )
 
 
-def run_case(case: Case, options: Options) -> None:
+def run_case(case: Case, options: Options, seq_max_len: int | None) -> None:
     workload = load(case.workload, options.quick)
+    if seq_max_len is not None:
+        workload = replace(workload, seq_max_len=seq_max_len)
     batch = workload.batch(options.device)
     config = workload.model().config
     heading(
@@ -184,11 +186,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--profile", action="store_true", help="show where our step's time goes instead"
     )
+    arguments.add_argument(
+        "--seq-max-len", type=int, help="instead of the data set's own: padding decides the ratio"
+    )
     parsed = arguments.parse_args(argv)
     options = options_from(parsed)
     print_title(__doc__, options)
     for case in CASES[:1] if options.quick else CASES:
-        (profile if parsed.profile else run_case)(case, options)
+        if parsed.profile:
+            profile(case, options)
+        else:
+            run_case(case, options, parsed.seq_max_len)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ AMD_LOGITS = "2026-11-26-amd-epyc-2-cores-sampled-logits.txt"
 INTEL = "2026-11-25-intel-r-xeon-r-processor-2-cores.txt"
 REPRODUCED = "reproduce-2026-11-26.md"
 GPU = "gpu-2026-11-28"
+DIFFERENCES = "differences-2026-11-28.md"
+FIFTY_COLUMNS = "2026-11-28-amd-epyc-2-cores-fifty-columns.txt"
 
 MARKER = re.compile(r"(<!-- figures: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -360,6 +362,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "papers-in-short": lambda: papers(IN_SHORT),
     "losses": losses,
     "presets": preset_table,
+    "differences": lambda: "\n\n" + (RESULTS / DIFFERENCES).read_text().partition("\n\n")[2] + "\n",
     "options-model": lambda: option_table(SSEPTConfig),
     "options-sampler": lambda: option_table(SamplerOptions),
     "options-training": lambda: option_table(LoopOptions, TrainingOptions),
