@@ -362,6 +362,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "papers-in-short": lambda: papers(IN_SHORT),
     "losses": losses,
     "presets": preset_table,
+    "speed-fifty": lambda: ratio(case(FIFTY_COLUMNS, "ML-1M"), "eager baseline"),
+    "tokens-fifty": lambda: number(case(FIFTY_COLUMNS, "ML-1M"), r"(\d+)% of"),
     "differences": lambda: "\n\n" + (RESULTS / DIFFERENCES).read_text().partition("\n\n")[2] + "\n",
     "options-model": lambda: option_table(SSEPTConfig),
     "options-sampler": lambda: option_table(SamplerOptions),

@@ -251,9 +251,10 @@ class SASREC(models.SASREC):
         padded = [_padded(x, batch, self.seq_max_len).cpu().numpy() for x in ids]
         inputs, _ = self.create_combined_dataset(batch.users.cpu().numpy(), *padded)
         tensors = {name: torch.as_tensor(x, device=self.device) for name, x in inputs.items()}
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(int(seed))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:  # one of its own for each process
+                torch.manual_seed(int(seed) + getattr(batch, "process", 0))
             return self.loss_function(*self(tensors, training=True))
 
     def score(

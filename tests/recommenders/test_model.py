@@ -9,6 +9,7 @@ from support.tolerances import relative_error
 
 from ssept_ext import WarpSampler, models
 from ssept_ext.data.synthetic import synthetic
+from ssept_ext.evaluation import draw_candidates
 from ssept_ext.recommenders.model import SASREC, pad_sequences
 from ssept_ext.recommenders.ssept import SSEPT
 from ssept_ext.recommenders.util import SASRecDataSet
@@ -209,6 +210,34 @@ def test_the_call_of_the_tensorflow_release_is_told_what_to_call(dataset):
     assert model.train().training is True
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_mode_stays_what_it_was(dataset, mode):
+    model = model_of(SSEPT, dataset).train(mode)
+
+    model.predict({"user": [1], "input_seq": [[1, 2]], "candidate": [[3]]})
+    model.evaluate(dataset, seed=0)
+    train(model, dataset)
+
+    assert model.training is mode
+
+
+def test_an_epoch_of_few_users_has_one_step(dataset):
+    (loss,) = train(model_of(SSEPT, dataset), dataset, batch_size=1000)["loss"]
+
+    assert loss > 0
+
+
+def test_all_held_out_events_for_validation_are_inputs_of_the_test(dataset):
+    dataset.split(valid_size=2, test_size=1, min_interactions=4)
+    user = dataset.users_with("test")[0]
+
+    drawn = draw_candidates(dataset, "test", num_neg_test=3, seed=0)
+
+    expected = [*dataset.user_train[user], *dataset.user_valid[user]]
+    assert drawn.inputs.of([user]).items.tolist() == expected
+    assert len(dataset.user_valid[user]) == 2
+
+
 def test_training_and_evaluation_take_any_object_with_the_attributes(dataset):
     class Frozen:
         usernum, itemnum = dataset.usernum, dataset.itemnum
@@ -255,6 +284,20 @@ def test_overrides_are_called_and_see_the_batches_that_training_would_take(datas
     assert history["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
+def test_overrides_draw_the_dropout_of_the_seed(dataset):
+    model = model_of(Halved, dataset, dropout_rate=0.5)
+    with sampler(dataset) as batches:
+        batch = batches.next_packed()
+    before = torch.get_rng_state()
+
+    first, again, other = (
+        model.training_loss(batch, seed=torch.tensor([seed])).item() for seed in (7, 7, 8)
+    )
+
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("name", ["forward", "loss_function"])
 def test_one_override_is_enough_and_may_be_assigned_to_a_model(dataset, name):
     model = model_of(SSEPT, dataset)
@@ -282,8 +325,8 @@ class Backwards(SSEPT):
 
 def test_evaluation_calls_an_overridden_predict(dataset):
     torch.manual_seed(0)
-    plain = perturbed(model_of(SSEPT, dataset, num_neg_test=30))
-    backwards = model_of(Backwards, dataset, num_neg_test=30)
+    plain = perturbed(model_of(SSEPT, dataset, num_neg_test=20))
+    backwards = model_of(Backwards, dataset, num_neg_test=20)
     backwards.load_state_dict(plain.state_dict())
 
     hr, backwards_hr = (m.evaluate(dataset, seed=0)[1] for m in (plain, backwards))

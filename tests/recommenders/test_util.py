@@ -69,6 +69,21 @@ def test_split_takes_sizes(filename):
     assert data.user_test == {1: [105], 2: [], 3: []}
 
 
+def test_split_again_splits_the_same_events(filename):
+    data = SASRecDataSet(filename=filename, col_sep="\t")
+    data.split(valid_size=2, test_size=1, min_interactions=4)
+    data.user_test[1].append(9)
+
+    data.split()
+
+    assert data.User[1] == [101, 102, 103, 104, 105]
+    assert data.user_test == {1: [105], 2: [203], 3: []}
+
+
+def test_items_are_those_of_all_events(filename):
+    assert len(SASRecDataSet(filename=filename, col_sep="\t").Items) == 10
+
+
 def test_split_prints_a_line_for_each_count(filename, capsys):
     SASRecDataSet(filename=filename, col_sep="\t").split(verbose=True)
 
