@@ -47,6 +47,7 @@ _USERS_MISTAKES = (OSError, ValueError, FloatingPointError, ImportError)
 _TOO_LARGE = (
     "allocate memory|out of memory|multiplication overflow|size calculation overflow"  # of torch
     "|array is too big|Maximum allowed dimension"  # of NumPy
+    "|threads could be started"  # of the sampler
 )
 _REPORT = "Please report it, with all lines above and the output of `ssept info`."
 _MAX_MESSAGE = 2000

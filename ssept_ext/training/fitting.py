@@ -15,6 +15,7 @@ from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.training.callbacks import Callback
 from ssept_ext.training.recipe import Recipe
+from ssept_ext.utils.checks import check_at_least
 
 Model = TypeVar("Model", bound=SequentialRecommender)
 
@@ -84,7 +85,7 @@ def fit(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     num_items, num_users = len(interactions.item_ids), len(interactions.user_ids)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_at_least("seed", seed, 0))
     with _DrawingFrom(generator):
         model = recipe.make_model(num_items, num_users, backend)
     model = model.to(device)

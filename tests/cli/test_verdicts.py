@@ -82,6 +82,7 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(run_failing, error):
         RuntimeError("Storage size calculation overflowed with sizes=[4, 4611686018427387904]"),
         RuntimeError("CUDA out of memory. Tried to allocate 8 GiB."),
         ValueError("Maximum allowed dimension exceeded"),
+        RuntimeError("n_workers is 1024, but only 500 threads could be started"),
     ],
     ids=repr,
 )

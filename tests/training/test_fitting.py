@@ -56,6 +56,12 @@ def test_fits_in_three_threads_are_each_what_one_alone_is():
         assert all(torch.equal(model.state_dict()[name], alone[name]) for name in alone)
 
 
+@pytest.mark.parametrize("seed", [-1, 10**20, 1.5, "x"])
+def test_a_seed_that_no_generator_takes_is_named(seed):
+    with pytest.raises(ValueError, match="^seed must be"):
+        fit(seed=seed)
+
+
 def test_a_seed_of_fit_draws_the_parameters_that_it_draws_for_torch(monkeypatch):
     class Derived(SSEPT):
         def __init__(self, **arguments):
