@@ -16,7 +16,7 @@ from ssept_ext.data.histories import Histories, IntArray, check_ids
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks, scoring
 from ssept_ext.ranking.top_k import TopK
-from ssept_ext.serving.requests import CANDIDATES, check_inside, id_list, id_lists
+from ssept_ext.serving.requests import CANDIDATES, check_indices, id_list, id_lists
 from ssept_ext.utils.checks import check_at_least
 
 
@@ -77,12 +77,11 @@ def recommend_by_index(
     ((2, 2), [4, 0])
     """
     asked = _histories_of(histories, users)
-    check_inside("user", asked.users, getattr(model, "user_num", None))  # SASREC has no users
-    check_inside("item", asked.items, model.item_num)
+    check_indices(model, "user", asked.users)
+    check_indices(model, "item", asked.items)
     catalogue = None
     if candidates is not None:
-        catalogue = check_ids(id_list(CANDIDATES, candidates), "item")
-        check_inside("item", catalogue, model.item_num)
+        catalogue = check_indices(model, "item", id_list(CANDIDATES, candidates))
     return rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size)
 
 
@@ -163,7 +162,7 @@ ITEM_BLOCK = 1024
 
 
 def similar_by_index(
-    model: SequentialRecommender, items: Sequence[int], k: int = 10
+    model: SequentialRecommender, items: Sequence[int] | IntArray, k: int = 10
 ) -> Recommendations:
     """Return the k items with the highest cosine similarity to each of `items`, without the item itself.
 
@@ -194,8 +193,7 @@ def similar_by_index(
     (2, 2)
     """
     check_at_least("k", k, 1)
-    asked = check_ids(id_list("items", items), "item")
-    check_inside("item", asked, model.item_num)
+    asked = check_indices(model, "item", id_list("items", items))
     k = min(k, model.item_num - 1)
     with scoring():
         weight = model.item_embedding_layer.weight

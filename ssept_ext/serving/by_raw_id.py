@@ -25,14 +25,7 @@ from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import rank_catalogue, similar_by_index
 from ssept_ext.serving.frames import take_rows, to_frame
-from ssept_ext.serving.requests import (
-    CANDIDATES,
-    check_raw_type,
-    encode_items,
-    id_list,
-    id_lists,
-    known_of,
-)
+from ssept_ext.serving.requests import CANDIDATES, encode_ids, encode_items, id_list, id_lists
 
 
 def recommend_by_raw_id(
@@ -81,19 +74,19 @@ def recommend_by_raw_id(
     ImportError
         If narwhals is not installed; it comes with `ssept_ext[data]`.
     """
-    known, catalogue = known_of(model), None
+    known, catalogue = model.known, None
+    assert known is not None
     if candidates is not None:
         catalogue = encode_items(known, [id_list(CANDIDATES, candidates)], "candidates")[0]
     live = {}
     if histories is not None:
         given = id_lists(histories)
-        check_raw_type(known.user_ids, given)
+        encode_ids(known.user_ids, given)  # checks their type
         live = dict(zip(given, encode_items(known, given.values(), "events"), strict=True))
     if users is None:
         users = known.user_ids.raw.tolist() if histories is None else list(live)
     users = id_list("users", users)
-    check_raw_type(known.user_ids, users)
-    numbers = known.user_ids.encode(users, unknown="zero")
+    numbers = encode_ids(known.user_ids, users)
     events = [
         live[user] if user in live else known.of(number)
         for user, number in zip(users, numbers.tolist(), strict=True)
@@ -138,9 +131,9 @@ def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int
     ImportError
         If narwhals is not installed; it comes with `ssept_ext[data]`.
     """
-    known, items = known_of(model), id_list("items", items)
-    check_raw_type(known.item_ids, items)
-    found = similar_by_index(model, known.item_ids.encode(items).tolist(), k)
+    known, items = model.known, id_list("items", items)
+    assert known is not None
+    found = similar_by_index(model, encode_ids(known.item_ids, items, "raise"), k)
     row, column = np.nonzero(found.items)
     return to_frame(
         {

@@ -39,7 +39,8 @@ class Scorer(nn.Module):
 
     def __init__(self, model: SequentialRecommender) -> None:
         super().__init__()
-        self.model = type(model)(**vars(model.config), backend="reference")
+        with torch.device("meta"):  # draws no parameters
+            self.model = type(model)(**vars(model.config), backend="reference")
         copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if model.user_embedding_layer is not None:
             nobody = torch.zeros(1, dtype=torch.int64, device=model.device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
 from uuid import UUID
 
 import numpy as np
@@ -47,61 +47,28 @@ def id_lists(histories: Any, users: Iterable[Any] | None = None) -> dict[Any, li
     return {user: id_list(f"histories[{user!r}]", histories.get(user, ())) for user in asked}
 
 
-def check_inside(name: str, ids: IntArray, largest: int | None) -> None:
-    """Raise an IndexError if an id is above `largest`, unless that is None; names the id and the table size."""
-    if largest is not None and ids.size and ids.max() > largest:
-        raise IndexError(
-            f"{name} has id {ids.max()}, outside the model's table of {largest + 1} rows (0..{largest})"
-        )
-
-
-def encode_history(model: SequentialRecommender, history: list[Any]) -> IntArray:
-    """Return the indices of a history's items.
-
-    If the model has raw ids, the history consists of these, and unknown ones are dropped with a warning; otherwise it
-    consists of indices.
+def check_indices(model: SequentialRecommender, noun: str, ids: Collection[int]) -> IntArray:
+    """Return "user" or "item" ids of a model without raw ids as an array.
 
     Raises
     ------
-    ValueError
-        If an index is not an integer from 1.
-    TypeError, IndexError
-        If a raw id does not have the type of the ids in training, or an index is outside the table.
+    ValueError, IndexError
+        If one is not an integer from 1, or is outside the model's table; names it.
     """
-    if model.known is not None:
-        return encode_items(model.known, [history], "events")[0]
-    numbers = check_ids(history, "item")
-    check_inside("item", numbers, model.item_num)
+    numbers = check_ids(ids, noun)
+    largest = getattr(model, f"{noun}_num", None)  # SASREC has no users
+    if largest is not None and numbers.size and numbers.max() > largest:
+        raise IndexError(
+            f"{noun} has id {numbers.max()}, outside the model's table of {largest + 1} rows (0..{largest})"
+        )
     return numbers
-
-
-def encode_user(model: SequentialRecommender, user: Any | None) -> int:
-    """Return the index of a user, given by raw id if the model has raw ids; 0 for None or an unknown user."""
-    if user is None:
-        return 0
-    if model.known is not None:
-        check_raw_type(model.known.user_ids, [user])
-        return int(model.known.user_ids.encode([user], unknown="zero")[0])
-    numbers = check_ids([user], "user")
-    check_inside("user", numbers, getattr(model, "user_num", None))
-    return int(numbers[0])
-
-
-def known_of(model: SequentialRecommender) -> KnownHistories:
-    """Return the raw ids and histories of a model; a ValueError if it has none."""
-    if model.known is None:
-        raise ValueError(f"this model has no raw ids: train it with {type(model).__name__}.fit")
-    return model.known
 
 
 def encode_items(
     known: KnownHistories, histories: Iterable[list[Any]], what: str
 ) -> list[IntArray]:
     """Return the indices of each history's items; unknown items are dropped, with a warning that counts them."""
-    encoded = []
-    for items in histories:
-        check_raw_type(known.item_ids, items)
-        encoded.append(known.item_ids.encode(items, unknown="zero"))
+    encoded = [encode_ids(known.item_ids, items) for items in histories]
     num_all = sum(map(len, encoded))
     kept = [numbers[numbers != 0] for numbers in encoded]
     if unknown := num_all - sum(map(len, kept)):
@@ -113,8 +80,13 @@ def encode_items(
     return kept
 
 
-def check_raw_type(id_map: IdMap, ids: Iterable[RawId]) -> None:
-    """Raise a TypeError if an id has another type than in training: such ids would pass for new users or items."""
+def encode_ids(
+    id_map: IdMap, ids: Collection[RawId], unknown: Literal["raise", "zero"] = "zero"
+) -> IntArray:
+    """Return the indices of raw ids, 0 for unknown ones, or a KeyError.
+
+    A TypeError names an id of another type than in training, which would pass for unknown.
+    """
     for value in ids:
         # True is an int, and would pass for 1.
         if not isinstance(value, _ACCEPTED[id_map.type]) or isinstance(value, bool):  # type: ignore[arg-type]
@@ -122,3 +94,4 @@ def check_raw_type(id_map: IdMap, ids: Iterable[RawId]) -> None:
                 f"{id_map.noun} ids must be {id_map.type}, as in training, "
                 f"got {value!r} of type {type(value).__name__}"
             )
+    return id_map.encode(list(ids), unknown)

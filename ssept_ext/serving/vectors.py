@@ -13,7 +13,7 @@ from torch import Tensor
 from ssept_ext.data.histories import Histories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import encode_groups, scoring
-from ssept_ext.serving.requests import encode_history, encode_user, id_list
+from ssept_ext.serving.requests import check_indices, encode_ids, encode_items, id_list
 
 
 def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
@@ -71,11 +71,18 @@ def user_state(
     >>> (model.item_vectors() @ model.user_state([3, 5])).shape
     (9,)
     """
-    given = id_list("history", history)
-    items = encode_history(model, given)
+    known, given, number = model.known, id_list("history", history), 0
+    if known is None:
+        items = check_indices(model, "item", given)
+        if user is not None:
+            number = check_indices(model, "user", [user])[0]
+    else:
+        (items,) = encode_items(known, [given], "events")
+        if user is not None:
+            number = encode_ids(known.user_ids, [user])[0]
     if not len(items):
         raise ValueError(f"history must hold an item that the model knows, got {len(given)} others")
-    one = Histories(np.array([encode_user(model, user)]), np.array([0, len(items)]), items)
+    one = Histories(np.array([number]), np.array([0, len(items)]), items)
     with scoring():
         ((_, queries, _),) = encode_groups(model, one, 1)
     return _to_numpy(queries[0])

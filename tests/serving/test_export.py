@@ -9,7 +9,7 @@ import torch
 from support.factories import perturbed, tiny_model
 
 from ssept_ext import SASREC, SSEPT
-from ssept_ext.serving.export import INPUTS, export_onnx, export_program
+from ssept_ext.serving.export import INPUTS, Scorer, export_onnx, export_program
 
 NUM_ITEMS, T = 200, 6
 
@@ -98,6 +98,14 @@ def test_a_program_keeps_its_parameters():
         model.item_embedding_layer.weight.zero_()
 
     torch.testing.assert_close(program(*(inputs[name] for name in INPUTS)), before)
+
+
+def test_exporting_draws_nothing_from_torchs_generator():
+    model, before = make(), torch.get_rng_state()
+
+    Scorer(model)
+
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_model_too_large_for_onnx_is_refused(monkeypatch, tmp_path):
