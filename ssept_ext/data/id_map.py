@@ -158,13 +158,7 @@ class IdMap:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], noun: str = "id") -> IdMap:
-        """Restore a map from what `to_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            If `record` is something else.
-        """
+        """Restore a map from what `to_dict` returned; a ValueError if `record` is something else."""
         try:
             declared, ids = record["type"], record["ids"]
             if not isinstance(ids, list):
@@ -188,13 +182,7 @@ def save_id_maps(path: str | os.PathLike[str], users: IdMap, items: IdMap) -> No
 
 
 def load_id_maps(path: str | os.PathLike[str]) -> tuple[IdMap, IdMap]:
-    """Read the maps of users and items from a file that `save_id_maps` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or of another kind; names it.
-    """
+    """Read the maps of users and items that `save_id_maps` wrote; a ValueError names a file that holds none."""
     try:
         record = read_json(Path(path), ("format", "users", "items"))
         if record["format"] != FORMAT:

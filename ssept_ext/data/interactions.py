@@ -248,13 +248,9 @@ class Interactions:
 
 
 def _take_columns(frame: Any, columns: Columns) -> RawEvents:
-    nw = require("narwhals", "data")
-    table = nw.from_native(frame)
-    table = (
-        table.select(columns.among(table.collect_schema().names(), "the data frame"))
-        .lazy()
-        .collect()
-    )
+    table = require("narwhals", "data").from_native(frame).lazy()
+    wanted = columns.among(table.collect_schema().names(), "the data frame")
+    table = table.select(wanted).collect()
     user, item, time = columns
     return RawEvents(
         encode_ids(_to_arrow(table[user]), user),

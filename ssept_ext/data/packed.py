@@ -124,13 +124,6 @@ def pack_statically(users: Tensor, input_seq: Tensor) -> PackedBatch:
     """As `pack`, with shapes that do not depend on values, as `torch.export` needs.
 
     Real tokens come first, in their order; padding becomes spare capacity after them.
-
-    Parameters
-    ----------
-    users
-        (B,) int64.
-    input_seq
-        (B, T) int64, 0 is padding.
     """
     items = input_seq.flatten()
     real = items != 0
@@ -166,13 +159,6 @@ def align(batch: PackedBatch, maxlen: int, seq_max_len: int) -> PackedBatch:
     """Move a batch from sequences of `maxlen` columns to sequences of `seq_max_len`.
 
     The newest event stays in the last column, so a shorter layout drops the oldest events.
-
-    Parameters
-    ----------
-    batch
-        A batch whose positions are columns 0 to `maxlen` - 1.
-    maxlen, seq_max_len
-        Number of columns that the batch has, and that it is to have.
     """
     if maxlen == seq_max_len:
         return batch
@@ -191,13 +177,7 @@ def align(batch: PackedBatch, maxlen: int, seq_max_len: int) -> PackedBatch:
 
 
 def columns_of(offsets: IntArray, seq_max_len: int) -> IntArray:
-    """(N,) column of each event of sequences that end in the last of `seq_max_len` columns.
-
-    Parameters
-    ----------
-    offsets
-        (B + 1,) where the events of each sequence start; none has more than `seq_max_len`.
-    """
+    """(N,) column of each event of sequences, of at most `seq_max_len` events, that end in the last column."""
     columns = np.arange(offsets[-1])
     columns += np.repeat(seq_max_len - offsets[1:], np.diff(offsets))
     return columns

@@ -145,6 +145,13 @@ def test_a_line_after_a_long_field_has_its_number(csv, field):
         csv(f"user,item,timestamp,text\na,x,1,{field}\na,x,never,y\n")
 
 
+@pytest.mark.parametrize("text", ["Foo\nbar, baz, qux", "a\n\nb", "1,2\n3", "x,y,z\n"])
+def test_text_of_several_lines_is_one_field(csv, text):
+    interactions = csv(f'user,item,text\nann,7,"{text}"\nbob,8,"{text}"\n', timestamp=None)
+
+    assert histories(interactions) == {"ann": [7], "bob": [8]}
+
+
 def test_text_that_is_not_read_may_be_in_any_encoding(csv):
     with pytest.raises(ValueError, match="line 3: timestamp must be a number"):
         csv(b"user,item,timestamp,title\na,x,1,caf\xe9\na,x,never,y\n")

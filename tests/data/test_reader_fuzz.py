@@ -8,7 +8,6 @@ import json
 import re
 import warnings
 import zipfile
-from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from uuid import UUID
@@ -29,6 +28,7 @@ few = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 REFUSED = "refused"
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 
 def sorted_histories(events):
@@ -46,7 +46,7 @@ def typed(ids):
 
 
 def number_or_date(text):
-    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+    if re.fullmatch(NUMBER, text):
         return Decimal(text)
     return datetime.fromisoformat(text)
 
@@ -91,19 +91,17 @@ def parse_json_or_dict(text):
     return (ast.literal_eval if text.startswith(("{'", "{u'")) else json.loads)(text)
 
 
-def parse_plain(data):
-    rows = [
-        line.split() for line in data.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()
-    ]
+def parse_plain(data, separator):
+    lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
+    rows = [line.rstrip().split(separator) for line in lines]
     digits = all(re.fullmatch(rb"[0-9]+", field) for row in rows for field in row[:2])
     if not digits or {len(row) for row in rows} not in ({2}, {3}):
         return None
-    with suppress(ArithmeticError):
-        return [
-            (int(user), int(item), Decimal(time[0].decode("latin-1")) if time else None)
-            for user, item, *time in rows
-        ]
-    return None
+    times = [time.decode("latin-1") for row in rows for time in row[2:]]
+    if not all(re.fullmatch(NUMBER, time) for time in times):
+        return None
+    keys = map(Decimal, times) if times else [None] * len(rows)
+    return [(int(row[0]), int(row[1]), key) for row, key in zip(rows, keys, strict=True)]
 
 
 ROWS = [(9, 30, 300), (8, 10, 250), (9, 10, 100), (9, 20, 1e6 + 0.5), (8, 40, -7)]
@@ -265,14 +263,17 @@ def test_what_the_csv_module_writes_is_read(tmp_path, rows, delimiter, line_end)
     assert found == sorted_histories([*zip(typed(users), typed(items), times, strict=True)])
 
 
+@pytest.mark.parametrize("separator", [None, " ", ",", "::"])
 @given(damage=damages(), data=st.none() | st.binary(max_size=40))
 @few
-def test_a_damaged_file_of_plain_lines_is_read_rightly_or_refused(tmp_path, damage, data):
-    content = b"".join(b"%d %d %s\n" % (u, i, str(t).encode()) for u, i, t in ROWS)
+def test_a_damaged_file_of_plain_lines_is_read_rightly_or_refused(
+    tmp_path, separator, damage, data
+):
+    content = "".join((separator or " ").join(map(str, row)) + "\n" for row in ROWS).encode()
 
     check_against(
-        parse_plain,
-        lambda path: SASRecDataSet(path, col_sep=None).User,
+        lambda data: parse_plain(data, separator and separator.encode()),
+        lambda path: SASRecDataSet(path, col_sep=separator).User,
         tmp_path / "log",
         damage(content) if data is None else data,
     )

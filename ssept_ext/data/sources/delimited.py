@@ -170,6 +170,7 @@ def _check_quotes(
         end = at + 1
         while (end := data.find(b'"', end)) >= 0 and data[end + 1 : end + 2] == b'"':
             end += 2
+        line_start = at - len(re.split(rb"[\r\n]", data[max(0, at - _REACH) : at])[-1])
         reason = None
         if end < 0:
             reason = "a quote opens a field and is not closed"
@@ -177,33 +178,31 @@ def _check_quotes(
             reason = "a quoted field is followed by text"
         elif _count_lines(data[at:end]):
             across_lines = True
-            if _swallows_events(data, at, end, layout, header):
+            if _swallows_events(data, line_start, end, layout, header):
                 reason = "a quoted field ends in another line, and without quoting all these lines are events"
         if reason is not None:
-            number = 1 + _count_lines(data[:at])
-            line = _line_before(data, at) + re.split(rb"[\r\n]", data[at : at + 1024])[0]
-            advice = "quoting=False or --no-quoting takes quotes as text"
-            raise bad_line(source, number, f"{reason} ({advice})", line)
+            line = data[line_start : line_start + _REACH].splitlines()[0]
+            reason += " (quoting=False or --no-quoting takes quotes as text)"
+            raise bad_line(source, 1 + _count_lines(data[:at]), reason, line)
         at = end + 1
     return across_lines
 
 
-def _swallows_events(data: bytes, at: int, end: int, layout: Delimited, header: list[str]) -> bool:
-    """Whether the lines of the quoted field from `at` to `end` are all events if quotes are text."""
+def _swallows_events(
+    data: bytes, start: int, end: int, layout: Delimited, header: list[str]
+) -> bool:
+    """Whether the lines from `start` to that of `end` are all events if quotes are text."""
     places = [header.index(name) for name in layout.columns if name is not None]
-    rest = re.split(rb"[\r\n]", data[end : end + _REACH])[0]
-    for line in (_line_before(data, at) + data[at:end] + rest).splitlines():
-        fields = line.split(layout.separator)
+    for _, line, fields in rows(data, layout._replace(quoting=False), start):
+        if line.start > end:
+            break
         if len(fields) != len(header):
             return False
         user, item, *times = (fields[place].decode(errors="replace") for place in places)
-        if None in map(time_kind, times) or (not times and '"' in user + item):
+        prose = any(field != field.strip(' "') for field in (user, item))
+        if None in map(time_kind, times) or (not times and prose):
             return False
     return True
-
-
-def _line_before(data: bytes, at: int) -> bytes:
-    return re.split(rb"[\r\n]", data[max(0, at - _REACH) : at])[-1]
 
 
 def _raise_for_first_bad_line(

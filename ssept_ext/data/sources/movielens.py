@@ -39,23 +39,8 @@ def download(
     An incomplete download is kept in `NAME.zip.part`, where a later call resumes it. The file gets its
     final name only if its checksum is right, and is deleted otherwise.
 
-    Parameters
-    ----------
-    name
-        A key of `MOVIELENS_MD5`.
-    folder
-        Where to keep the archive; None for the user's cache.
-    url
-        Address of the folder that holds the archives.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown or the checksum is wrong.
-    OSError
-        If the server refuses, or the connection breaks `ATTEMPTS` times in a row.
-    ImportError
-        If pooch is missing: it comes with `ssept_ext[download]`.
+    `name` is a key of `MOVIELENS_MD5`; `folder` is the user's cache if None. A ValueError says that the name is unknown
+    or the checksum is wrong, an OSError that the server refuses or the connection breaks `ATTEMPTS` times in a row.
     """
     if name not in MOVIELENS_MD5:
         raise ValueError(f"name must be one of {', '.join(MOVIELENS_MD5)}, got {name!r}")
