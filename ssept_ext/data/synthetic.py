@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.histories import Histories, to_offsets
+from ssept_ext.data.histories import MAX_ID, Histories, to_offsets
 from ssept_ext.utils.checks import check_at_least
 
 
@@ -61,9 +61,13 @@ def synthetic(
         "items_per_taste": (items_per_taste, 1),
         "min_events": (min_events, 3),
         "max_events": (max_events, min_events),
+        "seed": (seed, 0),
     }
     for name, (size, smallest) in sizes.items():
         check_at_least(name, size, smallest)
+    check_at_least("num_users * max_events", num_users * max_events, 3, MAX_ID)
+    num_items = num_clusters * num_tastes * items_per_taste
+    check_at_least("num_clusters * num_tastes * items_per_taste", num_items, 2, MAX_ID)
     for name, probability in (("regularity", regularity), ("loyalty", loyalty)):
         if not 0 <= probability <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {probability}")
@@ -83,7 +87,7 @@ def synthetic(
     places = rng.choice(items_per_taste, shape, p=popularity / popularity.sum())
 
     number = (clusters * num_tastes + tastes) * items_per_taste + places
-    ids = 1 + rng.permutation(num_clusters * num_tastes * items_per_taste)
+    ids = 1 + rng.permutation(num_items)
     taken = np.arange(max_events) < lengths[:, None]
     return SASRecDataSet(
         histories=Histories(np.arange(1, num_users + 1), to_offsets(lengths), ids[number][taken])

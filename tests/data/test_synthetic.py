@@ -45,11 +45,19 @@ def test_clusters_follow_the_cycle_and_items_the_users_taste_as_often_as_asked()
         ("max_events", 79),
         ("regularity", 1.1),
         ("loyalty", float("nan")),
+        ("seed", -1),
+        ("num_users", 10**20),
     ],
 )
 def test_an_argument_out_of_range_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         synthetic(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["num_users", "max_events", "num_clusters", "items_per_taste"])
+def test_a_data_set_beyond_the_largest_id_is_refused_before_memory_is_taken(name):
+    with pytest.raises(ValueError, match=rf"{name}.* must be at most {2**31 - 1}, got"):
+        synthetic(**{name: 10**9 + 1} | ({"num_users": 3} if name == "max_events" else {}))
 
 
 def ndcg_after_training(cls, data, **arguments):
