@@ -34,18 +34,16 @@ SSEPT_INLINE void drop(A* x, int64_t n, const uint32_t* words, const DropoutSite
 // Dropout of whole rows that are visited in rising order, up to `last_row`.
 class RowDropout {
  public:
-  // `seed` is null where nothing is dropped.
-  RowDropout(const int64_t* seed, const DropoutSite& dropout, int64_t width, int64_t last_row)
-      : seed_(seed),
-        dropout_(dropout),
+  RowDropout(const DropoutSite& dropout, int64_t width, int64_t last_row)
+      : dropout_(dropout),
         quads_((width + 3) / 4),
         rows_at_once_(std::max<int64_t>(1, kWordsAtOnce / (4 * quads_))),
         last_row_(last_row),
-        words_(seed ? 4 * quads_ * rows_at_once_ + kPhiloxSlack : 0) {}
+        words_(dropout.seed ? 4 * quads_ * rows_at_once_ + kPhiloxSlack : 0) {}
 
   template <class A>
   SSEPT_INLINE void apply(A* x, int64_t n, int64_t row) {
-    if (!seed_) return;
+    if (!dropout_.seed) return;
     if (row >= drawn_through_) draw(row);
     drop(x, n, words_.data() + (row - first_drawn_) * 4 * quads_, dropout_);
   }
@@ -56,10 +54,10 @@ class RowDropout {
   void draw(int64_t row) {
     first_drawn_ = row;
     drawn_through_ = std::min(row + rows_at_once_, last_row_);
-    philox_words(words_.data(), {row, 1, drawn_through_ - row, 0, quads_}, dropout_.site, *seed_);
+    philox_words(words_.data(), {row, 1, drawn_through_ - row, 0, quads_}, dropout_.site,
+                 *dropout_.seed);
   }
 
-  const int64_t* seed_;
   DropoutSite dropout_;
   int64_t quads_, rows_at_once_, last_row_;
   int64_t first_drawn_ = 0, drawn_through_ = 0;

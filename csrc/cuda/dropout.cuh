@@ -14,13 +14,24 @@ struct KeepFour {
 // (Salmon et al., SC 2011): one call decides on the columns 4 q to 4 q + 3 of a row.
 class DropoutMask {
  public:
-  // `seed` is null where nothing is dropped: then do not ask.
-  __device__ __forceinline__ DropoutMask(const int64_t* seed, DropoutSite site)
-      : key0_(seed == nullptr ? 0 : static_cast<uint32_t>(*seed)),
-        key1_(seed == nullptr ? 0 : static_cast<uint32_t>(static_cast<uint64_t>(*seed) >> 32)),
+  __device__ __forceinline__ explicit DropoutMask(const DropoutSite& site)
+      : drops_(site.seed != nullptr),
+        key0_(drops_ ? static_cast<uint32_t>(*site.seed) : 0),
+        key1_(drops_ ? static_cast<uint32_t>(static_cast<uint64_t>(*site.seed) >> 32) : 0),
         threshold_(site.threshold),
-        site_(site.site) {}
+        site_(site.site),
+        scale_(site.scale) {}
 
+  // Drops of a quad, which begins with this column, and scales what is kept.
+  template <class A>
+  __device__ __forceinline__ void apply(A (&x)[4], int64_t row, int64_t column) const {
+    if (!drops_) return;
+    const KeepFour kept = quad(row, static_cast<uint32_t>(column / 4));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = kept.keep[j] ? static_cast<A>(scale_) * x[j] : A(0);
+  }
+
+  // Not to be asked where nothing is dropped.
   __device__ __forceinline__ KeepFour quad(int64_t row, uint32_t q) const {
     uint32_t w0 = q, w1 = static_cast<uint32_t>(row),
              w2 = static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), w3 = site_;
@@ -40,7 +51,9 @@ class DropoutMask {
   }
 
  private:
+  bool drops_;
   uint32_t key0_, key1_, threshold_, site_;
+  double scale_;
 };
 
 }  // namespace ssept::cuda

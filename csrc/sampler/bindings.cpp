@@ -36,16 +36,10 @@ struct UnseenArrays {
 };
 
 // (R, count) items that each row has not seen.
-IntArray draw_unseen_rows(const IntArray& seen_starts, const Int32Array& unseen_below,
-                          const std::optional<Int32Array>& seen_through,
-                          const IntArray& unseen_weight,
-                          const std::optional<Int32Array>& weight_through, int64_t item_num,
-                          PhiloxKey key, int64_t count) {
-  const UnseenArrays arrays{seen_starts,   unseen_below,   seen_through,
-                            unseen_weight, weight_through, item_num};
-  IntArray items({unseen_weight.size(), static_cast<py::ssize_t>(count)});
+IntArray draw_rows(const UnseenArrays& arrays, PhiloxKey key, int64_t count) {
   const UnseenItems unseen = arrays.view();
-  const int64_t num_rows = unseen_weight.size();
+  const int64_t num_rows = arrays.unseen_weight.size();
+  IntArray items({static_cast<py::ssize_t>(num_rows), static_cast<py::ssize_t>(count)});
   int64_t* item = items.mutable_data();
   auto* words = reinterpret_cast<uint64_t*>(item);  // each gives way to the item made of it
   const py::gil_scoped_release release;
@@ -59,13 +53,11 @@ IntArray draw_unseen_rows(const IntArray& seen_starts, const Int32Array& unseen_
 class PrefetchingSampler {
  public:
   PrefetchingSampler(const IntArray& users, const IntArray& offsets, const IntArray& items,
-                     const IntArray& seen_starts, const Int32Array& unseen_below,
-                     const std::optional<Int32Array>& seen_through, const IntArray& unseen_weight,
-                     const std::optional<Int32Array>& weight_through, int64_t item_num,
-                     PhiloxKey key, int64_t batch_size, int64_t max_len, int64_t num_negatives,
-                     double window_prob, uint64_t first_batch, int64_t num_threads)
+                     const UnseenArrays& unseen, PhiloxKey key, int64_t batch_size, int64_t max_len,
+                     int64_t num_negatives, double window_prob, uint64_t first_batch,
+                     int64_t num_threads)
       : arrays_{users, offsets, items},
-        unseen_{seen_starts, unseen_below, seen_through, unseen_weight, weight_through, item_num},
+        unseen_(unseen),
         prefetcher_({users.size(), users.data(), offsets.data(), items.data(), unseen_.view()},
                     {key, batch_size, max_len, num_negatives, window_prob}, first_batch,
                     num_threads),
@@ -107,18 +99,18 @@ class PrefetchingSampler {
 
 void add_bindings(py::module_& m) {
   // Called by ssept_ext.sampling.negatives only, which builds and documents the arrays.
-  m.def("draw_unseen", &draw_unseen_rows, py::kw_only(), py::arg("seen_starts"),
-        py::arg("unseen_below"), py::arg("seen_through"), py::arg("unseen_weight"),
-        py::arg("weight_through"), py::arg("item_num"), py::arg("key"), py::arg("count"));
+  py::class_<UnseenArrays>(m, "UnseenItems")
+      .def(py::init<IntArray, Int32Array, std::optional<Int32Array>, IntArray,
+                    std::optional<Int32Array>, int64_t>(),
+           py::kw_only(), py::arg("seen_starts"), py::arg("unseen_below"), py::arg("seen_through"),
+           py::arg("unseen_weight"), py::arg("weight_through"), py::arg("item_num"))
+      .def("draw", &draw_rows);
   // Called by ssept_ext.sampling.draw only, which checks and documents the arguments.
   py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
-      .def(py::init<IntArray, IntArray, IntArray, IntArray, Int32Array, std::optional<Int32Array>,
-                    IntArray, std::optional<Int32Array>, int64_t, PhiloxKey, int64_t, int64_t,
+      .def(py::init<IntArray, IntArray, IntArray, UnseenArrays, PhiloxKey, int64_t, int64_t,
                     int64_t, double, uint64_t, int64_t>(),
-           py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"),
-           py::arg("seen_starts"), py::arg("unseen_below"), py::arg("seen_through"),
-           py::arg("unseen_weight"), py::arg("weight_through"), py::arg("item_num"), py::arg("key"),
-           py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
+           py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"), py::arg("unseen"),
+           py::arg("key"), py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
            py::arg("window_prob"), py::arg("first_batch"), py::arg("num_threads"))
       .def("next", &PrefetchingSampler::next)
       .def("close", &PrefetchingSampler::close);

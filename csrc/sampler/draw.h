@@ -8,7 +8,7 @@
 
 namespace ssept::sampler {
 
-// The users who can be drawn; `ssept_ext/sampler.py` builds and documents it. Views of arrays that
+// The users who can be drawn; built by `ssept_ext/sampling/draw.py`. Views of arrays that
 // somebody else keeps alive.
 struct SamplingTable {
   int64_t num_rows;        // R users

@@ -4,7 +4,7 @@
 
 namespace ssept::sampler {
 
-// What each of R rows has not seen of items 1 to I; `ssept_ext/unseen.py` builds and documents it.
+// What each of R rows has not seen of items 1 to I; built by `ssept_ext/sampling/negatives.py`.
 // Views of arrays that somebody else keeps alive.
 struct UnseenItems {
   const int64_t* seen_starts;     // (R + 1) of the rows' S distinct items

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops import reference
+from ssept_ext._extension import Backend
 from ssept_ext.ops._autocast import autocast_type, cast
+from ssept_ext.ops._native import call, register_op
 
 
 def bias_dropout(
@@ -65,9 +65,7 @@ def bias_dropout(
     x, bias = cast(x, dtype), cast(bias, dtype)
     residual = None if residual is None else cast(residual, dtype)
     args = (x, bias, residual, relu, dropout_p, seed, site)
-    if use_native("bias_dropout", x.device, backend):
-        return torch.ops.ssept_ext.bias_dropout(*args)  # type: ignore[no-any-return]
-    return reference.bias_dropout(*args)
+    return call("bias_dropout", x.device, backend, *args)  # type: ignore[no-any-return]
 
 
 def register(namespace: str) -> None:
@@ -92,8 +90,11 @@ def register(namespace: str) -> None:
         grad_residual = grad if ctx.has_residual else None
         return grad_x, grad_bias.to(grad.dtype), grad_residual, None, None, None, None
 
-    torch.library.register_fake(f"{namespace}::bias_dropout", fake)
-    torch.library.register_fake(f"{namespace}::bias_dropout_backward", fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::bias_dropout", backward, setup_context=setup_context
+    register_op(
+        namespace,
+        "bias_dropout",
+        fake=fake,
+        fake_backward=fake_backward,
+        setup_context=setup_context,
+        backward=backward,
     )

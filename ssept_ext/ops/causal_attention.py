@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops import reference
+from ssept_ext._extension import Backend
+from ssept_ext.ops._native import call, register_op
 
 
 def causal_attention(
@@ -87,10 +87,8 @@ def causal_attention(
     tensor([1.0000, 1.5000, 2.0000])
     """
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    args = (q, k, v, *lengths, scale, dropout_p, seed, site)
-    if use_native("causal_attention", q.device, backend):
-        return torch.ops.ssept_ext.causal_attention(*args, _matmul_takes_tf32())  # type: ignore[no-any-return]
-    return reference.causal_attention(*args)
+    args = (q, k, v, *lengths, scale, dropout_p, seed, site, _matmul_takes_tf32())
+    return call("causal_attention", q.device, backend, *args)  # type: ignore[no-any-return]
 
 
 def _matmul_takes_tf32() -> bool:
@@ -184,37 +182,21 @@ def register(namespace: str) -> None:
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        (
-            q,
-            k,
-            v,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            *ctx.lengths_and_scale,
-            ctx.dropout_p,
-            seed,
-            ctx.site,
-            ctx.allow_tf32,
-        ) = inputs
-        out, lse = output
-        ctx.mark_non_differentiable(lse)
-        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seed)
+        qkv, offsets, seed = inputs[:3], inputs[3:5], inputs[9]
+        ctx.before_seed, ctx.after_seed = inputs[5:9], inputs[10:]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*qkv, *output, *offsets, seed)
 
     def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, seed = ctx.saved_tensors
-        gradients = backward_op(
-            grad_out,
-            *tensors,
-            *ctx.lengths_and_scale,
-            ctx.dropout_p,
-            seed,
-            ctx.site,
-            ctx.allow_tf32,
-        )
+        gradients = backward_op(grad_out, *tensors, *ctx.before_seed, seed, *ctx.after_seed)
         return *gradients, *(None,) * 9
 
-    torch.library.register_fake(f"{namespace}::causal_attention", fake)
-    torch.library.register_fake(f"{namespace}::causal_attention_backward", fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::causal_attention", backward, setup_context=setup_context
+    register_op(
+        namespace,
+        "causal_attention",
+        fake=fake,
+        fake_backward=fake_backward,
+        setup_context=setup_context,
+        backward=backward,
     )

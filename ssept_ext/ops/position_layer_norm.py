@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops import reference
+from ssept_ext._extension import Backend
 from ssept_ext.ops._autocast import autocast_type, cast
+from ssept_ext.ops._native import call, register_op
 
 
 def position_layer_norm(
@@ -63,9 +63,7 @@ def position_layer_norm(
     """
     x, gamma, beta = (cast(t, autocast_type(x.device)) for t in (x, gamma, beta))
     args = (x, gamma, beta, positions, cu_seqlens, eps)
-    if use_native("position_layer_norm", x.device, backend):
-        return torch.ops.ssept_ext.position_layer_norm(*args)  # type: ignore[no-any-return]
-    return reference.position_layer_norm(*args)
+    return call("position_layer_norm", x.device, backend, *args)  # type: ignore[no-any-return]
 
 
 def register(namespace: str) -> None:
@@ -94,8 +92,11 @@ def register(namespace: str) -> None:
         grad_x, grad_gamma, grad_beta = backward_op(grad, *ctx.saved_tensors, ctx.eps)
         return grad_x, grad_gamma.to(gamma.dtype), grad_beta.to(gamma.dtype), None, None, None
 
-    torch.library.register_fake(f"{namespace}::position_layer_norm", fake)
-    torch.library.register_fake(f"{namespace}::position_layer_norm_backward", fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::position_layer_norm", backward, setup_context=setup_context
+    register_op(
+        namespace,
+        "position_layer_norm",
+        fake=fake,
+        fake_backward=fake_backward,
+        setup_context=setup_context,
+        backward=backward,
     )

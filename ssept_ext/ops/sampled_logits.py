@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops import reference
-from ssept_ext.ops._autocast import autocast_type, without_autocast
+from ssept_ext._extension import Backend
+from ssept_ext.ops._autocast import autocast_type
+from ssept_ext.ops._native import call, register_op
 from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 
@@ -71,24 +71,14 @@ def sampled_logits(
     if autocast_type(device) is not None:
         hidden = hidden.to(torch.promote_types(hidden.dtype, item_weight.dtype))
     args = (hidden, item_weight, user_weight, items, users, cu_seqlens)
-    if use_native("sampled_logits", device, backend):
-        return torch.ops.ssept_ext.sampled_logits(*args)  # type: ignore[no-any-return]
-    with without_autocast(device):
-        return reference.sampled_logits(*args)
+    return call("sampled_logits", device, backend, *args)  # type: ignore[no-any-return]
 
 
 def register(namespace: str) -> None:
     """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).sampled_logits_backward
 
-    def fake(
-        hidden: Tensor,
-        item_weight: Tensor,
-        user_weight: Tensor | None,
-        items: Tensor,
-        users: Tensor | None,
-        cu_seqlens: Tensor,
-    ) -> Tensor:
+    def fake(hidden: Tensor, _: Tensor, __: Tensor | None, items: Tensor, *___: Any) -> Tensor:
         return hidden.new_empty(items.shape)
 
     def fake_backward(
@@ -98,8 +88,7 @@ def register(namespace: str) -> None:
         user_weight: Tensor | None,
         items: Tensor,
         users: Tensor | None,
-        cu_seqlens: Tensor,
-        item_order: Tensor | None,
+        *_: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         num_sequences = 0 if users is None else users.shape[0]
@@ -121,8 +110,11 @@ def register(namespace: str) -> None:
         grad_user = gradient_of_user_table(user_weight, users, grad_by_sequence)
         return grad_hidden, grad_item.to(item_weight.dtype), grad_user, None, None, None
 
-    torch.library.register_fake(f"{namespace}::sampled_logits", fake)
-    torch.library.register_fake(f"{namespace}::sampled_logits_backward", fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::sampled_logits", backward, setup_context=setup_context
+    register_op(
+        namespace,
+        "sampled_logits",
+        fake=fake,
+        fake_backward=fake_backward,
+        setup_context=setup_context,
+        backward=backward,
     )

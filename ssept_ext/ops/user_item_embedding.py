@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops import reference
+from ssept_ext._extension import Backend
 from ssept_ext.ops._autocast import autocast_type, cast
+from ssept_ext.ops._native import call, register_op
 from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 
@@ -82,11 +82,7 @@ def user_item_embedding(
     tables = (item_weight, user_weight, position_weight)
     args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
     device = item_weight.device
-    if use_native("user_item_embedding", device, backend):
-        x = torch.ops.ssept_ext.user_item_embedding(*args)
-    else:
-        x = reference.user_item_embedding(*args)
-    return cast(x, autocast_type(device))
+    return cast(call("user_item_embedding", device, backend, *args), autocast_type(device))
 
 
 def register(namespace: str) -> None:
@@ -98,12 +94,8 @@ def register(namespace: str) -> None:
         user_weight: Tensor | None,
         position_weight: Tensor,
         items: Tensor,
-        users: Tensor | None,
-        positions: Tensor,
-        cu_seqlens: Tensor,
-        dropout_p: float = 0.0,
-        seed: Tensor | None = None,
-        site: int = 0,
+        *_: Any,
+        **__: Any,
     ) -> Tensor:
         return item_weight.new_empty(items.shape[0], position_weight.shape[1])
 
@@ -114,12 +106,7 @@ def register(namespace: str) -> None:
         position_weight: Tensor,
         items: Tensor,
         users: Tensor | None,
-        positions: Tensor,
-        cu_seqlens: Tensor,
-        dropout_p: float,
-        seed: Tensor | None,
-        site: int,
-        item_order: Tensor | None,
+        *_: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(grad.dtype, torch.float32)
         num_sequences = 0 if users is None else users.shape[0]
@@ -147,8 +134,11 @@ def register(namespace: str) -> None:
             *(None,) * 7,
         )
 
-    torch.library.register_fake(f"{namespace}::user_item_embedding", fake)
-    torch.library.register_fake(f"{namespace}::user_item_embedding_backward", fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::user_item_embedding", backward, setup_context=setup_context
+    register_op(
+        namespace,
+        "user_item_embedding",
+        fake=fake,
+        fake_backward=fake_backward,
+        setup_context=setup_context,
+        backward=backward,
     )

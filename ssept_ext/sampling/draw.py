@@ -190,7 +190,7 @@ class NativeSource:
             users=table.users,
             offsets=table.offsets,
             items=table.items,
-            **table.unseen.native_arguments(),
+            unseen=table.unseen.native(),
             **{f.name: getattr(settings, f.name) for f in fields(settings)},
             first_batch=first_batch,
             num_threads=num_threads,

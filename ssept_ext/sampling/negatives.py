@@ -60,9 +60,11 @@ class NegativeTable:
     """(item_num + 1,) weight of items 0 to i; None if every item weighs 1."""
     item_num: int
 
-    def native_arguments(self) -> dict[str, Any]:
-        """Return the fields by name, as arguments of the extension's functions."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    def native(self) -> Any:
+        """Return the table for the compiled extension, or None if it did not load."""
+        if _extension.native is None:
+            return None
+        return _extension.native.UnseenItems(**{f.name: getattr(self, f.name) for f in fields(self)})
 
     def draw(self, key: tuple[int, int], count: int) -> IntArray:
         """Draw items that each row has not seen, with replacement and by weight.
@@ -92,11 +94,9 @@ class NegativeTable:
                 f"no negative can be drawn for {np.count_nonzero(self.unseen_weight == 0)} of "
                 f"{len(self.unseen_weight)} users, who have seen all items that negatives are drawn from"
             )
-        if _extension.native is not None:
-            native: IntArray = _extension.native.draw_unseen(
-                **self.native_arguments(), key=key, count=count
-            )
-            return native
+        if (native := self.native()) is not None:
+            drawn: IntArray = native.draw(key, count)
+            return drawn
         num_rows = len(self.unseen_weight)
         rng = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
         return self.at(np.arange(num_rows)[:, None], rng.random((num_rows, count)))

@@ -23,25 +23,18 @@ class BiasDropoutArgs {
     bias_ = contiguous("bias", bias, {width}, type);
     check(!(relu && residual), "relu and residual cannot be combined");
     if (residual) residual_ = contiguous("residual", *residual, {num_rows, width}, type);
-    if (dropout_p > 0) seed_ = *seed;
   }
 
   // Valid while this object lives. T must have the size and layout of `type`.
   template <class T>
   BiasDropout<T> kernel_args() const {
-    return {data<T>(x_),
-            data<T>(bias_),
-            residual_ ? data<T>(*residual_) : nullptr,
-            seed_ ? data<int64_t>(*seed_) : nullptr,
-            dropout_,
-            relu_,
-            num_rows,
-            width};
+    return {data<T>(x_), data<T>(bias_), residual_ ? data<T>(*residual_) : nullptr, dropout_, relu_,
+            num_rows,    width};
   }
 
  private:
   Tensor x_, bias_;
-  std::optional<Tensor> residual_, seed_;
+  std::optional<Tensor> residual_;
   bool relu_;
   DropoutSite dropout_;
 };
@@ -60,19 +53,16 @@ class BiasDropoutBackwardArgs {
     num_rows = out.size(0);
     width = out.size(1);
     grad_ = contiguous("grad", grad, {num_rows, width}, type);
-    if (dropout_p > 0) seed_ = *seed;
   }
 
   // Valid while this object lives. T must have the size and layout of `type`.
   template <class T>
   BiasDropoutBackward<T> kernel_args() const {
-    return {data<T>(grad_), data<T>(out_), seed_ ? data<int64_t>(*seed_) : nullptr, dropout_, relu_,
-            num_rows,       width};
+    return {data<T>(grad_), data<T>(out_), dropout_, relu_, num_rows, width};
   }
 
  private:
   Tensor grad_, out_;
-  std::optional<Tensor> seed_;
   bool relu_;
   DropoutSite dropout_;
 };

@@ -16,11 +16,11 @@ constexpr int64_t kRowsPerPart = 512;
 
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void forward(const BiasDropout<T>& in, T* out, int64_t begin, int64_t end) {
-  const A scale = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
+  const A scale = static_cast<A>(in.dropout.scale);
   const A floor = in.relu ? A(0) : -std::numeric_limits<A>::infinity();
   std::vector<A> row(in.width);
   A* y = row.data();
-  RowDropout dropout(in.seed, in.dropout, in.width, end);
+  RowDropout dropout(in.dropout, in.width, end);
   for (int64_t n = begin; n < end; ++n) {
     const T* x = in.x + n * in.width;
     for (int64_t i = 0; i < in.width; ++i) {
@@ -39,11 +39,12 @@ SSEPT_SIMD_CLONES void forward(const BiasDropout<T>& in, T* out, int64_t begin, 
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void backward(const BiasDropoutBackward<T>& s, T* grad_x, A* sum, int64_t begin,
                                 int64_t end) {
-  const A scale = s.seed ? static_cast<A>(s.dropout.scale) : A(1);
+  const A scale = static_cast<A>(s.dropout.scale);
   std::vector<A> row(s.width);
   A* g = row.data();
-  // What a ReLU's dropout has dropped is zero in `out`.
-  RowDropout dropout(s.relu ? nullptr : s.seed, s.dropout, s.width, end);
+  DropoutSite unseen = s.dropout;
+  if (s.relu) unseen.seed = nullptr;  // what it has dropped is zero in `out`
+  RowDropout dropout(unseen, s.width, end);
   std::fill_n(sum, s.width, A(0));
   for (int64_t n = begin; n < end; ++n) {
     for (int64_t i = 0; i < s.width; ++i) g[i] = scale * static_cast<A>(s.grad[n * s.width + i]);

@@ -16,8 +16,7 @@ template <class T, int VEC>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(BiasDropout<T> in, int64_t rows_per_block, T* __restrict__ out) {
   using A = Accumulator<T>;
-  const DropoutMask mask(in.seed, in.dropout);
-  const A scale = in.seed != nullptr ? static_cast<A>(in.dropout.scale) : A(1);
+  const DropoutMask mask(in.dropout);
   const int64_t first_row = blockIdx.x * rows_per_block;
   const auto quads = static_cast<uint32_t>((in.width + kQuad - 1) / kQuad);
   const auto count = static_cast<uint32_t>(min(rows_per_block, in.num_rows - first_row)) * quads;
@@ -29,14 +28,10 @@ __global__ void __launch_bounds__(kThreads)
     load_quad<VEC>(in.bias, column, in.width, bias);
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) {
-      x[j] = scale * (x[j] + bias[j]);
+      x[j] += bias[j];
       if (in.relu && x[j] < 0) x[j] = 0;  // keeps NaN
     }
-    if (in.seed != nullptr) {
-      const KeepFour kept = mask.quad(n, quad);
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) x[j] = kept.keep[j] ? x[j] : A(0);
-    }
+    mask.apply(x, n, column);
     if (in.residual != nullptr) {
       A residual[kQuad];
       load_quad<VEC>(in.residual + n * in.width, column, in.width, residual);
@@ -54,8 +49,8 @@ __global__ void __launch_bounds__(kSumThreads)
     backward_kernel(BiasDropoutBackward<T> in, int64_t rows_per_part, T* __restrict__ grad_x,
                     A* __restrict__ part_sums) {
   const ColumnSums sums(in.width);
-  const DropoutMask mask(in.seed, in.dropout);
-  const A scale = in.seed != nullptr ? static_cast<A>(in.dropout.scale) : A(1);
+  const DropoutMask mask(in.dropout);
+  const A scale = static_cast<A>(in.dropout.scale);
   const int64_t begin = blockIdx.x * rows_per_part;
   const int64_t end = min(begin + rows_per_part, in.num_rows);
   A sum[kQuad] = {};
@@ -68,10 +63,8 @@ __global__ void __launch_bounds__(kSumThreads)
         load_quad<VEC>(in.out + n * in.width, sums.column, in.width, out);
 #pragma unroll
         for (int j = 0; j < kQuad; ++j) g[j] = out[j] > 0 ? scale * g[j] : A(0);
-      } else if (in.seed != nullptr) {
-        const KeepFour kept = mask.quad(n, static_cast<uint32_t>(sums.column / kQuad));
-#pragma unroll
-        for (int j = 0; j < kQuad; ++j) g[j] = kept.keep[j] ? scale * g[j] : A(0);
+      } else {
+        mask.apply(g, n, sums.column);
       }
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) sum[j] += g[j];

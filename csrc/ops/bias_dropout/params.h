@@ -9,10 +9,9 @@ namespace ssept {
 
 template <class T>
 struct BiasDropout {
-  const T* x;           // (N, C)
-  const T* bias;        // (C)
-  const T* residual;    // (N, C), or null
-  const int64_t* seed;  // (1), or null where nothing is dropped
+  const T* x;         // (N, C)
+  const T* bias;      // (C)
+  const T* residual;  // (N, C), or null
   DropoutSite dropout;
   bool relu;
   int64_t num_rows, width;  // N, C
@@ -20,9 +19,8 @@ struct BiasDropout {
 
 template <class T>
 struct BiasDropoutBackward {
-  const T* grad;        // (N, C)
-  const T* out;         // (N, C), what the forward gave; read only where there is a ReLU
-  const int64_t* seed;  // (1), or null where nothing is dropped
+  const T* grad;  // (N, C)
+  const T* out;   // (N, C), what the forward gave; read only where there is a ReLU
   DropoutSite dropout;
   bool relu;
   int64_t num_rows, width;  // N, C

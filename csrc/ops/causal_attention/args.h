@@ -31,7 +31,6 @@ class CausalAttentionArgs {
     check(size.head_size >= 1 && size.head_size <= 256,
           "the head size of q must be in 1..256, got ", size.head_size);
     check_size("cu_seqlens_k", cu_seqlens_k, 0, size.num_sequences + 1);
-    if (dropout_p > 0) seed_ = *seed;
   }
 
   // Valid while this object lives. T must have the size and layout of `type`.
@@ -42,7 +41,6 @@ class CausalAttentionArgs {
             data<T>(v_),
             data<int32_t>(cu_seqlens_q_),
             data<int32_t>(cu_seqlens_k_),
-            seed_ ? data<int64_t>(*seed_) : nullptr,
             dropout_,
             size};
   }
@@ -61,7 +59,6 @@ class CausalAttentionArgs {
 
  private:
   Tensor q_, k_, v_, cu_seqlens_q_, cu_seqlens_k_;
-  std::optional<Tensor> seed_;
   DropoutSite dropout_;
 };
 

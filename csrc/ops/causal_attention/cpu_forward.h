@@ -113,7 +113,7 @@ SSEPT_INLINE void compute_output(const CausalAttention<T>& in, const Unit& unit,
     }
   }
 
-  const A kept = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
+  const A kept = static_cast<A>(in.dropout.scale);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t token = x.query_start + unit.first_query + r;
     const A sum = tile.sum.get()[r];

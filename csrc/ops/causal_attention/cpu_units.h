@@ -83,11 +83,11 @@ struct TileDropout {
   template <class T>
   SSEPT_INLINE TileDropout(const CausalAttention<T>& in, int64_t first_token, int64_t rows,
                            int64_t head, int64_t first_key, int64_t keys, uint32_t* buffer)
-      : words(in.seed ? buffer : nullptr), stride((keys + 3) / 4 * 4), site(in.dropout) {
+      : words(in.dropout.seed ? buffer : nullptr), stride((keys + 3) / 4 * 4), site(in.dropout) {
     const int64_t heads = in.size.num_heads;
     if (words)
       philox_words(buffer, {first_token * heads + head, heads, rows, first_key / 4, (keys + 3) / 4},
-                   site.site, *in.seed);
+                   site.site, *site.seed);
   }
 };
 

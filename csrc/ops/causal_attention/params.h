@@ -25,7 +25,6 @@ struct CausalAttention {
   const T* v;                   // (Nk, H, Dh)
   const int32_t* cu_seqlens_q;  // (B + 1)
   const int32_t* cu_seqlens_k;  // (B + 1)
-  const int64_t* seed;          // (1), or null where nothing is dropped
   DropoutSite dropout;
   CausalAttentionSizes size;
 };

@@ -131,9 +131,9 @@ struct Weighting {
   template <class T>
   __device__ __forceinline__ explicit Weighting(const CausalAttention<T>& in)
       : factor(static_cast<A>(in.size.scale * kLog2E)),
-        kept_scale(in.seed == nullptr ? A(1) : static_cast<A>(in.dropout.scale)),
-        drops(in.seed != nullptr),
-        dropout(in.seed, in.dropout) {}
+        kept_scale(static_cast<A>(in.dropout.scale)),
+        drops(in.dropout.seed != nullptr),
+        dropout(in.dropout) {}
 };
 
 // Launches `kernel` for all tiles of `rows` rows in sequences of up to max_seqlen, and for all

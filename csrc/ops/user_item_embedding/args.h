@@ -43,7 +43,6 @@ class UserItemEmbeddingArgs {
     position_weight_ = contiguous("position_weight", position_weight, {kAnySize, size.width}, type);
     size.position_rows = position_weight.size(0);
     positions_ = contiguous("positions", positions, {size.num_tokens}, ScalarType::Long);
-    if (dropout_p > 0) seed_ = *seed;
   }
 
   // Valid while this object lives. T must have the size and layout of `type`.
@@ -56,7 +55,6 @@ class UserItemEmbeddingArgs {
             users_.ids ? data<int64_t>(*users_.ids) : nullptr,
             data<int64_t>(positions_),
             data<int32_t>(cu_seqlens_),
-            seed_ ? data<int64_t>(*seed_) : nullptr,
             dropout_,
             size};
   }
@@ -69,7 +67,6 @@ class UserItemEmbeddingArgs {
 
  private:
   Tensor item_weight_, position_weight_, items_, positions_, cu_seqlens_;
-  std::optional<Tensor> seed_;
   Users users_;
   DropoutSite dropout_;
 };

@@ -26,8 +26,8 @@ SSEPT_SIMD_CLONES void forward(const UserItemEmbedding<T>& in, T* out, int64_t b
                                BadIds& bad) {
   const auto& s = in.size;
   std::vector<A> x(s.width);
-  RowDropout dropout(in.seed, in.dropout, s.width, end);
-  const A scale = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
+  RowDropout dropout(in.dropout, s.width, end);
+  const A scale = static_cast<A>(in.dropout.scale);
   SequenceCursor sequence(in.cu_seqlens, s.num_sequences, begin);
   for (int64_t n = begin; n < std::min<int64_t>(end, in.cu_seqlens[s.num_sequences]); ++n) {
     const int64_t position = in.positions[n];
@@ -53,8 +53,8 @@ template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void backward_dropout(const UserItemEmbedding<T>& in, const T* grad, A* undropped,
                                         int64_t begin, int64_t end) {
   const auto& s = in.size;
-  RowDropout dropout(in.seed, in.dropout, s.width, end);
-  const A scale = in.seed ? static_cast<A>(in.dropout.scale) : A(1);
+  RowDropout dropout(in.dropout, s.width, end);
+  const A scale = static_cast<A>(in.dropout.scale);
   for (int64_t n = begin; n < end; ++n) {
     A* row = undropped + n * s.width;
     for (int64_t i = 0; i < s.width; ++i) row[i] = scale * static_cast<A>(grad[n * s.width + i]);

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
         user_row = in.user_weight + user * s.user_width;
     }
   }
-  const DropoutMask mask(in.seed, in.dropout);
+  const DropoutMask mask(in.dropout);
   for (int64_t column = lane * kQuad; column < s.width; column += kWarpSize * kQuad) {
     A x[kQuad] = {};
     if (real) {
@@ -54,12 +54,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 #pragma unroll
         for (int j = 0; j < VEC; ++j) x[i + j] += scale * widen(pack.value[j]);
       }
-      if (in.seed != nullptr) {
-        const KeepFour kept = mask.quad(n, static_cast<uint32_t>(column / kQuad));
-        const A scale = static_cast<A>(in.dropout.scale);
-#pragma unroll
-        for (int j = 0; j < kQuad; ++j) x[j] = kept.keep[j] ? scale * x[j] : A(0);
-      }
+      mask.apply(x, n, column);
     }
     store_quad<VEC>(out + n * s.width, column, s.width, x);
   }
@@ -71,11 +66,7 @@ __device__ __forceinline__ void load_undropped(const UserItemEmbedding<T>& in,
                                                const DropoutMask& mask, const T* grad, int64_t n,
                                                int64_t column, A (&g)[kQuad]) {
   load_quad<VEC>(grad + n * in.size.width, column, in.size.width, g);
-  if (in.seed == nullptr) return;
-  const KeepFour kept = mask.quad(n, static_cast<uint32_t>(column / kQuad));
-  const A scale = static_cast<A>(in.dropout.scale);
-#pragma unroll
-  for (int j = 0; j < kQuad; ++j) g[j] = kept.keep[j] ? scale * g[j] : A(0);
+  mask.apply(g, n, column);
 }
 
 // One warp for one token: adds its gradient to its item's, by atomics.
@@ -89,7 +80,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   if (n >= sequences_of(in).num_real()) return;
   const int64_t item = in.items[n];
   if (item <= 0 || item >= s.item_rows) return;
-  const DropoutMask mask(in.seed, in.dropout);
+  const DropoutMask mask(in.dropout);
   for (int64_t column = lane * kQuad; column < s.item_width; column += kWarpSize * kQuad) {
     A g[kQuad];
     load_undropped<VEC>(in, mask, grad, n, column, g);
@@ -116,7 +107,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const int64_t item = in.items[item_order[begin]];
   if (item <= 0 || item >= s.item_rows) return;
   if (begin > 0 && in.items[item_order[begin - 1]] == item) return;
-  const DropoutMask mask(in.seed, in.dropout);
+  const DropoutMask mask(in.dropout);
   for (int64_t column = lane * kQuad; column < s.item_width; column += kWarpSize * kQuad) {
     A sum[kQuad] = {};
     for (int64_t e = begin; e < s.num_tokens && in.items[item_order[e]] == item; ++e) {
@@ -147,7 +138,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const bool known = usable(in.users[b], s.user_rows, IdArgument::kUsers, note);
   A sum[kQuad] = {};
   if (known && sums.works()) {
-    const DropoutMask mask(in.seed, in.dropout);
+    const DropoutMask mask(in.dropout);
     const int64_t end = sequences.end(b);
     for (int64_t n = sequences.begin(b) + sums.lane; n < end; n += sums.lanes) {
       A g[kQuad];
@@ -173,7 +164,7 @@ __global__ void __launch_bounds__(kSumThreads)
                               A* __restrict__ grad_position) {
   const UserItemEmbeddingSizes& s = in.size;
   const ColumnSums sums(s.width);
-  const DropoutMask mask(in.seed, in.dropout);
+  const DropoutMask mask(in.dropout);
   A sum[kQuad] = {};
   for_each_token_at(blockIdx.x, in.positions, s.position_rows, sequences_of(in).num_real(), sums,
                     [&](int64_t n) {

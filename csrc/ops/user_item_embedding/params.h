@@ -29,7 +29,6 @@ struct UserItemEmbedding {
   const int64_t* users;       // (B), or null
   const int64_t* positions;   // (N)
   const int32_t* cu_seqlens;  // (B + 1)
-  const int64_t* seed;        // (1), or null where nothing is dropped
   DropoutSite dropout;
   UserItemEmbeddingSizes size;
 };

@@ -1,0 +1,70 @@
+"""What the ops share: the choice between kernel and reference, and what torch is told of the C++ ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ssept_ext._extension import Backend, use_native
+from ssept_ext.ops import reference
+
+
+def call(op: str, device: torch.device, backend: Backend | None, *args: Any) -> Any:
+    """Call the kernel of `op` for this device or, without autocast, which would round its products, its reference."""
+    if use_native(op, device, backend):
+        if not torch.compiler.is_compiling() and any(map(_has_tangent, args)):
+            raise NotImplementedError(
+                f'{op} has no forward-mode derivative: use backend="reference"'
+            )
+        return getattr(torch.ops.ssept_ext, op)(*args)
+    if not torch.amp.is_autocast_available(device.type):
+        return getattr(reference, op)(*args)
+    with torch.autocast(device.type, enabled=False):
+        return getattr(reference, op)(*args)
+
+
+def register_op(
+    namespace: str,
+    op: str,
+    *,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+) -> None:
+    """Register the fake implementations of an op and of its backward (for torch.compile), and its gradient."""
+    forward_op, backward_op = f"{namespace}::{op}", f"{namespace}::{op}_backward"
+
+    def second_backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(f'{op} has no second derivatives: use backend="reference"')
+
+    torch.library.register_fake(forward_op, _on_one_device(forward_op, fake))
+    torch.library.register_fake(backward_op, _on_one_device(backward_op, fake_backward))
+    torch.library.register_autograd(forward_op, backward, setup_context=setup_context)
+    torch.library.register_autograd(backward_op, second_backward)
+
+
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _on_one_device(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the devices before `fake`, which torch also calls for real tensors of which one is on the meta device."""
+    namespace, name = op.split("::")
+    schema = getattr(getattr(torch.ops, namespace), name).default._schema
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        arguments = dict(zip((x.name for x in schema.arguments), args, strict=False)) | kwargs
+        if not arguments.get("dropout_p"):
+            arguments.pop("seed", None)  # which nobody reads
+        (first, x), *others = ((k, v) for k, v in arguments.items() if isinstance(v, Tensor))
+        for other, y in others:
+            if y.device != x.device:
+                raise ValueError(f"{other} must be on the device of {first}")
+        return fake(*args, **kwargs)
+
+    return checked
