@@ -13,6 +13,7 @@ from typing import Literal, cast, get_args
 import torch
 
 Backend = Literal["auto", "native", "reference"]
+_BACKENDS = get_args(Backend)
 OPS = (
     "user_item_embedding",
     "position_layer_norm",
@@ -143,8 +144,8 @@ def check_backend(backend: str) -> Backend:
     RuntimeError
         If it is "native" and the extension did not load; says why.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f'backend must be one of {get_args(Backend)}, got "{backend}"')
+    if backend not in _BACKENDS:
+        raise ValueError(f'backend must be one of {_BACKENDS}, got "{backend}"')
     if backend == "native" and native is None:
         raise RuntimeError(
             f'backend "native" is not available: the extension did not load ({_reason_not_loaded})'
@@ -176,7 +177,9 @@ def set_backend(backend: Backend) -> None:
 
 def use_native(op: str, device: torch.device, backend: Backend | None) -> bool:
     """Whether this call uses the native kernel; a RuntimeError if the backend is "native" and there is none."""
-    chosen = _backend if backend is None or backend == "auto" else backend
+    chosen = _backend if backend is None else check_backend(backend)
+    if chosen == "auto":
+        chosen = _backend
     if chosen == "reference":
         return False
     if (op, device.type) in _kernels:

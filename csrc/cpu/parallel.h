@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -53,17 +52,27 @@ class BadId {
   // True where `id` is a row to look up: in first..rows-1. By default 0 is padding, and no error.
   bool usable(int64_t id, int64_t rows, int64_t first = 1) {
     if (id >= first && id < rows) return true;
-    if (id != 0 || first == 0) id_.store(id, std::memory_order_relaxed);
+    if (id != 0 || first == 0) {
+      id_.store(id, std::memory_order_relaxed);
+      found_.store(true, std::memory_order_relaxed);
+    }
     return false;
   }
   void raise(const char* name, int64_t rows) const {
-    if (const int64_t id = id_.load(); id != kNone) throw_bad_id(name, id, rows);
+    if (found_.load()) throw_bad_id(name, id_.load(), rows);
   }
 
  private:
-  static constexpr int64_t kNone = std::numeric_limits<int64_t>::min() + 1;
-  std::atomic<int64_t> id_{kNone};
+  std::atomic<bool> found_{false};  // not a value of id_: every number can be a bad id
+  std::atomic<int64_t> id_{0};
 };
+
+// Throws for a user who is neither padding, 0, nor in the table, also of a sequence without tokens.
+inline void check_users(const int64_t* users, int64_t num_sequences, int64_t rows) {
+  BadId bad;
+  for (int64_t b = 0; users && b < num_sequences; ++b) bad.usable(users[b], rows);
+  bad.raise("users", rows);
+}
 
 // The sequence that owns a token, for tokens visited in rising order. Not a callback: a lambda that
 // is not inlined would be compiled without the SIMD clone's instructions.

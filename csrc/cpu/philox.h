@@ -37,13 +37,13 @@ class RowDropout {
   RowDropout(const DropoutSite& dropout, int64_t width, int64_t last_row)
       : dropout_(dropout),
         quads_((width + 3) / 4),
-        rows_at_once_(std::max<int64_t>(1, kWordsAtOnce / (4 * quads_))),
+        rows_at_once_(std::max<int64_t>(1, kWordsAtOnce / std::max<int64_t>(1, 4 * quads_))),
         last_row_(last_row),
         words_(dropout.seed ? 4 * quads_ * rows_at_once_ + kPhiloxSlack : 0) {}
 
   template <class A>
   SSEPT_INLINE void apply(A* x, int64_t n, int64_t row) {
-    if (!dropout_.seed) return;
+    if (!dropout_.seed || n == 0) return;
     if (row >= drawn_through_) draw(row);
     drop(x, n, words_.data() + (row - first_drawn_) * 4 * quads_, dropout_);
   }

@@ -137,17 +137,37 @@ SSEPT_INLINE void multiply_rows(int64_t columns, int64_t depth, const A* a, int6
   if (i < columns) multiply_block<S, ADD, 1>(depth, a, a_row, a_column, b + i, b_row, c + i, c_row);
 }
 
-// Rows of x as (tile_rows, width in whole vectors), zeros where there is nothing.
+// kRows rows of C += A · B, in which a zero of A hides a row of B: unless all of B is finite, that
+// has to be looked at, as 0 · NaN is NaN.
+template <class S, class A>
+SSEPT_INLINE void add_product(bool finite, int64_t columns, int64_t depth, const A* a,
+                              int64_t a_row, int64_t a_column, const A* b, int64_t b_row, A* c,
+                              int64_t c_row) {
+  if (finite) return multiply_rows<S, true>(columns, depth, a, a_row, a_column, b, b_row, c, c_row);
+  for (int64_t r = 0; r < S::kRows; ++r)
+    for (int64_t d = 0; d < depth; ++d)
+      if (const A factor = a[r * a_row + d * a_column]; factor != 0)
+        for (int64_t i = 0; i < columns; ++i) c[r * c_row + i] += factor * b[d * b_row + i];
+}
+
+// Rows of x as (tile_rows, width in whole vectors), zeros where there is nothing. Returns whether
+// all are finite.
 template <class S, class T, class A>
-SSEPT_INLINE void pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, A scale,
+SSEPT_INLINE bool pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, A scale,
                             int64_t tile_rows, A* tile) {
   const int64_t tile_width = S::template whole_vectors<A>(width);
+  A zero = 0;
   for (int64_t r = 0; r < tile_rows; ++r) {
     A* out = tile + r * tile_width;
     const int64_t filled = r < rows ? width : 0;
-    for (int64_t i = 0; i < filled; ++i) out[i] = scale * static_cast<A>(x[r * x_row + i]);
+#pragma omp simd reduction(+ : zero)
+    for (int64_t i = 0; i < filled; ++i) {
+      out[i] = scale * static_cast<A>(x[r * x_row + i]);
+      zero += 0 * out[i];
+    }
     for (int64_t i = filled; i < tile_width; ++i) out[i] = 0;
   }
+  return zero == 0;
 }
 
 // The lanes INDEX of x and, counted on from there, of y.

@@ -49,7 +49,7 @@ def register_op(
 
 
 def _has_tangent(x: Any) -> bool:
-    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _on_one_device(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:

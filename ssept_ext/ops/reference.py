@@ -11,6 +11,8 @@ would stall the device, they count as padding.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,9 +69,9 @@ def dropout_keep(rows: Tensor, num_columns: int, p: float, seed: Tensor, site: i
 
 def dropout(x: Tensor, p: float, seed: Tensor | None, site: int) -> Tensor:
     """Apply dropout to (N, C) rows by `dropout_keep`; the identity if p is 0."""
-    if p == 0:
+    _check_dropout(p, seed, site)
+    if p == 0 or x.numel() == 0:
         return x
-    _check_dropout(p, seed)
     assert seed is not None
     keep = dropout_keep(torch.arange(x.shape[0], device=x.device), x.shape[1], p, seed, site)
     return torch.where(keep, x / (1 - p), 0)
@@ -88,7 +90,7 @@ def user_item_embedding(
     site: int = 0,
 ) -> Tensor:
     """`concat(item·sqrt(Di), user·sqrt(Du)) + position`, then dropout: see `ssept_ext.ops`."""
-    _check_dropout(dropout_p, seed)
+    _check_dropout(dropout_p, seed, site)
     _check_dims("items", items, 1)
     _check_ids_type("items", items)
     _check_ids_type("positions", positions)
@@ -111,7 +113,7 @@ def user_item_embedding(
         vectors = _lookup("users", user_weight, users) * user_width**0.5
         x = torch.cat([x, _rows(vectors, sequence, real)], 1)
     positions = checked_ids("positions", positions, position_weight.shape[0], real)
-    x = torch.where(real[:, None], x + F.embedding(positions, position_weight), 0)
+    x = torch.where(real[:, None], x + _embedding(positions, position_weight), 0)
     return dropout(x, dropout_p, seed, site)
 
 
@@ -124,6 +126,8 @@ def position_layer_norm(
     eps: float = 1e-8,
 ) -> Tensor:
     """Layer norm with its own gamma and beta at each position: see `ssept_ext.ops`."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
     _check_dims("x", x, 2)
     _check_dims("gamma", gamma, 2)
     num_tokens = _check_packed(x, cu_seqlens)
@@ -135,9 +139,11 @@ def position_layer_norm(
     _, real = _sequence_of_token(cu_seqlens, num_tokens)
     positions = checked_ids("positions", positions, gamma.shape[0], real)
     wide = torch.promote_types(x.dtype, torch.float32)
-    normal = F.layer_norm(torch.where(real[:, None], x, 0).to(wide), x.shape[1:], eps=eps)
-    place = F.embedding(positions, gamma), F.embedding(positions, beta)
-    return torch.where(real[:, None], place[0] * normal + place[1], 0).to(x.dtype)
+    real = real[:, None]
+    normal = F.layer_norm(torch.where(real, x, 0).to(wide), x.shape[1:], eps=eps)
+    normal = torch.where(real, normal, 0)  # NaN where eps is 0
+    out = _embedding(positions, gamma) * normal + _embedding(positions, beta)
+    return torch.where(real, out, 0).to(x.dtype)
 
 
 def causal_attention(
@@ -159,7 +165,7 @@ def causal_attention(
     The dropout row of query token i and head h is `i * H + h`; its column is the key's index in its sequence.
     `allow_tf32` has no effect here, only on kernels: PyTorch's products follow `torch.backends.cuda.matmul`.
     """
-    _check_dropout(dropout_p, seed)
+    _check_dropout(dropout_p, seed, site)
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_dims(name, x, 3)
     if not 1 <= q.shape[2] <= 256:
@@ -170,6 +176,9 @@ def causal_attention(
     _check_packed(q, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
     _check_packed(k, cu_seqlens_k, "cu_seqlens_k", max_seqlen_k)
     _check_shape("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape))
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    max_seqlen_q, max_seqlen_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
 
     wide = torch.promote_types(q.dtype, torch.float32)
     query = _padded(q.to(wide), cu_seqlens_q, max_seqlen_q).transpose(1, 2)
@@ -208,7 +217,7 @@ def bias_dropout(
     site: int = 0,
 ) -> Tensor:
     """`residual + dropout(act(x + bias))`: see `ssept_ext.ops`."""
-    _check_dropout(dropout_p, seed)
+    _check_dropout(dropout_p, seed, site)
     _check_dims("x", x, 2)
     _check_shape("bias", bias, (x.shape[1],))
     _check_same_type(x=x, bias=bias, residual=residual)
@@ -281,24 +290,36 @@ def _packed(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 
 def _lookup(name: str, weight: Tensor, ids: Tensor, real: Tensor | None = None) -> Tensor:
     """Look up rows of a table; id 0, and ids where `real` is False, give zeros without gradient."""
-    ids = checked_ids(name, ids, weight.shape[0], real)
-    return torch.where((ids != 0).unsqueeze(-1), F.embedding(ids, weight), 0)
+    ids = checked_ids(name, ids, weight.shape[0], real, padding=True)
+    return torch.where((ids != 0).unsqueeze(-1), _embedding(ids, weight), 0)
 
 
-def checked_ids(name: str, ids: Tensor, size: int, real: Tensor | None = None) -> Tensor:
-    """Set the ids of tail padding to 0. Other ids outside 0..size-1 raise an IndexError (CPU) or become 0."""
+def _embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Return `weight[ids]`; a table without rows, where all ids are padding, counts as one row of zeros."""
+    return F.embedding(ids, weight if weight.shape[0] else weight.sum(0, keepdim=True))
+
+
+def checked_ids(
+    name: str, ids: Tensor, size: int, real: Tensor | None = None, padding: bool = False
+) -> Tensor:
+    """Set the ids of tail padding to 0. Other ids outside 0..size-1 raise an IndexError (CPU) or become 0.
+
+    With `padding`, 0 is never outside.
+    """
+    wrong = (ids < 0) | (ids >= max(size, int(padding)))
     if real is not None:
-        ids = torch.where(real, ids, 0)
-    wrong = (ids < 0) | (ids >= size)
+        ids, wrong = torch.where(real, ids, 0), wrong & real
     if ids.device.type == "cpu" and not torch.compiler.is_compiling() and wrong.any():
         bad = int(ids[wrong][0])
         raise IndexError(f"{name} has id {bad}, outside its table of {size} rows (0..{size - 1})")
     return torch.where(wrong, 0, ids)
 
 
-def _check_dropout(p: float, seed: Tensor | None) -> None:
+def _check_dropout(p: float, seed: Tensor | None, site: int) -> None:
     if not 0 <= p < 1:
         raise ValueError(f"dropout_p must be in [0, 1), got {p}")
+    if not 0 <= site < 2**32:
+        raise ValueError(f"site must be in 0..{2**32 - 1}, got {site}")
     if p > 0 and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1):
         raise ValueError("seed must be an int64 tensor of one element where dropout_p > 0")
 
@@ -321,8 +342,10 @@ def _check_packed(
         raise ValueError(
             f"{name} must be int32 of shape (B + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
         )
+    if max_seqlen is not None and max_seqlen < 0:
+        raise ValueError(f"{name.replace('cu_seqlens', 'max_seqlen')} must be at least 0, got {max_seqlen}")
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        lengths = cu_seqlens.diff()
+        lengths = cu_seqlens.long().diff()
         if cu_seqlens[0] != 0 or (lengths < 0).any() or cu_seqlens[-1] > tokens.shape[0]:
             raise ValueError(
                 f"{name} must rise from 0 to at most {tokens.shape[0]} tokens, got {cu_seqlens.tolist()}"

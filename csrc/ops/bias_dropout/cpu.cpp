@@ -1,4 +1,5 @@
 // CPU kernels of `bias_dropout`: what follows a matrix product, in one pass over it.
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -63,6 +64,7 @@ Tensor bias_dropout(const Tensor& x, const Tensor& bias, const std::optional<Ten
                     bool relu, double dropout_p, const std::optional<Tensor>& seed, int64_t site) {
   const BiasDropoutArgs args(x, bias, residual, relu, dropout_p, seed, site);
   const Tensor out = torch::stable::new_empty(x, {args.num_rows, args.width});
+  if (args.width == 0) return out;  // however many rows: they take no memory
   dispatch_floating("x", args.type, [&]<class T>() {
     const auto in = args.kernel_args<T>();
     torch::stable::parallel_for(0, in.num_rows, grain(in.width), [&](int64_t begin, int64_t end) {
@@ -79,6 +81,7 @@ std::tuple<Tensor, Tensor> bias_dropout_backward(const Tensor& grad, const Tenso
   const int64_t num_rows = args.num_rows, width = args.width;
   const Tensor grad_x = torch::stable::new_empty(grad, {num_rows, width});
   const Tensor grad_bias = torch::stable::new_zeros(grad, {width}, accumulator_type(args.type));
+  if (width == 0) return {grad_x, grad_bias};
   dispatch_floating("out", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const int64_t parts = (num_rows + kRowsPerPart - 1) / kRowsPerPart;

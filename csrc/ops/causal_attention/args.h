@@ -1,5 +1,8 @@
 // From the tensors of a `causal_attention` call to checked, contiguous arguments for its kernels.
 #pragma once
+#include <algorithm>
+#include <cmath>
+
 #include "common/dropout_args.h"
 #include "ops/causal_attention/params.h"
 
@@ -26,8 +29,17 @@ class CausalAttentionArgs {
     v_ = contiguous("v", v, {k.size(0), q.size(1), q.size(2)}, type);
     cu_seqlens_q_ = contiguous_cu_seqlens("cu_seqlens_q", cu_seqlens_q);
     cu_seqlens_k_ = contiguous_cu_seqlens("cu_seqlens_k", cu_seqlens_k);
-    size = {q.size(0),    k.size(0), cu_seqlens_q.size(0) - 1, q.size(1), q.size(2), max_seqlen_q,
-            max_seqlen_k, scale};
+    check(max_seqlen_q >= 0, "max_seqlen_q must be at least 0, got ", max_seqlen_q);
+    check(max_seqlen_k >= 0, "max_seqlen_k must be at least 0, got ", max_seqlen_k);
+    check(std::isfinite(scale), "scale must be finite, got ", scale);
+    size = {q.size(0),
+            k.size(0),
+            cu_seqlens_q.size(0) - 1,
+            q.size(1),
+            q.size(2),
+            std::min(max_seqlen_q, q.size(0)),
+            std::min(max_seqlen_k, k.size(0)),
+            scale};
     check(size.head_size >= 1 && size.head_size <= 256,
           "the head size of q must be in 1..256, got ", size.head_size);
     check_size("cu_seqlens_k", cu_seqlens_k, 0, size.num_sequences + 1);

@@ -87,12 +87,14 @@ template <class S, class A>
 SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_scores, const A* keep, int64_t visible,
                                        int64_t columns, A lse, A delta) {
   constexpr int64_t kLanes = S::template kLanes<A>;
-  for (int64_t j = visible; j < columns; ++j) weights[j] = -std::numeric_limits<A>::infinity();
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  if (lse == -kInfinity) lse = kInfinity;  // all scores are -infinity, and weights 0
   for (int64_t j = 0; j < columns; j += kLanes) {
     const auto weight = exponential<S, A>(S::at(weights + j) - lse);
     S::at(grad_scores + j) = weight * (S::at(grad_scores + j) * S::at(keep + j) - delta);
     S::at(weights + j) = weight * S::at(keep + j);
   }
+  for (int64_t j = visible; j < columns; ++j) weights[j] = grad_scores[j] = 0;
 }
 
 // A tile of a unit's queries and a tile of keys.
@@ -100,6 +102,7 @@ struct TilePair {
   int64_t first_row, rows, keys;  // first_row: the first query's, within the unit
   int64_t first_token;            // the first query's, among all tokens
   int64_t visible;                // keys that the first query sees, maybe below 0
+  bool k_finite, q_finite = false, grad_finite = false;
 };
 
 // Computes the tile's weights and the gradient of its scores, and adds to the queries' gradient.
@@ -135,8 +138,8 @@ SSEPT_INLINE void score_gradients(const CausalAttention<T>& in, const Gradients<
                                  row_visible, columns, g.lse[entry], g.delta[entry]);
     }
     if (unit.wants_query_gradient)
-      multiply_rows<S, true>(width, seen, tile.grad_scores + r0 * kTile, kTile, 1, tile.k.get(),
-                             width, tile.grad_q + (pair.first_row + r0) * width, width);
+      add_product<S>(pair.k_finite, width, seen, tile.grad_scores + r0 * kTile, kTile, 1,
+                     tile.k.get(), width, tile.grad_q + (pair.first_row + r0) * width, width);
   }
 }
 
@@ -146,10 +149,10 @@ SSEPT_INLINE void add_key_gradients(const TilePair& pair, int64_t width, Backwar
   for (int64_t j = 0; j < pair.keys; j += S::kRows) {
     // Rows before this one see none of these keys.
     const int64_t r = clamp(j + 1 - pair.visible, 0, pair.rows);
-    multiply_rows<S, true>(width, pair.rows - r, tile.weights + r * kTile + j, 1, kTile,
-                           tile.grad_out + r * width, width, tile.grad_v + j * width, width);
-    multiply_rows<S, true>(width, pair.rows - r, tile.grad_scores + r * kTile + j, 1, kTile,
-                           tile.q + r * width, width, tile.grad_k + j * width, width);
+    add_product<S>(pair.grad_finite, width, pair.rows - r, tile.weights + r * kTile + j, 1, kTile,
+                   tile.grad_out + r * width, width, tile.grad_v + j * width, width);
+    add_product<S>(pair.q_finite, width, pair.rows - r, tile.grad_scores + r * kTile + j, 1, kTile,
+                   tile.q + r * width, width, tile.grad_k + j * width, width);
   }
 }
 
@@ -167,7 +170,7 @@ SSEPT_INLINE void compute_gradients(const CausalAttention<T>& in, const Gradient
   for (int64_t k0 = unit.first_key; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
     const T* k = x.k + k0 * x.row;
-    pack_rows<S>(k, x.row, keys, s.head_size, A(1), keys, tile.k.get());
+    const bool k_finite = pack_rows<S>(k, x.row, keys, s.head_size, A(1), keys, tile.k.get());
     pack_transposed<S>(k, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
     pack_transposed<S>(x.v + k0 * x.row, x.row, keys, s.head_size, kTile, tile.v_transposed.get());
     std::fill_n(tile.grad_k.get(), S::whole_rows(keys) * width, A(0));
@@ -177,13 +180,14 @@ SSEPT_INLINE void compute_gradients(const CausalAttention<T>& in, const Gradient
     for (int64_t r0 = first / kTile * kTile; r0 < num_queries; r0 += kTile) {
       const int64_t q0 = unit.first_query + r0;
       const int64_t rows = std::min(kTile, unit.last_query - q0);
-      const TilePair pair{r0, rows, keys, x.query_start + q0, x.visible(q0, k0)};
+      TilePair pair{r0, rows, keys, x.query_start + q0, x.visible(q0, k0), k_finite};
       const TileDropout dropout(in, pair.first_token, rows, unit.head, k0,
                                 clamp(pair.visible + rows - 1, 0, keys), tile.words.get());
-      pack_rows<S>(x.q + q0 * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
-                   S::whole_rows(rows), tile.q.get());
-      pack_rows<S>(g.grad_out + pair.first_token * x.row + head_offset, x.row, rows, s.head_size,
-                   A(1), S::whole_rows(rows), tile.grad_out.get());
+      pair.q_finite = pack_rows<S>(x.q + q0 * x.row, x.row, rows, s.head_size,
+                                   static_cast<A>(s.scale), S::whole_rows(rows), tile.q.get());
+      pair.grad_finite =
+          pack_rows<S>(g.grad_out + pair.first_token * x.row + head_offset, x.row, rows,
+                       s.head_size, A(1), S::whole_rows(rows), tile.grad_out.get());
       score_gradients<S>(in, g, unit, pair, dropout, tile);
       if (unit.wants_key_gradient) add_key_gradients<S>(pair, width, tile);
     }

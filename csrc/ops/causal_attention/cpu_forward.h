@@ -49,9 +49,11 @@ SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns
   for (int64_t j = kLanes; j < columns; j += kLanes)
     largest = largest > S::at(scores + j) ? largest : S::at(scores + j);
   const A new_maximum = std::max(maximum, horizontal_max<S, A>(largest));
+  // Where all scores are -infinity, they stay it.
+  const A subtracted = new_maximum == -std::numeric_limits<A>::infinity() ? A(0) : new_maximum;
   Vec total{};
   for (int64_t j = 0; j < columns; j += kLanes) {
-    S::at(scores + j) = exponential<S, A>(S::at(scores + j) - new_maximum);
+    S::at(scores + j) = exponential<S, A>(S::at(scores + j) - subtracted);
     total += S::at(scores + j);
   }
   if (maximum != new_maximum) {
@@ -81,7 +83,8 @@ SSEPT_INLINE void compute_output(const CausalAttention<T>& in, const Unit& unit,
   for (int64_t k0 = 0; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
     pack_transposed<S>(x.k + k0 * x.row, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
-    pack_rows<S>(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), keys, tile.v.get());
+    const bool finite =
+        pack_rows<S>(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), keys, tile.v.get());
     const int64_t first = clamp(x.first_query_seeing(k0) - unit.first_query, 0, rows);
     for (int64_t r0 = first / kTile * kTile; r0 < rows; r0 += kTile) {
       const int64_t tile_rows = std::min(kTile, rows - r0);
@@ -107,8 +110,8 @@ SSEPT_INLINE void compute_output(const CausalAttention<T>& in, const Unit& unit,
           if (dropout.words)
             drop(scores, row_visible, dropout.words + r * dropout.stride, dropout.site);
         }
-        multiply_rows<S, true>(width, seen, group, kTile, 1, tile.v.get(), width,
-                               tile.out + (r0 + g) * width, width);
+        add_product<S>(finite, width, seen, group, kTile, 1, tile.v.get(), width,
+                       tile.out + (r0 + g) * width, width);
       }
     }
   }

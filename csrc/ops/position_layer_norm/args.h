@@ -1,6 +1,8 @@
 // From the tensors of a `position_layer_norm` call to checked, contiguous arguments for its
 // kernels.
 #pragma once
+#include <cmath>
+
 #include "common/checks.h"
 #include "ops/position_layer_norm/params.h"
 
@@ -13,6 +15,7 @@ class PositionLayerNormArgs {
   PositionLayerNormArgs(const Tensor& x, const Tensor& gamma, const Tensor& beta,
                         const Tensor& positions, const Tensor& cu_seqlens, double eps)
       : type(x.scalar_type()), eps_(eps) {
+    check(eps >= 0 && std::isfinite(eps), "eps must be finite and at least 0, got ", eps);
     check_devices({{"x", &x},
                    {"gamma", &gamma},
                    {"beta", &beta},

@@ -12,21 +12,21 @@ namespace {
 
 // The user's row for a token, or null where it has no user.
 template <class T>
-SSEPT_INLINE const T* user_row(const SampledLogits<T>& in, int64_t b, BadId& bad_user) {
-  if (!in.users || !bad_user.usable(in.users[b], in.size.user_rows)) return nullptr;
+SSEPT_INLINE const T* user_row(const SampledLogits<T>& in, int64_t b) {
+  if (!in.users || in.users[b] == 0) return nullptr;
   return in.user_weight + in.users[b] * in.size.user_width;
 }
 
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void forward(const SampledLogits<T>& in, T* logits, int64_t begin, int64_t end,
-                               BadId& bad_item, BadId& bad_user) {
+                               BadId& bad_item) {
   const auto& s = in.size;
   std::vector<A> h(s.width);
   SequenceCursor sequence(in.cu_seqlens, s.num_sequences, begin);
   for (int64_t n = begin; n < std::min<int64_t>(end, in.cu_seqlens[s.num_sequences]); ++n) {
     for (int64_t i = 0; i < s.width; ++i) h[i] = static_cast<A>(in.hidden[n * s.width + i]);
     A user_term = 0;
-    if (const T* user = user_row(in, sequence.at(n), bad_user))
+    if (const T* user = user_row(in, sequence.at(n)))
       user_term = dot(h.data() + s.item_width, user, s.user_width) * static_cast<A>(s.user_scale);
     for (int64_t k = 0; k < s.num_items; ++k) {
       const int64_t item = in.items[n * s.num_items + k];
@@ -42,8 +42,7 @@ SSEPT_SIMD_CLONES void forward(const SampledLogits<T>& in, T* logits, int64_t be
 // needs.
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void backward_hidden(const SampledLogits<T>& in, const T* grad, T* grad_hidden,
-                                       A* grad_sum, int64_t begin, int64_t end, BadId& bad_item,
-                                       BadId& bad_user) {
+                                       A* grad_sum, int64_t begin, int64_t end, BadId& bad_item) {
   const auto& s = in.size;
   std::vector<A> sum(s.width);
   SequenceCursor sequence(in.cu_seqlens, s.num_sequences, begin);
@@ -57,7 +56,7 @@ SSEPT_SIMD_CLONES void backward_hidden(const SampledLogits<T>& in, const T* grad
       total += g;
       add_scaled(sum.data(), g, in.item_weight + item * s.item_width, s.item_width);
     }
-    if (const T* user = user_row(in, sequence.at(n), bad_user))
+    if (const T* user = user_row(in, sequence.at(n)))
       add_scaled(sum.data() + s.item_width, total * static_cast<A>(s.user_scale), user,
                  s.user_width);
     grad_sum[n] = total;
@@ -127,18 +126,18 @@ Tensor sampled_logits(const Tensor& hidden, const Tensor& item_weight,
   const SampledLogitsArgs args(hidden, item_weight, user_weight, items, users, cu_seqlens);
   const auto& s = args.size;
   const Tensor logits = torch::stable::new_empty(hidden, {s.num_tokens, s.num_items});
-  BadId bad_item, bad_user;
+  BadId bad_item;
   dispatch_floating("hidden", args.type, [&]<class T>() {
     const auto in = args.kernel_args<T>();
     check_offsets("cu_seqlens", in.cu_seqlens, s.num_sequences, s.num_tokens);
+    check_users(in.users, s.num_sequences, s.user_rows);
     zero_rows_from(logits, in.cu_seqlens[s.num_sequences]);
-    torch::stable::parallel_for(
-        0, s.num_tokens, grain(s.num_items * s.width), [&](int64_t begin, int64_t end) {
-          forward<T>(in, mutable_data<T>(logits), begin, end, bad_item, bad_user);
-        });
+    torch::stable::parallel_for(0, s.num_tokens, grain(s.num_items * s.width),
+                                [&](int64_t begin, int64_t end) {
+                                  forward<T>(in, mutable_data<T>(logits), begin, end, bad_item);
+                                });
   });
   bad_item.raise("items", s.item_rows);
-  bad_user.raise("users", s.user_rows);
   return logits;
 }
 
@@ -155,20 +154,20 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   const Tensor grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
   const Tensor grad_user =
       torch::stable::new_zeros(hidden, {users ? s.num_sequences : 0, s.user_width}, wide);
-  BadId bad_item, bad_user;
+  BadId bad_item;
   dispatch_floating("hidden", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = args.kernel_args<T>();
     check_offsets("cu_seqlens", in.cu_seqlens, s.num_sequences, s.num_tokens);
+    check_users(in.users, s.num_sequences, s.user_rows);
     zero_rows_from(grad_hidden, in.cu_seqlens[s.num_sequences]);
     std::vector<A> grad_sum(s.num_tokens);
     torch::stable::parallel_for(
         0, s.num_tokens, grain(s.num_items * s.width), [&](int64_t begin, int64_t end) {
           backward_hidden<T>(in, data<T>(grad), mutable_data<T>(grad_hidden), grad_sum.data(),
-                             begin, end, bad_item, bad_user);
+                             begin, end, bad_item);
         });
     bad_item.raise("items", s.item_rows);
-    bad_user.raise("users", s.user_rows);
     const BlockedOccurrences occurrences(in.items, in.cu_seqlens[s.num_sequences], s);
     const int64_t mean_occurrences = s.num_tokens * s.num_items / (s.item_rows + 1);
     torch::stable::parallel_for(0, s.item_rows, grain((1 + mean_occurrences) * s.item_width),

@@ -12,11 +12,10 @@ namespace ssept::cpu {
 namespace {
 
 struct BadIds {
-  BadId items, users, positions;
+  BadId items, positions;
 
   void raise(const UserItemEmbeddingSizes& s) const {
     items.raise("items", s.item_rows);
-    users.raise("users", s.user_rows);
     positions.raise("positions", s.position_rows);
   }
 };
@@ -39,7 +38,7 @@ SSEPT_SIMD_CLONES void forward(const UserItemEmbedding<T>& in, T* out, int64_t b
                  in.item_weight + in.items[n] * s.item_width, s.item_width);
     if (in.users) {
       const int64_t user = in.users[sequence.at(n)];
-      if (bad.users.usable(user, s.user_rows))
+      if (user != 0)
         add_scaled(x.data() + s.item_width, static_cast<A>(s.user_scale),
                    in.user_weight + user * s.user_width, s.user_width);
     }
@@ -98,6 +97,7 @@ Tensor user_item_embedding(const Tensor& item_weight, const std::optional<Tensor
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     const auto in = args.kernel_args<T>();
     check_offsets("cu_seqlens", in.cu_seqlens, s.num_sequences, s.num_tokens);
+    check_users(in.users, s.num_sequences, s.user_rows);
     zero_rows_from(out, in.cu_seqlens[s.num_sequences]);
     torch::stable::parallel_for(0, s.num_tokens, grain(s.width), [&](int64_t begin, int64_t end) {
       forward<T>(in, mutable_data<T>(out), begin, end, bad);
@@ -111,6 +111,7 @@ Tensor user_item_embedding(const Tensor& item_weight, const std::optional<Tensor
 template <class T>
 void check_ids(const UserItemEmbedding<T>& in) {
   const auto& s = in.size;
+  check_users(in.users, s.num_sequences, s.user_rows);
   BadIds bad;
   for (int64_t n = 0; n < in.cu_seqlens[s.num_sequences]; ++n) {
     bad.items.usable(in.items[n], s.item_rows);

@@ -1,0 +1,132 @@
+"""Arguments that every op refuses, or takes at any size: devices, backends, numbers, empty tensors."""
+
+import math
+
+import pytest
+import torch
+from support.op_calls import OPS, arguments, call, with_gradients
+
+every_op = pytest.mark.parametrize("op", OPS)
+every_backend = pytest.mark.parametrize("backend", ["native", "reference"])
+EXTENTS = {
+    "sequences": {"lengths": ()},
+    "tokens": {"lengths": (0, 0)},
+    "features of items": {"item_width": 0},
+    "features of users": {"user_width": 0},
+    "features": {"item_width": 0, "user_width": 0},
+    "scored items": {"num_items": 0},
+    "heads": {"heads": 0},
+    "rows of tables": {"item_rows": 0, "user_rows": 0},
+    "positions": {"position_rows": 0, "lengths": ()},
+}
+
+
+@every_op
+def test_tensors_on_two_devices_are_an_error_that_names_the_argument(op):
+    given = arguments(op, dropout_p=0.5 if "dropout_p" in arguments(op) else 0.0)
+    first, *others = (name for name, x in given.items() if isinstance(x, torch.Tensor))
+    for name in others:
+        with pytest.raises(ValueError, match=f"{name} must be on the device of {first}"):
+            call(op, given | {name: given[name].to("meta")}, "native")
+
+
+@every_op
+def test_on_the_meta_device_an_op_gives_shapes(op):
+    given = arguments(op)
+    on_meta = {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in given.items()}
+
+    out, expected = call(op, on_meta, "auto"), call(op, given, "auto")
+
+    for x, y in zip(*((t if isinstance(t, tuple) else (t,)) for t in (out, expected)), strict=True):
+        assert (x.device.type, x.shape, x.dtype) == ("meta", y.shape, y.dtype)
+
+
+@every_op
+def test_a_backend_that_there_is_not_is_an_error_that_names_it(op):
+    with pytest.raises(ValueError, match='backend must be one of .* got "cuda"'):
+        call(op, arguments(op), "cuda")
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("op", "name", "value", "limit"),
+    [
+        *(
+            (op, name, value, limit)
+            for op in ("user_item_embedding", "causal_attention", "bias_dropout")
+            for name, value, limit in [
+                ("dropout_p", -0.1, r"in \[0, 1\)"),
+                ("dropout_p", 1.0, r"in \[0, 1\)"),
+                ("dropout_p", math.nan, r"in \[0, 1\)"),
+                ("site", 2**32, "in 0..4294967295"),
+                ("site", -1, "in 0..4294967295"),
+            ]
+        ),
+        *(("position_layer_norm", "eps", x, "at least 0") for x in (-1.0, math.nan, math.inf)),
+        *(("causal_attention", "scale", x, "finite") for x in (math.nan, -math.inf)),
+        ("causal_attention", "max_seqlen_q", -1, "at least 0"),
+        ("causal_attention", "max_seqlen_k", -(2**63), "at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_an_error_with_its_name_and_limit(op, name, value, limit, backend):
+    with pytest.raises(
+        ValueError, match=f"{name} must be .*{limit}, got {str(value).removesuffix('.0')}"
+    ):
+        call(op, arguments(op) | {name: value}, backend)
+
+
+@every_backend
+def test_an_upper_bound_of_lengths_may_be_as_large_as_it_likes(backend):
+    given = arguments("causal_attention")
+    bounds = {"max_seqlen_q": 2**62, "max_seqlen_k": 2**62}
+
+    out, _ = call("causal_attention", given | bounds, backend)
+
+    assert torch.equal(out, call("causal_attention", given, backend)[0])
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+@pytest.mark.parametrize("missing", EXTENTS)
+@every_op
+def test_an_op_takes_tensors_of_no_elements(op, missing, dropout_p):
+    given = arguments(op, **EXTENTS[missing], dropout_p=dropout_p)
+    if op == "causal_attention" and given["q"].shape[2] == 0:
+        with pytest.raises(ValueError, match=r"head size of q must be in 1\.\.256, got 0"):
+            call(op, given, "native")
+        return
+
+    native, reference = (with_gradients(op, given, backend) for backend in ("native", "reference"))
+
+    for x, y in zip(native, reference, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_rows_without_elements_cost_no_time():
+    x = torch.zeros(2**40, 0)
+
+    out = call("bias_dropout", {"x": x, "bias": torch.zeros(0)}, "native")
+
+    assert out.shape == x.shape
+
+
+@pytest.mark.parametrize("id_", [-(2**63), -(2**63) + 1, 2**63 - 1])
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [(op, name) for op in OPS for name in ("items", "users", "positions") if name in arguments(op)],
+)
+@every_backend
+def test_every_number_outside_a_table_is_an_error(backend, op, name, id_):
+    given = arguments(op)
+    given[name].view(-1)[-1] = id_
+
+    with pytest.raises(IndexError, match=f"{name} has id {id_}, outside its table"):
+        call(op, given, backend)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("op", ["user_item_embedding", "sampled_logits"])
+def test_booleans_are_no_ids(op, backend):
+    given = arguments(op)
+
+    with pytest.raises(ValueError, match="items must be"):
+        call(op, given | {"items": given["items"].bool()}, backend)

@@ -1,0 +1,107 @@
+"""A small valid call of every op, with any extents: what tests of all ops start from."""
+
+from typing import Any
+
+import torch
+
+from ssept_ext import ops
+
+OPS = (
+    "user_item_embedding",
+    "position_layer_norm",
+    "causal_attention",
+    "bias_dropout",
+    "sampled_logits",
+)
+
+
+def arguments(
+    op: str,
+    lengths: tuple[int, ...] = (3, 0, 1),
+    spare: int = 0,
+    item_rows: int = 5,
+    user_rows: int = 4,
+    position_rows: int = 6,
+    item_width: int = 3,
+    user_width: int = 2,
+    num_items: int = 2,
+    heads: int = 2,
+    dropout_p: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Any]:
+    """Arguments by name; ids are of the tables, or all 0 where those have no rows."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = sum(lengths) + spare
+    width = item_width + user_width
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def ids(rows, *shape):
+        return torch.randint(max(rows, 1), shape, generator=generator)
+
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    tables = {
+        "item_weight": normal(item_rows, item_width),
+        "user_weight": normal(user_rows, user_width),
+    }
+    users = ids(user_rows, len(lengths))
+    dropout = {"dropout_p": dropout_p, "seed": torch.tensor([7]), "site": 3}
+    match op:
+        case "user_item_embedding":
+            return {
+                **tables,
+                "position_weight": normal(position_rows, width),
+                "items": ids(item_rows, tokens),
+                "users": users,
+                "positions": ids(position_rows, tokens),
+                "cu_seqlens": cu_seqlens,
+                **dropout,
+            }
+        case "position_layer_norm":
+            return {
+                "x": normal(tokens, width),
+                "gamma": normal(position_rows, width),
+                "beta": normal(position_rows, width),
+                "positions": ids(position_rows, tokens),
+                "cu_seqlens": cu_seqlens,
+                "eps": 1e-8,
+            }
+        case "causal_attention":
+            return {
+                **{name: normal(tokens, heads, item_width) for name in "qkv"},
+                "cu_seqlens_q": cu_seqlens,
+                "cu_seqlens_k": cu_seqlens,
+                "max_seqlen_q": max(lengths, default=0),
+                "max_seqlen_k": max(lengths, default=0),
+                "scale": 0.4,
+                **dropout,
+            }
+        case "bias_dropout":
+            x = normal(tokens, width)
+            return {"x": x, "bias": normal(width), "residual": x + 1, "relu": False, **dropout}
+        case "sampled_logits":
+            return {
+                "hidden": normal(tokens, width),
+                **tables,
+                "items": ids(item_rows, tokens, num_items),
+                "users": users,
+                "cu_seqlens": cu_seqlens,
+            }
+    raise ValueError(op)
+
+
+def call(op: str, given: dict[str, Any], backend: str) -> Any:
+    return getattr(ops, op)(**given, backend=backend)
+
+
+def with_gradients(op: str, given: dict[str, Any], backend: str) -> list[torch.Tensor]:
+    """All outputs, and the gradients of all floating tensors, for a gradient of ones."""
+    leaves = {
+        name: x.detach().requires_grad_()
+        for name, x in given.items()
+        if isinstance(x, torch.Tensor) and x.is_floating_point()
+    }
+    out = call(op, given | leaves, backend)
+    out = out if isinstance(out, tuple) else (out,)
+    return [*out, *torch.autograd.grad(out[0].sum(), list(leaves.values()), allow_unused=True)]
