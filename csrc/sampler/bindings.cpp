@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <optional>
 
 #include "sampler/prefetcher.h"
@@ -58,10 +59,14 @@ class PrefetchingSampler {
                      int64_t num_threads)
       : arrays_{users, offsets, items},
         unseen_(unseen),
-        prefetcher_({users.size(), users.data(), offsets.data(), items.data(), unseen_.view()},
-                    {key, batch_size, max_len, num_negatives, window_prob}, first_batch,
-                    num_threads),
+        prefetcher_(std::make_unique<Prefetcher>(
+            SamplingTable{users.size(), users.data(), offsets.data(), items.data(), unseen_.view()},
+            DrawSettings{key, batch_size, max_len, num_negatives, window_prob}, first_batch,
+            num_threads)),
         num_negatives_(num_negatives) {}
+  ~PrefetchingSampler() {
+    if (prefetcher_->is_foreign()) prefetcher_.release();
+  }
 
   // (users, offsets, columns, items, positives, negatives, longest); the arrays share the batch's
   // memory.
@@ -69,7 +74,7 @@ class PrefetchingSampler {
     std::shared_ptr<const Batch> batch;
     {
       const py::gil_scoped_release release;
-      batch = prefetcher_.next();
+      batch = prefetcher_->next();
     }
     const py::capsule owner(new std::shared_ptr<const Batch>(batch),
                             [](void* x) { delete static_cast<std::shared_ptr<const Batch>*>(x); });
@@ -85,13 +90,13 @@ class PrefetchingSampler {
 
   void close() {
     const py::gil_scoped_release release;
-    prefetcher_.close();
+    prefetcher_->close();
   }
 
  private:
   std::array<IntArray, 3> arrays_;
   UnseenArrays unseen_;
-  Prefetcher prefetcher_;
+  std::unique_ptr<Prefetcher> prefetcher_;
   py::ssize_t num_negatives_;
 };
 

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 
 namespace ssept::sampler {
 namespace {
@@ -12,6 +15,19 @@ int64_t below(int64_t limit, uint64_t word) {
 }
 
 }  // namespace
+
+void DrawSettings::check() const {
+  int64_t events = 0, negatives = 0;
+  const bool fits = batch_size > 0 && max_len > 0 && num_negatives > 0 &&
+                    !__builtin_mul_overflow(batch_size, max_len, &events) &&
+                    !__builtin_mul_overflow(events, num_negatives, &negatives) &&
+                    negatives <= std::numeric_limits<int32_t>::max();
+  if (!fits)
+    throw std::invalid_argument(
+        "batch_size * max_len * num_negatives must be in 1..2147483647, got " +
+        std::to_string(batch_size) + " * " + std::to_string(max_len) + " * " +
+        std::to_string(num_negatives));
+}
 
 void draw(const SamplingTable& table, const DrawSettings& settings, uint64_t index, Batch& batch) {
   PhiloxStream stream(settings.key, index);

@@ -24,6 +24,10 @@ struct DrawSettings {
   int64_t max_len;        // newest events taken of each user
   int64_t num_negatives;  // K
   double window_prob;     // of a window anywhere in a longer history
+
+  // Throws std::invalid_argument where a batch could be too large for its 32-bit offsets, or for
+  // any memory.
+  void check() const;
 };
 
 // A batch of B sequences with N events in all. Vectors keep their memory from one draw to the next.

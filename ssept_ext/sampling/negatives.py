@@ -64,7 +64,9 @@ class NegativeTable:
         """Return the table for the compiled extension, or None if it did not load."""
         if _extension.native is None:
             return None
-        return _extension.native.UnseenItems(**{f.name: getattr(self, f.name) for f in fields(self)})
+        return _extension.native.UnseenItems(
+            **{f.name: getattr(self, f.name) for f in fields(self)}
+        )
 
     def draw(self, key: tuple[int, int], count: int) -> IntArray:
         """Draw items that each row has not seen, with replacement and by weight.

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext import _extension
-from ssept_ext.data.histories import Histories, IntArray
+from ssept_ext.data.histories import MAX_ID, Histories, IntArray
 from ssept_ext.data.packed import PackedBatch
 from ssept_ext.sampling.draw import Draw, DrawSettings, NativeSource, NumPySource, sampling_table
 from ssept_ext.sampling.negatives import philox_key
+from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.utils.checks import check_at_least
+
+MAX_WORKERS = 1024
+"""The most threads of one sampler."""
+MAX_NEGATIVES = 2**31 - 1
+"""The most negatives of a batch if all its sequences were of full length: they take 16 GiB."""
 
 
 class WarpSampler:
@@ -23,7 +33,8 @@ class WarpSampler:
     Batch number i depends on the histories, the keyword arguments, `batch_size`, `maxlen` and i, but
     not on `n_workers`. `next_batch` and `next_packed` take from the same stream. `User` is read once,
     so later changes to it have no effect. Use the sampler as a context manager, or call `close`, to end the worker
-    threads early.
+    threads early. All methods may be called from several threads at once, but not in a forked child, which has none
+    of the worker threads.
 
     Attributes
     ----------
@@ -70,8 +81,8 @@ class WarpSampler:
         maxlen
             Length of the padded sequences, in events: the model's `seq_max_len`.
         n_workers
-            Number of threads that draw batches ahead. Without the compiled extension, batches are drawn
-            when they are asked for.
+            Number of threads that draw batches ahead, up to 1024. Without the compiled extension, batches are
+            drawn when they are asked for.
         seed
             Any integer from 0; None for a fresh one.
         num_negatives
@@ -90,42 +101,46 @@ class WarpSampler:
         ------
         ValueError
             If an id is below 1 or above `usernum` or `itemnum`, no user has 2 events and an unseen item, or an
-            argument is out of range.
+            argument is out of range; so is `batch_size * maxlen * num_negatives` from 2**31 on.
+        RuntimeError
+            If the system does not start as many threads.
         """
-        for name, value in (
-            ("batch_size", batch_size),
-            ("maxlen", maxlen),
-            ("n_workers", n_workers),
-            ("num_negatives", num_negatives),
-        ):
-            check_at_least(name, value, 1)
+        options = SamplerOptions(
+            num_negatives=num_negatives,
+            popularity_exponent=popularity_exponent,
+            window_sampling_prob=window_sampling_prob,
+        )
+        usernum = check_at_least("usernum", usernum, 1, MAX_ID)
+        itemnum = check_at_least("itemnum", itemnum, 1, MAX_ID)
+        self.batch_size = check_at_least("batch_size", batch_size, 1)
+        self.maxlen = check_at_least("maxlen", maxlen, 1)
+        self._num_threads = check_at_least("n_workers", n_workers, 1, MAX_WORKERS)
+        sizes = (self.batch_size, self.maxlen, options.num_negatives)
+        if math.prod(sizes) > MAX_NEGATIVES:
+            raise ValueError(
+                f"batch_size * maxlen * num_negatives must be at most {MAX_NEGATIVES}, "
+                f"got {' * '.join(map(str, sizes))}"
+            )
         if seed is not None:
-            check_at_least("seed", seed, 0, most=math.inf)
-        if not 0 <= popularity_exponent <= 2:
-            raise ValueError(f"popularity_exponent must be in [0, 2], got {popularity_exponent}")
-        if not 0 <= window_sampling_prob <= 1:
-            raise ValueError(f"window_sampling_prob must be in [0, 1], got {window_sampling_prob}")
-        self.batch_size = batch_size
-        self.maxlen = maxlen
+            seed = check_at_least("seed", seed, 0, math.inf)
         self.seed = secrets.randbits(63) if seed is None else seed
         self.settings: dict[str, int | float] = {
-            "batch_size": batch_size,
-            "maxlen": maxlen,
+            "batch_size": self.batch_size,
+            "maxlen": self.maxlen,
             "seed": self.seed,
-            "num_negatives": num_negatives,
-            "popularity_exponent": popularity_exponent,
-            "window_sampling_prob": window_sampling_prob,
+            **asdict(options),
         }
         self._draw_settings = DrawSettings(
-            philox_key(self.seed), batch_size, maxlen, num_negatives, window_sampling_prob
+            philox_key(self.seed), *sizes, options.window_sampling_prob
         )
         self._table = sampling_table(
-            User, usernum, itemnum, popularity_exponent, needs_negatives=needs_negatives
+            User, usernum, itemnum, options.popularity_exponent, needs_negatives=needs_negatives
         )
-        self._num_threads = n_workers
         self._index = 0
         self._source = self._open(0)
         self._closed = False
+        self._process = os.getpid()
+        self._lock = threading.RLock()
 
     def next_batch(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """Draw a batch of left-padded arrays.
@@ -140,7 +155,7 @@ class WarpSampler:
         Raises
         ------
         RuntimeError
-            After `close`.
+            After `close`, or in a forked child.
         """
         draw = self._next()
         row = np.repeat(np.arange(self.batch_size), np.diff(draw.offsets))
@@ -157,7 +172,7 @@ class WarpSampler:
         Raises
         ------
         RuntimeError
-            After `close`.
+            After `close`, or in a forked child.
         """
         draw = self._next()
         return PackedBatch.from_numpy(
@@ -199,21 +214,26 @@ class WarpSampler:
         Raises
         ------
         ValueError
-            If `index` is negative.
+            If `index` is not an integer from 0 to 2**63 - 1.
         RuntimeError
-            After `close`.
+            After `close`, or in a forked child.
         """
-        check_at_least("index", index, 0)
-        if self._closed:
-            raise RuntimeError("this WarpSampler is closed")
-        if index != self._index:
-            self._source.close()
-            self._source, self._index = self._open(index), index
+        index = check_at_least("index", index, 0)
+        with self._in_use():
+            if index != self._index:
+                source = self._open(index)
+                self._source.close()
+                self._source, self._index = source, index
 
     def close(self) -> None:
-        """End the worker threads. The sampler cannot draw any more; closing it twice is fine."""
-        self._closed = True
-        self._source.close()
+        """End the worker threads. The sampler cannot draw any more; closing it twice is fine.
+
+        In a forked child this does nothing.
+        """
+        if os.getpid() == self._process:
+            with self._lock:
+                self._closed = True
+                self._source.close()
 
     def __enter__(self) -> WarpSampler:
         return self
@@ -222,11 +242,22 @@ class WarpSampler:
         self.close()
 
     def _next(self) -> Draw:
-        if self._closed:
-            raise RuntimeError("this WarpSampler is closed")
-        draw = self._source.next()
-        self._index += 1
-        return draw
+        with self._in_use():
+            draw = self._source.next()
+            self._index += 1
+            return draw
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Make other threads wait; a RuntimeError where the sampler cannot be used."""
+        if os.getpid() != self._process:  # the lock may be held by a thread that is not here
+            raise RuntimeError(
+                "this WarpSampler was made before this process was forked: make one in the child"
+            )
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this WarpSampler is closed")
+            yield
 
     def _open(self, first_batch: int) -> NumPySource | NativeSource:
         if _extension.native is None:
