@@ -343,7 +343,9 @@ def _check_packed(
             f"{name} must be int32 of shape (B + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
         )
     if max_seqlen is not None and max_seqlen < 0:
-        raise ValueError(f"{name.replace('cu_seqlens', 'max_seqlen')} must be at least 0, got {max_seqlen}")
+        raise ValueError(
+            f"{name.replace('cu_seqlens', 'max_seqlen')} must be at least 0, got {max_seqlen}"
+        )
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         lengths = cu_seqlens.long().diff()
         if cu_seqlens[0] != 0 or (lengths < 0).any() or cu_seqlens[-1] > tokens.shape[0]:
