@@ -50,10 +50,10 @@ def test_kernels_and_sampler_pass_their_tests(sanitizer):
 def test_kernels_and_sampler_pass_the_fuzz_corpus():
     done = run_tests(
         "address",
-        "ops/test_fuzz.py",
+        "ops/test_any_call.py",
         "ops/test_arguments.py",
         "ops/test_hidden_values.py",
-        "sampling/test_fuzz.py",
+        "sampling/test_any_arguments.py",
     )
     assert passed(done) >= 200, "the selection has lost its tests"
 
