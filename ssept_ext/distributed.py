@@ -50,12 +50,20 @@ def launched() -> tuple[int, int] | None:
     Raises
     ------
     ValueError
-        If a variable is not a number, or out of range; names it.
+        If a variable is not a number, out of range, or missing while there are others; names it.
     """
-    if not all(name in os.environ for name in _VARIABLES):
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if "RANK" in missing or "WORLD_SIZE" in missing:
         return None
-    _variable("MASTER_PORT", 1, 65535)
     world_size = _variable("WORLD_SIZE", 1, _MAX_PROCESSES)
+    if missing and world_size == 1:
+        return None
+    if missing:  # each process would train a model of its own
+        raise ValueError(
+            f"the environment variable WORLD_SIZE is {world_size}, but there is no {missing[0]}: start the "
+            f"processes with torchrun"
+        )
+    _variable("MASTER_PORT", 1, 65535)
     return _variable("RANK", 0, world_size - 1), world_size
 
 

@@ -66,19 +66,19 @@ class _Curves(NamedTuple):
 
 
 def _read(path: Path, over: Axis) -> _Curves:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        raise ValueError(f"{path} has no epoch yet")
     try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
         points = {
             column: [(float(row[over]), float(row[column])) for row in rows if row[column] != ""]
             for column in _COLUMNS
         }
         # Earlier versions ranked among samples, and had no column for it.
         validations = {row.get("validation") or "sampled" for row in rows if row["val_ndcg"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or no log of a training: {error!r}") from error
+    if not rows:
+        raise ValueError(f"{path} has no epoch yet")
     return _Curves(
         {column: ([x for x, _ in xy], [y for _, y in xy]) for column, xy in points.items()},
         validations,

@@ -18,7 +18,9 @@ from ssept_ext.training.options import LoopOptions, TrainingOptions
 from ssept_ext.training.recipe import Recipe
 
 NUMBERS = st.integers() | st.integers(-(10**30), 10**30) | st.floats()
-TEXTS = st.text(max_size=50) | st.sampled_from(["", "1_0", "١", "0x10", "-", "--", "\0", "nan"])
+TEXTS = st.text(max_size=50) | st.sampled_from(
+    ["", "1_0", "١", "0x10", "-", "--", "\0", "nan", "\udcff"]
+)
 WORDS = NUMBERS.map(str) | TEXTS | st.integers(1, 5000).map(lambda digits: "9" * digits)
 REQUIRED = {
     "resume": ["run"],

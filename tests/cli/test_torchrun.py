@@ -84,6 +84,18 @@ def test_a_wrong_variable_of_torchrun_is_named(monkeypatch, capsys, name, value,
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("_second_of_four")
+@pytest.mark.parametrize("name", ["MASTER_ADDR", "MASTER_PORT"])
+def test_processes_that_cannot_find_each_other_do_not_train_alone(monkeypatch, capsys, name):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv(name)
+
+    assert main(["train"]) == 2
+
+    message = f"the environment variable WORLD_SIZE is 4, but there is no {name}: start"
+    assert message in capsys.readouterr().err
+
+
 class DeadlySampler(WarpSampler):
     """Kills process 0 where batch 5 is asked for: 2 are an epoch."""
 

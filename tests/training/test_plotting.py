@@ -96,6 +96,7 @@ def test_the_suffix_says_what_kind_of_picture_it_is(log, tmp_path, name, start):
         ("a,b\n1,2\n", r"is damaged, or no log of a training: KeyError\('loss'\)"),
         (f"{HEADER}1,4,0.5,high,,\n", "is damaged, or no log of a training: ValueError"),
         (f"{HEADER}1,4\n", "is damaged, or no log of a training"),
+        (f"{HEADER}{'1' * 200_000}\n", "is damaged, or no log of a training: Error"),
     ],
 )
 def test_a_log_without_curves_is_named(tmp_path, text, message):
