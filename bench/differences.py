@@ -14,7 +14,7 @@ from baselines import eager
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssept_ext import SASREC, SSEPT, WarpSampler
+from ssept_ext import SSEPT, WarpSampler
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.synthetic import synthetic
 
@@ -121,11 +121,11 @@ def evaluation(dataset: SASRecDataSet, num_epochs: int, draws: int) -> Iterator[
     ours = [model.evaluate(dataset, seed)[0] for seed in range(draws)]
     what = f"NDCG@10 of one model, {dataset.itemnum} items, mean of {draws} draws of 100 negatives"
     yield what, f"{np.mean(theirs):.3f}", f"{np.mean(ours):.3f}"
-    constant = SASREC(
-        item_num=dataset.itemnum, seq_max_len=SEQ_MAX_LEN, embedding_dim=4, conv_dims=[4, 4]
-    )
-    torch.nn.init.zeros_(constant.item_embedding_layer.weight)
-    hr = [constant.evaluate(dataset, 0, ties=ties)[1] for ties in ("optimistic", "pessimistic")]
+    constant = make_model(dataset)
+    for parameter in constant.parameters():
+        torch.nn.init.zeros_(parameter)
+    there.load_state_dict(constant.state_dict())
+    hr = (eager.evaluate(there, dataset, 0, 100)[1], constant.evaluate(dataset, seed=0)[1])
     yield "HR@10 of constant scores", f"{hr[0]:.1f}", f"{hr[1]:.1f}"
 
 

@@ -132,7 +132,7 @@ class SASRecDataSet:
             if not len(self._histories.items):
                 raise ValueError(f"histories of {len(self._histories.users)} users hold no events")
         if not hold_out:
-            self.split(0, 0, 1)
+            SASRecDataSet.split(self, 0, 0, 1)
 
     def _hold(self, histories: Histories) -> None:
         """Start from these histories, split by default."""

@@ -17,7 +17,7 @@ from ssept_ext.network import layers
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import Tokens
 from ssept_ext.network.padded import is_ours, pad_sequences
-from ssept_ext.recommenders.util import as_dataset
+from ssept_ext.recommenders.util import as_dataset, warn_of_ignored
 from ssept_ext.training.callbacks import Progress
 from ssept_ext.training.run import History
 from ssept_ext.training.step import draw_seeds
@@ -90,7 +90,8 @@ class SASREC(models.SASREC):
     """`ssept_ext.SASREC` with the methods and attributes of recommenders' class.
 
     A subclass may override `forward`, `loss_function`, `create_combined_dataset` and `predict`: training and evaluation
-    then call them, with padded tensors, which is slower.
+    then call them, with padded tensors, which is slower. Keywords that only SSEPT has are ignored, and so are unknown
+    ones, with a warning.
 
     Attributes
     ----------
@@ -124,10 +125,10 @@ class SASREC(models.SASREC):
     l2_reg = config_attribute("l2_reg", writable=True)
 
     def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
-        own = {field.name for field in fields(self.config_class)}
-        foreign = {field.name for field in fields(SSEPTConfig)} - own
-        known = {name: value for name, value in arguments.items() if name not in foreign}
-        super().__init__(backend=backend, **known)
+        of_either = {field.name for field in fields(SSEPTConfig)}
+        warn_of_ignored(type(self), arguments.keys() - of_either)
+        own = arguments.keys() & {field.name for field in fields(self.config_class)}
+        super().__init__(backend=backend, **{name: arguments[name] for name in own})
         self.dropout_layer = self.encoder.dropout
 
     @property
@@ -229,8 +230,9 @@ class SASREC(models.SASREC):
 
     @property
     def is_capturable(self) -> bool:  # type: ignore[override]
-        """Whether training runs none of a subclass's methods, which may wait for the device."""
-        return all(map(is_ours, (self.forward, self.loss_function, self.create_combined_dataset)))
+        """Whether training runs none of a user's methods and hooks, which may wait for the device."""
+        methods = (self.forward, self.loss_function, self.create_combined_dataset)
+        return all(map(is_ours, methods)) and not (self._forward_hooks or self._forward_pre_hooks)
 
     def training_loss(
         self, batch: PackedBatch, loss: Any = "bce", *, seed: Tensor | None = None, **options: Any

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,10 @@ class SASRecDataSet(data.SASRecDataSet):
 
     Parameters
     ----------
-    filename, col_sep
+    filename, col_sep, histories, hold_out
         See `ssept_ext.SASRecDataSet`.
-    ignored
-        Other keywords have no effect.
+    others
+        Other keywords have no effect, but for a warning.
 
     Examples
     --------
@@ -37,11 +39,15 @@ class SASRecDataSet(data.SASRecDataSet):
         self,
         filename: str | os.PathLike[str] | None = None,
         col_sep: str | None = " ",
-        **ignored: Any,
+        *,
+        histories: Any = None,
+        hold_out: bool = True,
+        **others: Any,
     ) -> None:
+        warn_of_ignored(type(self), others)
         self._source = filename
-        if filename:
-            super().__init__(filename, col_sep)
+        if filename or histories is not None:
+            super().__init__(filename, col_sep, histories=histories, hold_out=hold_out)
             return
         self.filename, self.col_sep, self.with_time = filename, col_sep, None
         none = np.zeros(0, np.int64)
@@ -72,9 +78,9 @@ class SASRecDataSet(data.SASRecDataSet):
         Raises
         ------
         ValueError
-            If there is no file, or an argument is out of range.
+            If there is neither a file nor histories, or an argument is out of range.
         """
-        if not self.filename:
+        if not self.filename and not len(self._histories.items):
             raise ValueError("Filename is required: give SASRecDataSet a filename")
         if self.filename != self._source:
             self.__init__(self.filename, self.col_sep)  # type: ignore[misc]
@@ -97,6 +103,14 @@ class SASRecDataSet(data.SASRecDataSet):
             "test_size": test_size,
             "min_interactions": min_interactions,
         }
+
+
+def warn_of_ignored(kind: type, names: Collection[str]) -> None:
+    """Warn that keywords, if there are any, have no effect, which recommenders does not say."""
+    if names:
+        warnings.warn(
+            f"{kind.__name__} ignores {', '.join(names)}, as recommenders does", stacklevel=3
+        )
 
 
 def as_dataset(given: Any) -> data.SASRecDataSet:

@@ -1,18 +1,20 @@
 """SASREC and SSEPT with the attributes, the printing, the devices and the overrides of recommenders."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from support.factories import perturbed, tiny_model
 from support.padded import padded_inputs
 from support.tolerances import relative_error
 
-from ssept_ext import WarpSampler, models
+from ssept_ext import Interactions, WarpSampler, models
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.evaluation import draw_candidates
 from ssept_ext.recommenders.model import SASREC, pad_sequences
 from ssept_ext.recommenders.ssept import SSEPT
 from ssept_ext.recommenders.util import SASRecDataSet
+from ssept_ext.training import cuda_graph
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -105,11 +107,20 @@ def test_l2_reg_may_be_assigned(dataset):
     assert (shrunk < 0).double().mean() > 0.9
 
 
-def test_keywords_of_the_other_model_are_ignored_and_unknown_ones_are_not():
-    assert not hasattr(tiny_model(SASREC, seq_max_len=3), "user_num")
-    SASREC(item_num=9, user_num=7, user_embedding_dim=10, item_embedding_dim=4)
-    with pytest.raises(TypeError, match='SASREC has no argument "colour"'):
-        SASREC(item_num=9, colour="blue")
+def test_keywords_of_the_other_model_are_ignored():
+    model = SASREC(item_num=9, user_num=7, user_embedding_dim=10, item_embedding_dim=4)
+
+    assert not hasattr(model, "user_num")
+
+
+def test_unknown_keywords_are_ignored_with_a_warning():
+    class Mine(SASREC):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.colour = kwargs.get("colour")
+
+    with pytest.warns(UserWarning, match="Mine ignores colour, as recommenders does"):
+        assert Mine(item_num=9, colour="blue").colour == "blue"
 
 
 @pytest.mark.parametrize("changes", [{}, {"architecture": "original"}])
@@ -309,6 +320,15 @@ def test_one_override_is_enough_and_may_be_assigned_to_a_model(dataset, name):
     assert len(calls) == 2
 
 
+def test_training_calls_a_hook_of_the_model(dataset):
+    model, calls = model_of(SSEPT, dataset), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+
+    train(model, dataset)
+
+    assert len(calls) == 2
+
+
 def test_only_recommenders_loss_can_be_overridden(dataset):
     with pytest.raises(ValueError, match='loss must be "bce" where Halved .* got "bpr"'):
         train(model_of(Halved, dataset), dataset, loss="bpr")
@@ -332,8 +352,9 @@ def test_evaluation_calls_an_overridden_predict(dataset):
     hr, backwards_hr = (m.evaluate(dataset, seed=0)[1] for m in (plain, backwards))
 
     assert hr != backwards_hr
-    with pytest.raises(TypeError, match="Backwards overrides predict, which rankings of the whole"):
-        backwards.evaluate_full(dataset)
+    for rank in (backwards.evaluate_full, backwards.recommend):
+        with pytest.raises(TypeError, match="Backwards overrides predict, which rankings of the"):
+            rank(dataset)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +373,28 @@ def test_an_override_is_allowed_beside_those_of_its_callers():
     overrides = {name: lambda self, *args: None for name in ("embedding", "forward", "predict")}
 
     type("Mine", (SASREC,), overrides)
+
+
+def test_steps_that_run_overrides_are_not_captured(dataset, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "growing_step", lambda *_: "captured")
+
+    def kind_of_step(model):
+        return cuda_graph.training_step(None, None, torch.device("cuda"), 6, capture=model)
+
+    assert kind_of_step(model_of(SSEPT, dataset).is_capturable) == "captured"
+    assert kind_of_step(model_of(Halved, dataset).is_capturable) != "captured"
+
+
+@KINDS
+def test_fit_and_raw_ids_work(kind):
+    frame = pa.table({"user": ["ann"] * 4 + ["bob"] * 3, "item": [*"abcd", *"bda"]})
+    events = Interactions.from_dataframe(frame, timestamp=None)
+
+    options = {"seq_max_len": 4, "embedding_dim": 4, "num_epochs": 1, "val_epoch": 0}
+    model = kind.fit(events, verbose=False, **options)
+
+    assert type(model) is kind
+    assert len(model.recommend(users=["bob"], k=1)) == 1
 
 
 @KINDS

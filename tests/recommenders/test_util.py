@@ -33,8 +33,19 @@ def test_a_file_may_be_named_later(filename):
     assert data.user_test == {1: [105], 2: [203], 3: []}
 
 
-def test_unknown_keywords_are_ignored(filename):
-    assert SASRecDataSet(filename=filename, col_sep="\t", colour="blue").usernum == 3
+def test_unknown_keywords_are_ignored_with_a_warning(filename):
+    with pytest.warns(UserWarning, match="SASRecDataSet ignores colour, as recommenders does"):
+        data = SASRecDataSet(filename=filename, col_sep="\t", colour="blue")
+
+    assert data.usernum == 3
+
+
+def test_histories_are_taken_instead_of_a_file():
+    data = SASRecDataSet(histories={1: [3, 4, 5]}, hold_out=False)
+
+    assert data.user_train == {1: [3, 4, 5]}
+    assert data.split()["users_with_splits"] == 1
+    assert data.user_train == {1: [3]}
 
 
 @pytest.mark.parametrize(("line", "with_time"), [("1 2", False), ("1 2 3", True)])
