@@ -66,8 +66,8 @@ def check_same_batch(batch: PackedBatch) -> None:
     check_same(**{"the sampler's batch (give it a seed)": sha.hexdigest()[:16]})
 
 
-class _LossModule(nn.Module):
-    """Computes the loss in `forward`, because DistributedDataParallel only hooks `forward`."""
+class LossModule(nn.Module):
+    """Computes a loss of a model in `forward`, for functions that call or hook only that."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def data_parallel(model: nn.Module, loss: Loss) -> Loss:
     All processes start from the parameters of process 0.
     """
     with raise_if_peer_lost():
-        parallel = DistributedDataParallel(_LossModule(model, loss), gradient_as_bucket_view=True)
+        parallel = DistributedDataParallel(LossModule(model, loss), gradient_as_bucket_view=True)
 
     def weighted(batch: PackedBatch, seed: Tensor) -> Tensor:
         assert isinstance(batch, BatchPart)

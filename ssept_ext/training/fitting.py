@@ -86,7 +86,7 @@ def fit(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     num_items, num_users = len(interactions.item_ids), len(interactions.user_ids)
     generator = torch.Generator().manual_seed(check_at_least("seed", seed, 0))
-    with _DrawingFrom(generator):
+    with torch.device("cpu"), _DrawingFrom(generator):
         model = recipe.make_model(num_items, num_users, backend)
     model = model.to(device)
     with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:

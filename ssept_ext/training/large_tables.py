@@ -29,6 +29,7 @@ from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import LayerNormalization
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sse import replace_ids
+from ssept_ext.training.data_parallel import LossModule
 from ssept_ext.training.step import Loss
 
 TableOptimizer = Literal["sgd", "rowwise_adagrad", "adam"]
@@ -155,14 +156,14 @@ class ShardedTables:
         SSE replaces ids as the config of the tables says. The losses that need more than the rows of a batch, "softmax"
         and "sampled_softmax", are not supported.
         """
-        parts = _TrainingLoss(model)
+        whole = LossModule(model, lambda batch, seed: model.training_loss(batch, loss, seed=seed))
         user_num = getattr(self.config, "user_num", 0)
 
         def value(batch: PackedBatch, seed: Tensor) -> Tensor:
             batch = replace_ids(batch, self.config.sse, user_num, self.config.item_num, seed)
             rows, batch = self.look_up(batch)
             named = {f"model.{name}": tensor for name, tensor in rows.items()}
-            result: Tensor = functional_call(parts, named, (batch, loss, seed))
+            result: Tensor = functional_call(whole, named, (batch, seed))
             return result
 
         return value
@@ -175,19 +176,6 @@ class ShardedTables:
         )
         rows = self.shards[noun](wanted).wait()[noun].values()[:, : self._widths[noun]]
         return torch.cat([rows.new_zeros(1, rows.shape[1]), rows]), places[1:]
-
-
-class _TrainingLoss(nn.Module):
-    """Computes `training_loss` in `forward`, because `functional_call` calls `forward`."""
-
-    def __init__(self, model: SequentialRecommender) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, batch: PackedBatch, loss: Literal["bce", "gbce", "bpr"], seed: Tensor
-    ) -> Tensor:
-        return self.model.training_loss(batch, loss, seed=seed)
 
 
 def without_tables(

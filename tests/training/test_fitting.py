@@ -83,6 +83,15 @@ def test_a_seed_of_fit_draws_the_parameters_that_it_draws_for_torch(monkeypatch)
         assert torch.equal(model.state_dict()[name], x)
 
 
+def test_fit_makes_the_same_model_whatever_the_default_device():
+    expected = fit().state_dict()
+
+    with torch.device("meta"):  # like no other: nothing on it fits the CPU's tensors
+        made = fit(device="cpu").state_dict()
+
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
 def test_ctrl_c_in_fit_is_raised():
     def interrupt(progress):
         raise KeyboardInterrupt
