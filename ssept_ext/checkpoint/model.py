@@ -26,6 +26,7 @@ import torch
 
 from ssept_ext._extension import Backend, build_info
 from ssept_ext.checkpoint.tensors import read_shapes, read_tensors, sizes_of, write_tensors
+from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.id_map import load_id_maps, save_id_maps
 from ssept_ext.data.known_histories import KnownHistories
@@ -125,6 +126,7 @@ def save_checkpoint(
             "version": build_info().version,
             "class": kind.__name__,
             "arguments": asdict(model.config),
+            "trained_on": model.trained_on and asdict(model.trained_on),
             "files": files,
         }
         put_file(folder / CONFIG_FILE, lambda path: write_json(path, config))
@@ -231,6 +233,8 @@ def _load(
     kind, arguments = classes[config["class"]], config["arguments"]
     try:
         fitted = config_from_arguments(kind.config_class, kind.__name__, arguments)
+        data = config.get("trained_on")
+        trained_on = None if data is None else Fingerprint(**data)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{config_path} has arguments that do not fit: {error}") from error
     shapes = read_shapes(paths["model"])
@@ -244,6 +248,7 @@ def _load(
         model.load_state_dict(read_tensors(paths["model"])[0], assign=True)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{paths['model']} does not belong to {config_path}: {error}") from error
+    model.trained_on = trained_on
     if "ids" in paths:
         model.known = _read_known(paths)
         try:
@@ -300,7 +305,7 @@ def _read_known(paths: Mapping[str, Path]) -> KnownHistories:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} is not a checkpoint")
-    config = read_json(path, ("format", "class", "arguments"), ("version", "files"))
+    config = read_json(path, ("format", "class", "arguments"), ("version", "trained_on", "files"))
     if config["format"] not in range(1, FORMAT + 1):
         raise ValueError(
             f"{path} has format {config['format']!s:.99}, this version reads 1 to {FORMAT}"

@@ -44,7 +44,8 @@ def prepare(options: argparse.Namespace) -> int:
         f"kept   {len(interactions):,} events, {len(interactions.user_ids):,} users, "
         f"{len(interactions.item_ids):,} items"
     )
-    save_id_maps(ids, interactions.user_ids, interactions.item_ids)
+    histories = interactions.to_histories().digest()
+    save_id_maps(ids, interactions.user_ids, interactions.item_ids, histories)
     write_events(interactions, out)
     print(f"wrote  {out}, and the raw ids to {ids}")
     return 0

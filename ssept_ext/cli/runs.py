@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,19 @@ from typing import Any
 from ssept_ext.cli.options import choose_device
 from ssept_ext.cli.prepare import IDS_SUFFIX
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.id_map import IdMap, load_id_maps
+from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.synthetic import synthetic
-from ssept_ext.evaluation.candidates import check_dataset_fits
-from ssept_ext.models import SASREC
-from ssept_ext.utils.files import read_json, replace_file, write_json
+from ssept_ext.models import SASREC, SSEPT
+from ssept_ext.network.identity import in_ids_of
+from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.files import lock_file, read_json, replace_file, write_json
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
+LOCK_FILE = ".lock"
+KINDS: dict[str, type[SASREC]] = {"ssept": SSEPT, "sasrec": SASREC}
 
 Source = dict[str, Any]
 """The arguments of `SASRecDataSet` for a file, or {"synthetic": arguments of `synthetic`}."""
@@ -27,9 +35,34 @@ Source = dict[str, Any]
 def new_run_folder(out: str | None) -> Path:
     """Return the folder for a new run, by default named after the current time; a ValueError if it is not empty."""
     folder = Path(out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"--out {folder} is not empty: choose a new folder, or remove it first")
+    check_empty(folder)
     return folder
+
+
+def check_empty(folder: Path) -> None:
+    """Raise a ValueError if a folder for a new run holds anything but the lock of a run."""
+    if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+        raise ValueError(f"--out {folder} is not empty: choose a new folder, or remove it first")
+
+
+@contextmanager
+def alone_in(run: Path, new: bool = False) -> Iterator[None]:
+    """Keep other processes from training in a run folder, which is made if missing, as long as this one lives.
+
+    Raises
+    ------
+    ValueError
+        If another process trains in it, or it must be `new` and another process has trained in it meanwhile.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_file(run / LOCK_FILE))
+        except BlockingIOError as error:
+            raise ValueError(f"another process trains in {run}") from error
+        if new:
+            check_empty(run)
+        yield
 
 
 def run_file(run: Path) -> Path:
@@ -51,9 +84,29 @@ def read_run_file(run: Path) -> tuple[Source, dict[str, Any]]:
     """Return the source of the data and the options of a run."""
     path = run_file(run)
     record = read_json(path, ("data", "options"))
-    if not all(isinstance(part, dict) for part in record.values()):
-        raise ValueError(f"{path} is damaged: data and options must be objects")
-    return record["data"], record["options"]
+    source, options = record["data"], record["options"]
+    if not _is_source(source):
+        raise ValueError(f"{path} is damaged: it names no data, but {source!r:.99}")
+    if not isinstance(options, dict) or options.get("model") not in list(KINDS):
+        raise ValueError(f"{path} is damaged: its options are not those of a run")
+    check_at_least(f"{path} is damaged: seed", options.get("seed"), 0)
+    return source, options
+
+
+def _is_source(source: Any) -> bool:
+    if not isinstance(source, dict):
+        return False
+    made = source.get("synthetic")
+    if isinstance(made, dict):
+        return made.keys() <= synthetic_source()["synthetic"].keys() and all(
+            type(value) in (int, float) for value in made.values()
+        )
+    separator = source.get("col_sep")
+    return (
+        source.keys() == {"filename", "col_sep"}
+        and isinstance(source["filename"], str)
+        and (separator is None or isinstance(separator, str))
+    )
 
 
 def open_run(
@@ -63,10 +116,25 @@ def open_run(
     device = choose_device(options)
     source, trained_with = read_run_file(Path(options.run))
     model = SASREC.from_pretrained(options.run, backend=options.backend, device=device).eval()
-    source = given_source(options) or source
-    dataset = load_data(source)
-    check_dataset_fits(model, dataset)
-    return model, dataset, trained_with, load_ids(source)
+    given = given_source(options)
+    dataset = load_data(given or source)
+    try:
+        dataset = in_ids_of(model, dataset)
+    except ValueError as error:
+        raise ValueError(f"{options.run}: {error}") from error
+    if model.known is None and model.trained_on is not None:
+        found = Fingerprint.of(dataset)
+        if found.histories != model.trained_on.histories:
+            change = f"{options.run} belongs to {model.trained_on.against(found)}"
+            if given is None:
+                raise ValueError(f"{change}: to use it nevertheless, give --data")
+            print(
+                f"ssept: note: {change}, whose numbers are taken for the same ids", file=sys.stderr
+            )
+    ids = model.known if dataset.item_ids is None else dataset
+    if ids is None or ids.user_ids is None or ids.item_ids is None:
+        return model, dataset, trained_with, None
+    return model, dataset, trained_with, (ids.user_ids, ids.item_ids)
 
 
 def given_source(options: argparse.Namespace) -> Source | None:
@@ -85,13 +153,13 @@ def synthetic_source() -> Source:
 
 
 def load_data(source: Source) -> SASRecDataSet:
-    """Read or generate the data of a source."""
+    """Read or generate the data of a source, with the raw ids that `ssept prepare` wrote next to the file, if any."""
     if "synthetic" in source:
         return synthetic(**source["synthetic"])
-    return SASRecDataSet(**source)
-
-
-def load_ids(source: Source) -> tuple[IdMap, IdMap] | None:
-    """Return the raw ids of users and items that `ssept prepare` wrote next to the data; None if there are none."""
-    path = Path(f"{source.get('filename')}{IDS_SUFFIX}")
-    return load_id_maps(path) if path.is_file() else None
+    dataset = SASRecDataSet(**source)
+    path = Path(f"{dataset.filename}{IDS_SUFFIX}")
+    if path.is_file():
+        ids = load_id_maps(path, dataset.histories("all").digest())
+        known = KnownHistories.from_dataset(dataset, *ids)  # which checks the numbers of ids
+        dataset.user_ids, dataset.item_ids = known.user_ids, known.item_ids
+    return dataset

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,13 +28,15 @@ from ssept_ext.cli.options import (
 )
 from ssept_ext.cli.report import measure, measure_popularity, print_results, summary
 from ssept_ext.cli.runs import (
+    KINDS,
     METRICS_FILE,
     Source,
+    alone_in,
     given_source,
     load_data,
-    load_ids,
     new_run_folder,
     read_run_file,
+    run_file,
     synthetic_source,
     write_run_file,
 )
@@ -52,7 +56,6 @@ VAL_EPOCH = 5
 """Default of --val-epoch. `fit`, which writes no log, does not validate by default."""
 
 _WORKERS = Range(1, 256)
-_KINDS: dict[str, type[SASREC]] = {"ssept": SSEPT, "sasrec": SASREC}
 _ONLY_SSEPT = ("user_embedding_dim", "sse_user_prob")
 _SSE = ("sse_user_prob", "sse_item_prob", "sse_target_prob", "sse_joint")
 _MODEL = (
@@ -65,9 +68,9 @@ _OWN = {"seed": 0, "n_workers": 1, "tensorboard": False}
 
 def train(options: argparse.Namespace) -> int:
     """Train a model, write its run folder, and print its metrics."""
-    kind = _KINDS[options.model]
+    kind = KINDS[options.model]
     source = given_source(options) or synthetic_source()
-    with distributed.process_group(choose_device(options), options.timeout):
+    with distributed.process_group(choose_device(options), options.timeout), ExitStack() as held:
         run = distributed.broadcast_from_rank0(lambda: new_run_folder(options.out))
         changes = _given(options, kind)
         dataset = load_data(source)
@@ -75,7 +78,8 @@ def train(options: argparse.Namespace) -> int:
         if options.ffn_dim is not None:
             dims = (options.ffn_dim, recipe.model["conv_dims"][1])
             recipe = replace(recipe, model={**recipe.model, "conv_dims": dims})
-        return _train(options, run, source, dataset, recipe)
+        claim = alone_in(run, new=True)
+        return _train(options, run, source, dataset, recipe, lambda: held.enter_context(claim))
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -86,14 +90,21 @@ def resume(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
         )
-    kind = _KINDS[recorded["model"]]
-    recorded = _updated(recorded, kind)
+    kind = KINDS[recorded["model"]]
+    try:
+        recorded = _updated(recorded, kind)
+        names = chain(*option_names(kind).values())
+        known = {name: recorded[name] for name in names if name in recorded}
+        recipe = Recipe.from_options(kind, known)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{run_file(run)} is damaged: {error}") from error
     for name, default in _OWN.items():
         setattr(options, name, recorded.get(name, default))
-    names = chain(*option_names(kind).values())
-    recipe = Recipe.from_options(kind, {name: recorded[name] for name in names if name in recorded})
-    with distributed.process_group(choose_device(options), options.timeout):
-        return _train(options, run, source, load_data(source), recipe)
+    with distributed.process_group(choose_device(options), options.timeout), ExitStack() as held:
+        claim = alone_in(run)
+        return _train(
+            options, run, source, load_data(source), recipe, lambda: held.enter_context(claim)
+        )
 
 
 def _train(
@@ -102,6 +113,7 @@ def _train(
     source: Source,
     dataset: SASRecDataSet,
     recipe: Recipe[SASREC],
+    claim: Callable[[], None],
 ) -> int:
     writes = distributed.rank() == 0
     callbacks: list[Callback] = [csv_log(run / METRICS_FILE)]
@@ -109,8 +121,9 @@ def _train(
         callbacks.append(lambda progress: save_checkpoint(progress.model, run))
     if options.tensorboard:
         callbacks.append(tensorboard_log(run))
-    ids = load_ids(source)
-    known = None if ids is None else KnownHistories.from_dataset(dataset, *ids)
+    known = None
+    if dataset.user_ids is not None and dataset.item_ids is not None:
+        known = KnownHistories.from_dataset(dataset, dataset.user_ids, dataset.item_ids)
     torch.manual_seed(options.seed)
     model = recipe.make_model(dataset.itemnum, dataset.usernum, options.backend)
     model = model.to(choose_device(options))
@@ -120,6 +133,7 @@ def _train(
     with recipe.make_sampler(
         dataset, model.seq_max_len, options.seed, options.n_workers
     ) as sampler:
+        distributed.broadcast_from_rank0(claim)
         if writes:
             write_run_file(run, source, _record(options, recipe))
             print(summary(source, dataset, model, run), flush=True)
@@ -154,7 +168,7 @@ def _given(options: argparse.Namespace, kind: type[SASREC]) -> dict[str, Any]:
 
 def _record(options: argparse.Namespace, recipe: Recipe[SASREC]) -> dict[str, Any]:
     """Return all options of a run, for run.json."""
-    model = next(name for name, kind in _KINDS.items() if kind is recipe.kind)
+    model = next(name for name, kind in KINDS.items() if kind is recipe.kind)
     own = {name: getattr(options, name) for name in _OWN}
     return {"model": model, **own, **recipe.options()}
 
@@ -183,7 +197,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "model", "The defaults shown below are those of the preset for --model ssept."
     )
-    group.add_argument("--model", choices=_KINDS, default="ssept", help="SSE-PT or SASRec")
+    group.add_argument("--model", choices=KINDS, default="ssept", help="SSE-PT or SASRec")
     group.add_argument(
         "--preset",
         choices=PRESETS,

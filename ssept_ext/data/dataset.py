@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +14,9 @@ from numpy.typing import ArrayLike
 from ssept_ext.data.histories import Histories, IntArray, as_histories, check_ids
 from ssept_ext.data.text import group_by_user, read_events
 from ssept_ext.utils.checks import check_at_least
+
+if TYPE_CHECKING:
+    from ssept_ext.data.id_map import IdMap
 
 Part: TypeAlias = Literal["all", "train", "valid", "test"]
 
@@ -69,6 +73,8 @@ class SASRecDataSet:
         As given.
     with_time
         bool, whether the file has a third column, of times; None without a file.
+    user_ids, item_ids
+        The `IdMap` of raw ids, in data sets that `Interactions.to_dataset` made; None if there are none.
 
     Examples
     --------
@@ -122,6 +128,8 @@ class SASRecDataSet:
         self.filename = filename
         self.col_sep = col_sep
         self.with_time: bool | None = None
+        self.user_ids: IdMap | None = None
+        self.item_ids: IdMap | None = None
         if histories is None:
             assert filename is not None
             columns = read_events(filename, col_sep)
@@ -227,6 +235,23 @@ class SASRecDataSet:
         self._dicts = {part: items for part, items in self._dicts.items() if part == "all"}
         self._valid_size, self._test_size = valid_size, test_size
         self._min_interactions = min_interactions
+
+    def renumbered(self, users: IntArray, items: IntArray) -> SASRecDataSet:
+        """Return a copy where user u is `users[u]` and item i is `items[i]`, ordered by user."""
+
+        def renumber(histories: Histories) -> Histories:
+            new = histories._replace(users=users[histories.users], items=items[histories.items])
+            return new.of(np.sort(new.users))
+
+        made = copy(self)
+        made.__dict__.pop("Items", None)
+        made._histories = renumber(self._histories)
+        made.usernum, made.itemnum = (int(made._histories[i].max(initial=0)) for i in (0, 2))
+        made._dicts = {
+            part: renumber(Histories.from_mapping(edited)).to_dict()
+            for part, edited in self._dicts.items()
+        }
+        return made
 
     def _split(self, histories: Histories, part: Part) -> Histories:
         return histories.between(*self._bounds(np.diff(histories.offsets), part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ssept_ext.utils.checks import shown
+from ssept_ext.utils.files import DIGITS
 
 MAX_ID = 2**31 - 1
 """Largest user or item id. Ids index embedding tables, so larger ones are hashes that must be renumbered."""
@@ -71,6 +73,15 @@ class Histories(NamedTuple):
                 f"{len(items)} events"
             )
         return Histories(users, offsets, items)
+
+    def digest(self) -> str:
+        """Return the first 64 bits of a SHA-256 of the rows with events, in hexadecimal, the same on every machine."""
+        lengths = np.diff(self.offsets)
+        users, lengths = self.users[lengths > 0], lengths[lengths > 0]
+        sha = hashlib.sha256(str(len(users)).encode())
+        for array in (users, lengths, self.items):
+            sha.update(np.ascontiguousarray(array, "<i4").data)
+        return sha.hexdigest()[:DIGITS]
 
     def to_dict(self) -> dict[int, list[int]]:
         """Map each user id to the list of the user's item ids, in the order of the rows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
 from ssept_ext.utils.checks import shown
-from ssept_ext.utils.files import read_json, replace_file, write_json
+from ssept_ext.utils.files import DIGITS, read_json, replace_file, write_json
 
 RawId: TypeAlias = int | str | UUID
 RawIds: TypeAlias = Sequence[RawId] | NDArray[Any]
@@ -151,6 +153,11 @@ class IdMap:
             raise IndexError(f"{self.noun} number {bad} is outside 1..{len(self)}")
         return self.raw[index - 1]
 
+    @cached_property
+    def digest(self) -> str:
+        """The first 64 bits of a SHA-256 of the ids and their type, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:DIGITS]
+
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be stored as JSON and read again by `from_dict`."""
         ids = self.raw.tolist()
@@ -175,21 +182,34 @@ class IdMap:
         return id_map
 
 
-def save_id_maps(path: str | os.PathLike[str], users: IdMap, items: IdMap) -> None:
-    """Write both maps to one JSON file, replaced in one step."""
+def save_id_maps(
+    path: str | os.PathLike[str], users: IdMap, items: IdMap, histories: str | None = None
+) -> None:
+    """Write both maps to one JSON file, replaced in one step, with the digest of the histories that they belong to."""
     record = {"format": FORMAT, "users": users.to_dict(), "items": items.to_dict()}
+    if histories is not None:
+        record["histories"] = histories
     replace_file(Path(path), lambda part: write_json(part, record, indent=None))
 
 
-def load_id_maps(path: str | os.PathLike[str]) -> tuple[IdMap, IdMap]:
-    """Read the maps of users and items that `save_id_maps` wrote; a ValueError names a file that holds none."""
+def load_id_maps(path: str | os.PathLike[str], histories: str | None = None) -> tuple[IdMap, IdMap]:
+    """Read the maps of users and items that `save_id_maps` wrote.
+
+    A ValueError names a file that holds none, or was written for histories with another digest.
+    """
     try:
-        record = read_json(Path(path), ("format", "users", "items"))
+        record = read_json(Path(path), ("format", "users", "items"), ("histories",))
         if record["format"] != FORMAT:
             raise ValueError(f"format {shown(record['format'])}, this version reads {FORMAT}")
-        return IdMap.from_dict(record["users"], "user"), IdMap.from_dict(record["items"], "item")
+        maps = IdMap.from_dict(record["users"], "user"), IdMap.from_dict(record["items"], "item")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or holds no id maps: {shown(error)}") from error
+    of = record.get("histories")  # which earlier versions did not write
+    if histories is not None and of not in (None, histories):
+        raise ValueError(
+            f"{path} has the raw ids of other data: of events with the digest {of}, got {histories}"
+        )
+    return maps
 
 
 def _distinct(ids: NDArray[Any]) -> bool:

@@ -244,7 +244,9 @@ class Interactions:
             Keep the last two events of each user with three or more for validation and test; False
             trains on every event.
         """
-        return SASRecDataSet(histories=self.to_histories(), hold_out=hold_out)
+        dataset = SASRecDataSet(histories=self.to_histories(), hold_out=hold_out)
+        dataset.user_ids, dataset.item_ids = self.user_ids, self.item_ids
+        return dataset
 
 
 def _take_columns(frame: Any, columns: Columns) -> RawEvents:

@@ -68,6 +68,44 @@ class KnownHistories:
         every_user = np.arange(1, num_users + 1)
         return cls(user_ids, item_ids, dataset.histories("all", every_user))
 
+    def translate(self, dataset: SASRecDataSet, *, new_users: bool) -> SASRecDataSet:
+        """Return a data set with raw ids in the numbers of these maps; itself if it is in them already.
+
+        Parameters
+        ----------
+        new_users
+            Whether users may be unknown; they get numbers after the known ones.
+
+        Raises
+        ------
+        ValueError
+            If an item, or a user without `new_users`, is unknown; names it, and the file of the data set.
+        """
+        user_ids, item_ids = dataset.user_ids, dataset.item_ids
+        assert user_ids is not None
+        assert item_ids is not None
+        if (user_ids, item_ids) == (self.user_ids, self.item_ids):
+            return dataset
+        foreign = f"{dataset.filename or 'dataset'} does not belong to the model"
+        for mine, theirs in ((self.user_ids, user_ids), (self.item_ids, item_ids)):
+            if mine.type != theirs.type:
+                raise ValueError(
+                    f"{foreign}, whose {mine.noun} ids are {mine.type}, got {theirs.type}"
+                )
+        try:
+            items = self.item_ids.encode(item_ids.raw)
+            users = self.user_ids.encode(user_ids.raw, "zero" if new_users else "raise")
+        except KeyError as error:
+            raise ValueError(f"{foreign}: {error.args[0]}") from None
+        new = users == 0
+        users[new] = len(self.user_ids) + 1 + np.arange(new.sum())
+        translated = dataset.renumbered(np.append(0, users), np.append(0, items))
+        translated.user_ids, translated.item_ids = self.user_ids, self.item_ids
+        if new.any():
+            translated.user_ids = IdMap(np.append(self.user_ids.raw, user_ids.raw[new]), "user")
+        translated.itemnum = len(self.item_ids)
+        return translated
+
     def of(self, user: int) -> IntArray:
         """Return the items of user number `user`; none for number 0, which stands for an unknown user.
 

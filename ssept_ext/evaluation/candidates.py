@@ -14,7 +14,6 @@ import numpy as np
 
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, join
-from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.negatives import negative_table, philox_key
 from ssept_ext.utils.checks import check_at_least
 from ssept_ext.utils.files import replace_file
@@ -269,20 +268,3 @@ def check_items(histories: Histories, itemnum: int) -> None:
             f"items must be in 1..{itemnum} (dataset.itemnum), got {histories.items[event]} in the "
             f"history of user {histories.users[row]}"
         )
-
-
-def check_dataset_fits(model: SequentialRecommender, dataset: SASRecDataSet) -> None:
-    """Check that the model has vectors for all users and items of the data set.
-
-    Raises
-    ------
-    ValueError
-        If it does not; names the id and the size of the model's table.
-    """
-    for name, largest in (("item", dataset.itemnum), ("user", dataset.usernum)):
-        table_size: int | None = getattr(model, f"{name}_num", None)  # SASREC has no users
-        if table_size is not None and largest > table_size:
-            raise ValueError(
-                f"dataset has {name} {largest}, the model knows {name}s 1..{table_size} "
-                f"({name}_num={table_size})"
-            )

@@ -16,12 +16,12 @@ from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.evaluation.candidates import (
     Split,
-    check_dataset_fits,
     check_items,
     input_histories,
     measurable_users,
 )
 from ssept_ext.evaluation.metrics import BEATS, Ties, check_ties, count_above, hr, mean_gain, ndcg
+from ssept_ext.network.identity import in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import (
     USERS_AT_A_TIME,
@@ -106,7 +106,7 @@ def evaluate_full(
         raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
     check_at_least("eval_batch_size", eval_batch_size, 1)
     check_ties(ties)
-    check_dataset_fits(model, dataset)
+    dataset = in_ids_of(model, dataset)
     users = measurable_users(dataset, split)
     inputs = input_histories(dataset, users, split)
     held_out = dataset.histories(split, users)

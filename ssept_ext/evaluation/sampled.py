@@ -17,10 +17,10 @@ from ssept_ext.evaluation.candidates import (
     EvaluationCandidates,
     Exclude,
     Split,
-    check_dataset_fits,
     draw_candidates,
 )
 from ssept_ext.evaluation.metrics import BEATS, Ties, check_ties, count_above, ndcg_and_hr
+from ssept_ext.network.identity import in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import scoring
 from ssept_ext.ranking.top_k import check_finite
@@ -128,7 +128,7 @@ def evaluate(
     >>> hr  # of 6 candidates
     1.0
     """
-    check_dataset_fits(model, dataset)
+    dataset = in_ids_of(model, dataset)
     trials = draw_candidates(
         dataset,
         split,

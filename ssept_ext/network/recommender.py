@@ -23,6 +23,7 @@ from ssept_ext.network.sse import replace_ids
 from ssept_ext.ops.reference import checked_ids
 
 if TYPE_CHECKING:
+    from ssept_ext.data.fingerprint import Fingerprint
     from ssept_ext.data.known_histories import KnownHistories
 
 
@@ -55,6 +56,9 @@ class SequentialRecommender(nn.Module):
     raw ids."""
     is_capturable: bool = True
     """Whether `training_loss` never waits for the device, so that training may capture its steps in a CUDA graph."""
+
+    trained_on: Fingerprint | None = None
+    """Of the data of the last training."""
 
     def __init__(self, config: SASRECConfig, backend: Backend = "auto") -> None:
         super().__init__()

@@ -44,6 +44,14 @@ class SeekableSampler(Protocol):
 
 
 @runtime_checkable
+class DigestingSampler(Protocol):
+    """A sampler that can tell which histories it draws from."""
+
+    def digest(self) -> str:
+        """Return a digest of what batches depend on beside `settings`."""
+
+
+@runtime_checkable
 class LengthKnowingSampler(Protocol):
     """A sampler that knows the distribution of its sequences' lengths, by which a CUDA graph is sized."""
 

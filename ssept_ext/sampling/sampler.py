@@ -136,6 +136,7 @@ class WarpSampler:
         self._table = sampling_table(
             User, usernum, itemnum, options.popularity_exponent, needs_negatives=needs_negatives
         )
+        self._itemnum = itemnum
         self._index = 0
         self._source = self._open(0)
         self._closed = False
@@ -189,6 +190,11 @@ class WarpSampler:
         """(R,) length of the sequence of each user who can be drawn; all are drawn as often, window or not."""
         lengths: IntArray = np.minimum(np.diff(self._table.offsets) - 1, self.maxlen)
         return lengths
+
+    def digest(self) -> str:
+        """Return a digest of the histories and items that batches are drawn from, which `settings` does not hold."""
+        histories = Histories(self._table.users, self._table.offsets, self._table.items)
+        return f"{histories.digest()} and items 1..{self._itemnum}"
 
     @property
     def negative_log_probs(self) -> NDArray[np.float64] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, check_ids
+from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks, scoring
 from ssept_ext.ranking.top_k import TopK
@@ -76,6 +77,8 @@ def recommend_by_index(
     >>> found.items.shape, found.items[0].tolist()  # user 1 has seen 3 and 5
     ((2, 2), [4, 0])
     """
+    if isinstance(histories, SASRecDataSet):
+        check_ids_of(model, histories)
     asked = _histories_of(histories, users)
     check_indices(model, "user", asked.users)
     check_indices(model, "item", asked.items)

@@ -38,13 +38,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ssept_ext import distributed, ops
+from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.packed import PackedBatch, align, pack
-from ssept_ext.evaluation.candidates import check_dataset_fits, draw_candidates, measurable_users
+from ssept_ext.evaluation.candidates import draw_candidates, measurable_users
 from ssept_ext.evaluation.full import evaluate_full
 from ssept_ext.evaluation.metrics import CUTOFF
 from ssept_ext.evaluation.sampled import rank_candidates
+from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.sampling.protocols import PackingSampler, Sampler
+from ssept_ext.sampling.protocols import DigestingSampler, PackingSampler, Sampler, SeekableSampler
 from ssept_ext.training import data_parallel
 from ssept_ext.training.callbacks import Callback
 from ssept_ext.training.display import Display
@@ -176,8 +178,23 @@ def start_run(
     for callback in callbacks:
         if not callable(callback):
             raise TypeError(f"callbacks must be functions, got {callback!r}")
-    check_dataset_fits(model, dataset)
-    distributed.check_same(**vars(loop), num_steps=num_steps, options=options)
+    data = Fingerprint.of(dataset)
+    if distributed.size() > 1:
+        drawing = sampler.settings if isinstance(sampler, SeekableSampler) else {}
+        distributed.check_same(
+            model=type(model).__name__,
+            **vars(model.config),
+            **vars(loop),
+            **vars(options),
+            data=data,
+            **{f"{name} of the sampler": x for name, x in drawing.items() if name != "seed"},
+            **{
+                "histories of the sampler": isinstance(sampler, DigestingSampler)
+                and sampler.digest()
+            },
+        )
+    check_ids_of(model, dataset)
+    model.trained_on = data
     return Run(model, sampler, loop, options, num_steps, generator)
 
 

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from ssept_ext import distributed
 from ssept_ext.checkpoint.training_state import TrainingState, load_training, save_training
+from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.packed import PackedBatch
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.sampling.protocols import LengthKnowingSampler, Sampler, SeekableSampler
+from ssept_ext.sampling.protocols import (
+    DigestingSampler,
+    LengthKnowingSampler,
+    Sampler,
+    SeekableSampler,
+)
 from ssept_ext.training import data_parallel
 from ssept_ext.training.callbacks import Callback, EpochFigures, Progress
 from ssept_ext.training.cuda_graph import training_step
@@ -185,13 +191,18 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Return the settings that a run must share with a checkpoint to resume from it, as JSON types."""
         assert isinstance(self.sampler, SeekableSampler)
+        assert self.model.trained_on is not None
         settings = {
+            "data": asdict(self.model.trained_on),
             "model": type(self.model).__name__,
             **asdict(self.model.config),
             "learning_rate": self.loop.learning_rate,
             "val_epoch": self.loop.val_epoch,
             **asdict(self.options),
             "steps of an epoch": self.num_steps,
+            "histories of the sampler": self.sampler.digest()
+            if isinstance(self.sampler, DigestingSampler)
+            else None,
             **{f"{name} of the sampler": value for name, value in self.sampler.settings.items()},
         }
         if not self.loop.val_epoch:
@@ -226,7 +237,8 @@ class Run:
         Raises
         ------
         ValueError
-            If the sampler cannot seek, or the state was saved with other settings; names the first that differs.
+            If the sampler cannot seek, or the state was saved with other data or settings; names the first that
+            differs.
         """
         if not isinstance(self.sampler, SeekableSampler):
             raise ValueError(
@@ -238,8 +250,13 @@ class Run:
             return
         # Earlier versions did not have all options; `precision` was called `bf16`.
         then = TrainingOptions(bf16=state.settings.get("bf16"))
-        saved = asdict(then) | state.settings
-        for name, value in self.settings().items():
+        saved, ours = asdict(then) | state.settings, self.settings()
+        for name in ("data", "histories of the sampler"):  # which earlier versions did not save
+            saved.setdefault(name, ours[name])
+        belongs_to, data = Fingerprint(**saved.pop("data")), Fingerprint(**ours.pop("data"))
+        if belongs_to != data:
+            raise ValueError(f"checkpoint {folder} belongs to {belongs_to.against(data)}")
+        for name, value in ours.items():
             if saved.get(name) != value:
                 raise ValueError(
                     f"checkpoint {folder} was saved by a training with {name} = {saved.get(name)!r}, "

@@ -110,6 +110,29 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Hold a lock file, which is removed afterwards. The lock ends with its process, also if that is killed.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process, or another thread, holds it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+                raise BlockingIOError(f"{path} was held until now")  # and its holder has removed it
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove the temporary folders that killed processes left while writing a file `name`."""
     ours = re.compile(rf"\.{re.escape(name)}\.\d+")

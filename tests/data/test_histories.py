@@ -35,6 +35,15 @@ def test_histories_keep_the_order_of_users_and_empty_rows():
     assert items.tolist() == [3, 1, 5]
 
 
+def test_a_digest_is_that_of_the_content_on_every_machine():
+    histories = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
+
+    assert histories.digest() == "de74e26fe70df683"
+    assert Histories.from_mapping({7: [3], 2: [1], 4: [5]}).digest() != histories.digest()
+    assert Histories.from_mapping({4: [5], 7: [3, 1]}).digest() != histories.digest()
+    assert Histories.from_mapping({7: [3, 1], 4: [5]}).digest() == histories.digest()
+
+
 def test_rows_are_joined_event_by_event():
     first = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
     second = Histories.from_mapping({7: [], 2: [8], 4: [6, 6]})

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from support.factories import model_for
 from support.processes import two_processes
 
-from ssept_ext import SSEPT, WarpSampler, distributed
+from ssept_ext import SSEPT, SASRecDataSet, WarpSampler, distributed
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.training.callbacks import csv_log, tensorboard_log
 from ssept_ext.training.loop import train_model
@@ -56,10 +56,12 @@ def make_sampler(batch_size=NUM_USERS, seed=3, **arguments):
     return WarpSampler(dataset.user_train, *sizes, seed=seed, **arguments)
 
 
-def train(model, sampler, batch_size=NUM_USERS, epochs=1, **arguments):
+def train(model, sampler, batch_size=NUM_USERS, epochs=1, dataset=None, **arguments):
     settings = {"learning_rate": 0.01, "verbose": False, **arguments}
     with sampler:
-        history = train_model(model, make_dataset(), sampler, epochs, batch_size, **settings)
+        history = train_model(
+            model, dataset or make_dataset(), sampler, epochs, batch_size, **settings
+        )
     del history["seconds"]
     return history
 
@@ -156,6 +158,23 @@ def mistakes(rank):
         "sampler": message_of(ValueError, lambda: train(make_model(), make_sampler(seed=rank))),
         "learning_rate": message_of(
             ValueError, lambda: train(make_model(), make_sampler(), learning_rate=0.1 + rank)
+        ),
+        "l2_reg": message_of(
+            ValueError, lambda: train(make_model(l2_reg=0.5 * rank), make_sampler())
+        ),
+        "window_sampling_prob": message_of(
+            ValueError,
+            lambda: train(make_model(), make_sampler(window_sampling_prob=1e-9 * rank)),
+        ),
+        "hold_out": message_of(
+            ValueError,
+            lambda: train(
+                make_model(),
+                make_sampler(),
+                dataset=SASRecDataSet(
+                    histories=make_dataset().histories("all"), hold_out=rank == 0
+                ),
+            ),
         ),
         "nan": message_of(FloatingPointError, nan_in_one_process),
         "in process 0": message_of(
@@ -268,6 +287,9 @@ def test_trials_without_a_seed_are_the_same_everywhere(results):
             "learning_rate",
             "learning_rate must be the same in every process, got 0.1 in process 0 and 1.1 in process 1",
         ),
+        ("l2_reg", "l2_reg must be the same in every process, got 0.0 in process 0 and 0.5"),
+        ("window_sampling_prob", "window_sampling_prob of the sampler must be the same in every"),
+        ("hold_out", "data must be the same in every process"),
         ("nan", "the loss is nan at step 2 of epoch 1"),
         ("in process 0", "'missing'"),
     ],

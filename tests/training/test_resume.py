@@ -11,8 +11,9 @@ import pytest
 import torch
 from support.factories import model_for
 from support.processes import program
+from support.raw_ids import SIZES, interactions
 
-from ssept_ext import WarpSampler
+from ssept_ext import SASREC, IdMap, WarpSampler
 from ssept_ext.checkpoint.training_state import TRAINING_FILE, load_training, save_training
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.training import loop
@@ -248,6 +249,40 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changes, message)
 
     with pytest.raises(ValueError, match=f"was saved by a training with {message}"):
         train(tmp_path, **changes)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    rows = {f"user {u}": [f"item {i}" for i in range(u, u + 6)] for u in range(12)}
+    sizes = SIZES | {"num_epochs": 1, "batch_size": 8, "checkpoint": tmp_path}
+    events = interactions(rows)
+    SASREC.fit(events, **sizes)
+    others = {
+        "got data of 12 users, 72 events": interactions(dict(reversed(rows.items()))),
+        "got data of 12 users, 73 events": interactions(
+            rows | {"user 0": [*rows["user 0"], "item 9"]}
+        ),
+        "with other raw ids": replace(events, user_ids=IdMap([f"u{u}" for u in range(12)], "user")),
+    }
+
+    for message, other in others.items():
+        with pytest.raises(ValueError, match=f"belongs to data of 12 users, 72 events .*{message}"):
+            SASREC.fit(other, **sizes)
+    with pytest.raises(ValueError, match="split otherwise into training and validation"):
+        SASREC.fit(events, hold_out=False, **sizes)
+    state = load_training(tmp_path)
+    old = state.settings.keys() - {"data", "histories of the sampler"}
+    save_training(replace(state, settings={n: state.settings[n] for n in old}), tmp_path)
+    assert SASREC.fit(events, **sizes).item_num == 17  # of a version that kept no digests
+
+
+def test_a_sampler_of_other_histories_is_refused(tmp_path):
+    train(tmp_path, epochs=1)
+    state = load_training(tmp_path)
+    settings = state.settings | {"histories of the sampler": "0123456789abcdef"}
+    save_training(replace(state, settings=settings), tmp_path)
+
+    with pytest.raises(ValueError, match="with histories of the sampler = '0123456789abcdef', got"):
+        train(tmp_path)
 
 
 def test_a_schedule_that_ends_cannot_be_extended(tmp_path):

@@ -1,0 +1,73 @@
+"""Whether the numbers in a data set mean to a model what they mean in the data."""
+
+from __future__ import annotations
+
+from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.fingerprint import Fingerprint
+from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.network.recommender import SequentialRecommender
+
+
+def in_ids_of(model: SequentialRecommender, dataset: SASRecDataSet) -> SASRecDataSet:
+    """Return a data set with its users and items numbered as the model's: itself if it is numbered so already.
+
+    Whatever takes a model and a data set calls this or `check_ids_of`. If both have raw ids, these decide, and users
+    and items are renumbered where necessary. A model that keeps no raw ids knows the digest of those it was trained on.
+    If only one of the two had raw ids, the events must be those of the training. If neither had, numbers are the ids.
+
+    Raises
+    ------
+    ValueError
+        If the model does not know an item or user, has no vector for one, or the ids cannot be compared; names the
+        file, if the data set is from one.
+    """
+    name = dataset.filename or "dataset"
+    user_num: int | None = getattr(model, "user_num", None)  # SASREC has no users
+    known: KnownHistories | None = getattr(model, "known", None)  # nor has a model of another class
+    if known is not None and dataset.item_ids is not None:
+        dataset = known.translate(dataset, new_users=user_num is None)
+    else:
+        _check_digests(model, dataset)
+    for noun, largest, size in (
+        ("item", dataset.itemnum, model.item_num),
+        ("user", dataset.usernum, user_num),
+    ):
+        if size is not None and largest > size:
+            raise ValueError(
+                f"{name} has {noun} {largest}, the model knows {noun}s 1..{size} ({noun}_num={size})"
+            )
+    return dataset
+
+
+def check_ids_of(model: SequentialRecommender, dataset: SASRecDataSet) -> None:
+    """Raise a ValueError as `in_ids_of` does, or if users or items of the data set would have to be renumbered."""
+    if in_ids_of(model, dataset) is not dataset:
+        raise ValueError(
+            f"{dataset.filename or 'dataset'} numbers its users and items otherwise than the model: take "
+            f"ssept_ext.network.identity.in_ids_of(model, dataset) instead, and make samplers from that"
+        )
+
+
+def _check_digests(model: SequentialRecommender, dataset: SASRecDataSet) -> None:
+    """Check a data set by what its model knows of the training, where raw ids cannot be compared."""
+    known: KnownHistories | None = getattr(model, "known", None)
+    trained_on: Fingerprint | None = getattr(model, "trained_on", None)
+    if trained_on is None:  # not trained, or saved by a version that kept no digests
+        stored = known and known.histories
+        if stored and stored.digest() != dataset.histories("all").digest():
+            raise ValueError(
+                f"{dataset.filename or 'dataset'} has no raw ids, and is not the data whose raw ids the model knows"
+            )
+        return
+    if known is None and (trained_on.item_ids is None) == (dataset.item_ids is None):
+        pairs = [(trained_on.item_ids, dataset.item_ids)]
+        if hasattr(model, "user_num"):
+            pairs.append((trained_on.user_ids, dataset.user_ids))
+        same = all(ids is None or ids.digest == expected for expected, ids in pairs)
+    else:
+        same = trained_on.histories == dataset.histories("all").digest()
+    if not same:
+        raise ValueError(
+            f"the model belongs to {trained_on.against(Fingerprint.of(dataset))}; their ids cannot be compared, "
+            f"because not both have raw ids"
+        )
