@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
+from ssept_ext.data.histories import MAX_ID
 from ssept_ext.network.sse import SSE
 from ssept_ext.utils.checks import check_at_least, shown
 from ssept_ext.utils.options import (
@@ -22,6 +23,7 @@ MAX_HEAD_SIZE = 256
 
 WIDTH = Range(1, 100_000)
 """Of an embedding or a layer."""
+_IDS = Range(1, MAX_ID)
 
 Architecture = Literal["recommenders", "original"]
 
@@ -44,7 +46,7 @@ class SASRECConfig:
     16
     """
 
-    item_num: int = field(metadata={"help": "items have the ids 1..item_num", "within": Range(1)})
+    item_num: int = field(metadata={"help": "items have the ids 1..item_num", "within": _IDS})
     seq_max_len: int = option(
         100, "T: the model sees this many of a user's last events", Range(1, 1_000_000)
     )
@@ -140,7 +142,7 @@ class SSEPTConfig(SASRECConfig):
     24
     """
 
-    user_num: int = field(metadata={"help": "users have the ids 1..user_num", "within": Range(1)})
+    user_num: int = field(metadata={"help": "users have the ids 1..user_num", "within": _IDS})
     conv_dims: Sequence[int] = option(
         (200, 200), "widths of the feed-forward layers; the second is the hidden size"
     )

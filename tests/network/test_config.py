@@ -24,6 +24,8 @@ def test_defaults_are_those_of_recommenders():
     [
         ({"unknown": 1}, TypeError, 'SSEPT has no argument "unknown"'),
         ({"item_num": 0}, ValueError, "item_num must be an integer of at least 1, got 0"),
+        ({"item_num": 2**31}, ValueError, "item_num must be at most 2147483647, got 2147483648"),
+        ({"conv_dims": 5}, ValueError, "conv_dims must be two widths, got 5"),
         ({"item_num": 2.0}, ValueError, "item_num must be an integer of at least 1, got 2.0"),
         ({"user_num": True}, ValueError, "user_num must be an integer of at least 1, got True"),
         ({"seq_max_len": -1}, ValueError, "seq_max_len must be an integer .* got -1"),
