@@ -45,8 +45,8 @@ def rank_candidates(
     eval_batch_size
         Users per forward pass.
     ties
-        Negatives that score the same as the held-out item rank above it ("pessimistic"), below it ("optimistic", as in
-        recommenders), or in all orders, whose metrics are averaged ("mean").
+        Negatives that score the same as the held-out item rank above it ("pessimistic"), below it ("optimistic"), or in
+        all orders, whose metrics are averaged ("mean").
 
     Raises
     ------

@@ -202,8 +202,7 @@ class SASREC(models.SASREC):
             self.to("cuda")
         if num_epochs == 0:
             return {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
-        prints = verbose and distributed.rank() == 0
-        callbacks = [_print_epoch] if prints else []
+        callbacks = [_print_epoch] if verbose else []  # the same in all processes
         history = super().train_model(
             as_dataset(dataset),
             sampler,
@@ -216,8 +215,8 @@ class SASREC(models.SASREC):
             callbacks=[*callbacks, *options.pop("callbacks", ())],
             **options,
         )
-        if prints and history["seconds"]:
-            print(f"Training complete. Total time: {history['seconds'][-1]:.1f}s")
+        if verbose and history["seconds"]:
+            _say(f"Training complete. Total time: {history['seconds'][-1]:.1f}s")
         return history
 
     def evaluate(self, dataset: Any, *args: Any, **options: Any) -> tuple[float, float]:
@@ -300,9 +299,14 @@ def _padded(tokens: Tensor, batch: PackedBatch, num_columns: int) -> Tensor:
     return padded
 
 
+def _say(line: str) -> None:
+    if distributed.rank() == 0:
+        print(line)
+
+
 def _print_epoch(progress: Progress) -> None:
     figures = progress.epochs[-1]
     line = f"Epoch {figures.epoch}: loss={figures.loss:.4f}"
     if figures.val_ndcg is not None:
         line += f", val_NDCG@10={figures.val_ndcg:.4f}, val_HR@10={figures.val_hr:.4f}, time={figures.seconds:.1f}s"
-    print(line)
+    _say(line)

@@ -8,7 +8,7 @@ from support.factories import perturbed, tiny_model
 from support.padded import padded_inputs
 from support.tolerances import relative_error
 
-from ssept_ext import Interactions, WarpSampler, models
+from ssept_ext import Interactions, WarpSampler, distributed, models
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.evaluation import draw_candidates
 from ssept_ext.recommenders.model import SASREC, pad_sequences
@@ -183,6 +183,22 @@ def test_nothing_is_printed_if_not_verbose(dataset, capsys):
     train(model_of(SASREC, dataset), dataset)
 
     assert capsys.readouterr().out == ""
+
+
+def test_only_one_process_prints_and_all_have_the_same_callbacks(dataset, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        models.SASREC,
+        "train_model",
+        lambda *_, callbacks: asked.append(len(callbacks)) or {"seconds": [1.0]},
+    )
+
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        train(model_of(SASREC, dataset), dataset, verbose=True)
+
+    assert asked == [1, 1]
+    assert capsys.readouterr().out == "Training complete. Total time: 1.0s\n"
 
 
 def test_no_epochs_are_an_empty_history(dataset):
