@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -26,9 +27,14 @@ __all__ = ["SASREC", "Encoder", "LayerNormalization", "pad_sequences"]
 
 
 class Encoder(layers.Encoder):
-    """The encoder, which takes padded hidden states as well as packed ones."""
+    """The encoder, which takes padded hidden states as well as packed ones.
 
-    def __init__(self, config: SASRECConfig, backend: Backend) -> None:
+    Its arguments are recommenders': num_layers, seq_max_len, embedding_dim, attention_dim (ignored), num_heads,
+    conv_dims and dropout_rate.
+    """
+
+    def __init__(self, *sizes: Any, **named: Any) -> None:
+        config, backend = _config_of(_encoder_config, sizes, named)
         super().__init__(config, backend)
         self.dropout = nn.Dropout(config.dropout_rate)
 
@@ -60,7 +66,13 @@ class Encoder(layers.Encoder):
 
 
 class LayerNormalization(layers.LayerNormalization):
-    """The layer norm, which takes padded hidden states as well as packed ones."""
+    """The layer norm, which takes padded hidden states as well as packed ones.
+
+    Its arguments are recommenders': seq_max_len, embedding_dim and epsilon, which must be 1e-8.
+    """
+
+    def __init__(self, *sizes: Any, **named: Any) -> None:
+        super().__init__(*_config_of(_norm_config, sizes, named))
 
     def forward(self, x: Tokens | Tensor) -> Tensor:
         """Normalise `Tokens`, or (B, T, D) hidden states of T = `seq_max_len` columns."""
@@ -71,6 +83,42 @@ class LayerNormalization(layers.LayerNormalization):
         batch = pack(torch.zeros(len(x)), x.new_ones(x.shape[:2], dtype=torch.int64))
         tokens = Tokens(x.flatten(0, 1), batch.positions, batch.cu_seqlens, batch.max_seqlen)
         return super().forward(tokens).view_as(x)
+
+
+def _config_of(
+    make: Callable[..., SASRECConfig], sizes: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[SASRECConfig, Backend]:
+    """Return the arguments of a layer of ours: given as they are, or made from those of recommenders."""
+    if sizes and isinstance(sizes[0], SASRECConfig):
+        config, backend = sizes
+        return config, backend
+    return make(*sizes, **named), "auto"
+
+
+def _encoder_config(
+    num_layers: int,
+    seq_max_len: int,
+    embedding_dim: int,
+    attention_dim: int,
+    num_heads: int,
+    conv_dims: Sequence[int],
+    dropout_rate: float,
+) -> SASRECConfig:
+    return SASRECConfig(
+        item_num=1,
+        seq_max_len=seq_max_len,
+        num_blocks=num_layers,
+        embedding_dim=embedding_dim,
+        attention_num_heads=num_heads,
+        conv_dims=conv_dims,
+        dropout_rate=dropout_rate,
+    )
+
+
+def _norm_config(seq_max_len: int, embedding_dim: int, epsilon: float) -> SASRECConfig:
+    if epsilon != 1e-8:
+        raise ValueError(f"epsilon must be 1e-8, got {epsilon}")
+    return _encoder_config(1, seq_max_len, embedding_dim, 1, 1, [1, embedding_dim], 0.0)
 
 
 def config_attribute(name: str, writable: bool = False) -> Any:
@@ -140,6 +188,9 @@ class SASREC(models.SASREC):
     def dropout_rate(self, value: float) -> None:
         self.config = replace(self.config, dropout_rate=value)
         self.dropout_layer.p = value
+
+    def _init_weights(self) -> None:  # subclasses call it after adding layers
+        self.reset_parameters()
 
     def embedding(self, input_seq: Tensor) -> tuple[Tensor, Tensor]:
         """Look up the vectors of padded sequences (B, T).

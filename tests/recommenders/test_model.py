@@ -11,7 +11,7 @@ from support.tolerances import relative_error
 from ssept_ext import Interactions, WarpSampler, distributed, models
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.evaluation import draw_candidates
-from ssept_ext.recommenders.model import SASREC, pad_sequences
+from ssept_ext.recommenders.model import SASREC, Encoder, LayerNormalization, pad_sequences
 from ssept_ext.recommenders.ssept import SSEPT
 from ssept_ext.recommenders.util import SASRecDataSet
 from ssept_ext.training import cuda_graph
@@ -147,6 +147,48 @@ def test_a_forward_pass_by_hand_computes_the_same(kind, changes):
     assert (encoded[mask[..., 0] == 0] == 0).all()
     for logits, name in ((positive, "positive"), (negative, "negative")):
         assert relative_error(score(normalised, x[name])[here], logits.view(3, 6)[here]) < 1e-12
+
+
+class WithPrice(SASREC):
+    """Replaces the layers by wider ones, as SSEPT does in recommenders."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        width, sizes = self.embedding_dim + 2, [5, self.embedding_dim + 2]
+        self.prices = torch.nn.Embedding(21, 2, padding_idx=0)
+        self.encoder = Encoder(
+            2, self.seq_max_len, width, width, num_heads=2, conv_dims=sizes, dropout_rate=0.0
+        )
+        self.layer_normalization = LayerNormalization(self.seq_max_len, width, 1e-08)
+        self._init_weights()
+
+    def forward(self, x, training=True):
+        mask = (x["input_seq"] != 0).unsqueeze(-1)
+        hidden = torch.cat([self.embedding(x["input_seq"])[0], self.prices(x["input_seq"])], 2)
+        hidden = self.layer_normalization(self.encoder(hidden * mask, training, mask))
+        logits = [
+            (torch.cat([self.item_embedding_layer(x[name]), self.prices(x[name])], 2) * hidden)
+            .sum(-1)
+            .view(-1, 1)
+            for name in ("positive", "negative")
+        ]
+        return *logits, (x["positive"] != 0).float().view(-1)
+
+
+def test_a_subclass_may_replace_the_layers(dataset):
+    model = model_of(WithPrice, dataset)
+    model.prices = torch.nn.Embedding(dataset.itemnum + 1, 2)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+
+    train(model, dataset)
+
+    kept = [name for name, x in model.state_dict().items() if torch.equal(x, before[name])]
+    assert kept == ["positional_embedding_layer.weight"]
+
+
+def test_another_epsilon_is_an_error():
+    with pytest.raises(ValueError, match="epsilon must be 1e-8, got 1e-05"):
+        LayerNormalization(6, 4, 1e-5)
 
 
 def test_the_encoder_drops_in_training_only():
