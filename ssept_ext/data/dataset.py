@@ -89,6 +89,8 @@ class SASRecDataSet:
     user_train = DictView("train")
     user_valid = DictView("valid")
     user_test = DictView("test")
+    user_ids: IdMap | None = None
+    item_ids: IdMap | None = None
 
     def __init__(
         self,
@@ -128,8 +130,6 @@ class SASRecDataSet:
         self.filename = filename
         self.col_sep = col_sep
         self.with_time: bool | None = None
-        self.user_ids: IdMap | None = None
-        self.item_ids: IdMap | None = None
         if histories is None:
             assert filename is not None
             columns = read_events(filename, col_sep)
