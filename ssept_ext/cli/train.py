@@ -45,6 +45,7 @@ from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.models import SASREC, SSEPT
 from ssept_ext.network.config import WIDTH, SSEPTConfig
 from ssept_ext.sampling.options import SamplerOptions
+from ssept_ext.sampling.sampler import MAX_WORKERS
 from ssept_ext.training.callbacks import Callback, csv_log, tensorboard_log
 from ssept_ext.training.interruption import TrainingInterrupted
 from ssept_ext.training.options import LoopOptions, TrainingOptions
@@ -55,12 +56,11 @@ from ssept_ext.utils.options import NOT_NEGATIVE, Range
 VAL_EPOCH = 5
 """Default of --val-epoch. `fit`, which writes no log, does not validate by default."""
 
-_WORKERS = Range(1, 256)
 _ONLY_SSEPT = ("user_embedding_dim", "sse_user_prob")
 _SSE = ("sse_user_prob", "sse_item_prob", "sse_target_prob", "sse_joint")
 _MODEL = (
     *("architecture", "seq_max_len", "num_blocks", "attention_num_heads", "user_embedding_dim"),
-    *("dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
+    *("embedding_dim", "dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
 )
 _OWN = {"seed": 0, "n_workers": 1, "tensorboard": False}
 """Options of a run that are not in its recipe, with the values for runs of versions that did not have them."""
@@ -205,12 +205,6 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     add_fields(group, SSEPTConfig, defaults, _MODEL)
     group.add_argument(
-        "--item-embedding-dim",
-        dest="embedding_dim",
-        help=f"width of an item vector (default: {defaults['embedding_dim']})",
-        **number(int, WIDTH),
-    )
-    group.add_argument(
         "--ffn-dim",
         help="inner width of the feed-forward layers (default: item + user)",
         **number(int, WIDTH),
@@ -242,7 +236,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         dest="n_workers",
         default=1,
         help="number of threads that draw batches",
-        **number(int, _WORKERS),
+        **number(int, Range(1, MAX_WORKERS)),
     )
     group.add_argument(
         "--seed",

@@ -51,7 +51,7 @@ class SASRECConfig:
         100, "T: the model sees this many of a user's last events", Range(1, 1_000_000)
     )
     num_blocks: int = option(2, "number of encoder blocks", Range(1, 1000))
-    embedding_dim: int = option(100, "width of the embeddings", WIDTH)
+    embedding_dim: int = option(100, "width of the embeddings", WIDTH, flag="item-embedding-dim")
     attention_dim: int = option(
         100, "ignored, as in recommenders: attention has the embeddings' width", Range(1)
     )

@@ -104,7 +104,7 @@ def test_the_package_is_a_command():
         (["train", "--epochs", "0"], "--epochs: must be an integer of at least 1, got '0'"),
         (["train", "--epochs", "1_0"], "--epochs: must be an integer of at least 1, got '1_0'"),
         (["train", "--learning-rate", "1_0"], "must be finite and positive, got '1_0'"),
-        (["train", "--workers", "300000"], "--workers: must be at most 256, got '300000'"),
+        (["train", "--workers", "300000"], "--workers: must be at most 1024, got '300000'"),
         (["train", "--num-blocks", "1000000000000"], "--num-blocks: must be at most 1000, got"),
         (["train", "--seed", f"{10**20}"], "--seed: must be at most 9223372036854775807, got"),
         (["train", "--timeout", "1e300"], "--timeout: must be in [0.001, 1000000000], got '1e300'"),
