@@ -179,30 +179,16 @@ def draw_candidates(
     everything = join(train, valid, test)
     check_items(everything, dataset.itemnum)
     seen = everything if exclude == "all" else train
-    num_left = _num_unseen(join(seen, held_out), dataset.itemnum, num_neg_test)
-    _warn_of_few_items(num_left, dataset.itemnum, num_neg_test)
-    users = users[num_left > 0]
-    inputs, held_out, seen = (part.of(users) for part in (inputs, held_out, seen))
+    allowed = negative_table(join(seen, held_out), dataset.itemnum)
+    _warn_of_few_items(allowed.unseen_weight, dataset.itemnum, num_neg_test)
+    kept = np.flatnonzero(allowed.unseen_weight)
+    inputs, held_out, seen = (part.of(users[kept]) for part in (inputs, held_out, seen))
     answers = held_out.oldest()[:, None]
     negatives = negative_table(seen, dataset.itemnum).draw(philox_key(seed), num_neg_test)
+    # Only answers are drawn again: all other negatives of a seed stay what they have always been.
     row, column = (negatives == answers).nonzero()
-    if len(row):  # draw again, which leaves all other negatives as recommenders would draw them
-        others = negative_table(join(seen, held_out), dataset.itemnum)
-        negatives[row, column] = others.at(row, rng.random(len(row)))
+    negatives[row, column] = allowed.at(kept[row], rng.random(len(row)))
     return EvaluationCandidates(split, inputs, np.concatenate([answers, negatives], 1))
-
-
-def _num_unseen(seen: Histories, itemnum: int, enough: int) -> IntArray:
-    """Count the items that are not in each history. Counts of at least `enough` may be too low."""
-    num_unseen = itemnum - np.diff(seen.offsets)  # where no event is repeated
-    few = np.flatnonzero(num_unseen < enough)
-    rows = seen.of(seen.users[few])
-    row = np.repeat(few, np.diff(rows.offsets))
-    distinct = np.unique(row * (itemnum + 1) + rows.items)
-    num_unseen[few] = (
-        itemnum - np.bincount(distinct // (itemnum + 1), minlength=len(num_unseen))[few]
-    )
-    return num_unseen
 
 
 def _warn_of_few_items(num_left: IntArray, itemnum: int, num_neg_test: int) -> None:
