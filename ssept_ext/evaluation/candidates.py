@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zipfile
@@ -14,8 +15,9 @@ import numpy as np
 
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, join
+from ssept_ext.network.identity import check_is_dataset
 from ssept_ext.sampling.negatives import negative_table, philox_key
-from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.checks import check_at_least, check_one_of
 from ssept_ext.utils.files import replace_file
 
 Split = Literal["valid", "test"]
@@ -28,6 +30,10 @@ Exclude = Literal["train", "all"]
 
 MAX_USERS = 10_000
 """Of more users, a random sample of this size is evaluated by default, as in recommenders."""
+
+
+MAX_NEGATIVES = 1_000_000
+"""Largest number of negatives for a user."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +161,9 @@ def draw_candidates(
     Raises
     ------
     ValueError
-        If `exclude`, `num_neg_test` or `max_users` is wrong, no user can be evaluated, or an item id is outside
-        1..itemnum.
+        If an argument is out of range, no user can be evaluated, or an item id is outside 1..itemnum.
+    TypeError
+        If `dataset` is no `SASRecDataSet`.
 
     Examples
     --------
@@ -165,13 +172,16 @@ def draw_candidates(
     >>> drawn.candidates.shape
     (20, 6)
     """
-    if exclude not in get_args(Exclude):
-        raise ValueError(f'exclude must be "train" or "all", got {exclude!r}')
-    check_at_least("num_neg_test", num_neg_test, 1)
+    check_one_of("exclude", exclude, get_args(Exclude))
+    check_one_of("split", split, get_args(Split))
+    num_neg_test = check_at_least("num_neg_test", num_neg_test, 1, MAX_NEGATIVES)
+    if seed is not None:
+        seed = check_at_least("seed", seed, 0, math.inf)
     rng = np.random.default_rng(seed)
     users = measurable_users(dataset, split)
-    if max_users is not None and check_at_least("max_users", max_users, 1) < len(users):
-        users = np.sort(rng.choice(users, max_users, replace=False))
+    limit = len(users) if max_users is None else check_at_least("max_users", max_users, 1)
+    if limit < len(users):
+        users = np.sort(rng.choice(users, limit, replace=False))
 
     train, valid = dataset.histories("train", users), dataset.histories("valid", users)
     test = dataset.histories("test", users)
@@ -233,6 +243,7 @@ def measurable_users(dataset: SASRecDataSet, split: Split) -> IntArray:
     ValueError
         If there are none.
     """
+    check_is_dataset(dataset)
     users = np.intersect1d(
         dataset.users_with("train"), dataset.users_with(split), assume_unique=True
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -20,7 +20,7 @@ from ssept_ext.evaluation.candidates import (
     input_histories,
     measurable_users,
 )
-from ssept_ext.evaluation.metrics import BEATS, Ties, check_ties, count_above, hr, mean_gain, ndcg
+from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, hr, mean_gain, ndcg
 from ssept_ext.network.identity import in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import (
@@ -31,7 +31,7 @@ from ssept_ext.ranking.catalogue import (
     scoring,
 )
 from ssept_ext.ranking.top_k import TopK
-from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.checks import check_at_least, check_one_of, shown
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,15 @@ def evaluate_full(
         If an argument is out of range, no user can be evaluated, an item id is outside 1..itemnum, the model has no
         vector for a user or item, or a score is not finite.
     """
-    if not len(ks):
+    if not isinstance(ks, Iterable):
+        raise TypeError(f"ks must be a sequence of cut-offs, got {shown(ks)}")
+    ks = [check_at_least("each of ks", k, 1) for k in ks]
+    if not ks:
         raise ValueError("ks must have at least one cut-off")
-    for k in ks:
-        check_at_least("each of ks", k, 1)
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
-    check_at_least("eval_batch_size", eval_batch_size, 1)
-    check_ties(ties)
+    check_one_of("exclude_seen", exclude_seen, (True, False))
+    check_one_of("split", split, get_args(Split))
+    eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
+    check_one_of("ties", ties, get_args(Ties))
     dataset = in_ids_of(model, dataset)
     users = measurable_users(dataset, split)
     inputs = input_histories(dataset, users, split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,12 +20,6 @@ BEATS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], ...]] = {
     "mean": (torch.gt, torch.ge),
 }
 """How scores are compared with that of the held-out item, to count those above it: for its best and worst rank."""
-
-
-def check_ties(ties: Any) -> None:
-    """Raise a ValueError unless `ties` is one of `Ties`."""
-    if ties not in get_args(Ties):
-        raise ValueError(f"ties must be one of {get_args(Ties)}, got {ties!r}")
 
 
 def count_above(scores: Tensor, of_target: Tensor, ties: Ties) -> Tensor:

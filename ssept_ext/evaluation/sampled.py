@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from ssept_ext.evaluation.candidates import (
     Split,
     draw_candidates,
 )
-from ssept_ext.evaluation.metrics import BEATS, Ties, check_ties, count_above, ndcg_and_hr
+from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, ndcg_and_hr
 from ssept_ext.network.identity import in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import scoring
 from ssept_ext.ranking.top_k import check_finite
-from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.checks import check_at_least, check_one_of
 
 
 def rank_candidates(
@@ -63,8 +64,8 @@ def rank_candidates(
     >>> rank_candidates(model, drawn)[1]  # HR@10 of 6 candidates
     1.0
     """
-    check_at_least("eval_batch_size", eval_batch_size, 1)
-    check_ties(ties)
+    eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
+    check_one_of("ties", ties, get_args(Ties))
     mine = distributed.rank_slice(len(trials.candidates), eval_batch_size)
     ranks = [torch.zeros(0, len(BEATS[ties]), dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)
@@ -202,7 +203,7 @@ def evaluate_repeated(
     >>> evaluate_repeated(model, synthetic(num_users=20), n_repeats=3).hr_mean
     1.0
     """
-    check_at_least("n_repeats", n_repeats, 2)
+    n_repeats = check_at_least("n_repeats", n_repeats, 2)
     first = _same_seed(seed)
     draws = [
         evaluate(model, dataset, first + repeat, eval_batch_size, exclude, **options)
@@ -219,7 +220,9 @@ def evaluate_repeated(
 
 def _same_seed(seed: int | None) -> int:
     """Return the seed or, for None, a fresh one that is the same in all processes."""
-    return distributed.broadcast_from_rank0(lambda: secrets.randbits(63)) if seed is None else seed
+    if seed is None:
+        return distributed.broadcast_from_rank0(lambda: secrets.randbits(63))
+    return check_at_least("seed", seed, 0, math.inf)
 
 
 def evaluate_popularity(
@@ -255,7 +258,7 @@ def evaluate_popularity(
     >>> evaluate_popularity(synthetic(num_users=20), num_neg_test=5)[1]  # HR@10 of 6 candidates
     1.0
     """
-    check_ties(ties)
+    check_one_of("ties", ties, get_args(Ties))
     drawn = draw_candidates(
         dataset, split, num_neg_test=num_neg_test, seed=seed, exclude=exclude, max_users=max_users
     ).candidates

@@ -66,7 +66,7 @@ class SASRECConfig:
         NOT_NEGATIVE,
     )
     num_neg_test: int = option(
-        100, "sampled negatives that each held-out item is ranked among", Range(1)
+        100, "sampled negatives that each held-out item is ranked among", Range(1, 1_000_000)
     )
     architecture: Architecture = option(
         "recommenders",

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
+
+
+def check_is_dataset(dataset: Any) -> None:
+    """Raise a TypeError that says where data sets come from, unless this is one."""
+    if not isinstance(dataset, SASRecDataSet):
+        raise TypeError(
+            f"dataset must be a SASRecDataSet, such as Interactions.to_dataset() returns, "
+            f"got {type(dataset).__name__}"
+        )
 
 
 def in_ids_of(model: SequentialRecommender, dataset: SASRecDataSet) -> SASRecDataSet:
@@ -17,10 +28,13 @@ def in_ids_of(model: SequentialRecommender, dataset: SASRecDataSet) -> SASRecDat
 
     Raises
     ------
+    TypeError
+        If it is no `SASRecDataSet`.
     ValueError
         If the model does not know an item or user, has no vector for one, or the ids cannot be compared; names the
         file, if the data set is from one.
     """
+    check_is_dataset(dataset)
     name = dataset.filename or "dataset"
     user_num: int | None = getattr(model, "user_num", None)  # SASREC has no users
     known: KnownHistories | None = getattr(model, "known", None)  # nor has a model of another class

@@ -36,6 +36,22 @@ def check_at_least(name: str, value: Any, least: int, most: float = MAX_INT) -> 
     return number
 
 
+def check_one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Check that `value` is one of some strings or booleans.
+
+    Raises
+    ------
+    ValueError
+        If it is not; names the argument, the choices and the value.
+
+    Examples
+    --------
+    >>> check_one_of("split", "valid", ("valid", "test"))
+    """
+    if not isinstance(value, (str, bool)) or value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {shown(value)}")
+
+
 def shown(value: Any, most: int = 200) -> str:
     """Return the value's `repr` for a message, cut after `most` characters.
 

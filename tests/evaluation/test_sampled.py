@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from support.evaluation import NUM_ITEMS, Stub, by_history, constant, make_dataset
+from support.raw_ids import interactions
 
-from ssept_ext import SSEPT
+from ssept_ext import SASREC, SSEPT
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.packed import pack
 from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
+from ssept_ext.evaluation.full import evaluate_full
 from ssept_ext.evaluation.metrics import count_above, ndcg_and_hr
 from ssept_ext.evaluation.sampled import (
     evaluate,
@@ -247,10 +249,13 @@ def test_a_dataset_larger_than_the_model_is_an_error(dataset, sizes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exclude": "none"}, 'exclude must be "train" or "all", got \'none\''),
+        ({"exclude": "none"}, r"exclude must be one of \('train', 'all'\), got 'none'"),
+        ({"split": "train"}, r"split must be one of \('valid', 'test'\), got 'train'"),
+        ({"split": ["test"]}, r"split must be one of \('valid', 'test'\), got \['test'\]"),
         ({"eval_batch_size": 0}, "eval_batch_size must be an integer of at least 1, got 0"),
         ({"eval_batch_size": 1.5}, "eval_batch_size must be an integer of at least 1, got 1.5"),
-        ({"seed": -1}, "non-negative"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
         ({"ties": "worst"}, r"ties must be one of \(.*\), got 'worst'"),
         ({"ties": ["mean"]}, r"ties must be one of \(.*\), got \['mean'\]"),
         ({"max_users": 0}, "max_users must be an integer of at least 1, got 0"),
@@ -324,3 +329,29 @@ def test_users_are_drawn_anew_in_each_repeat(dataset):
 def test_one_repeat_has_no_spread(dataset):
     with pytest.raises(ValueError, match="n_repeats must be an integer of at least 2, got 1"):
         evaluate_repeated(Stub(constant), dataset, n_repeats=1)
+
+
+@pytest.mark.parametrize("number", [np.int64(3), torch.tensor(3)])
+def test_integers_of_numpy_and_torch_are_integers(dataset, number):
+    options = {"seed": number, "max_users": number, "eval_batch_size": number}
+    model = Stub(by_history, num_neg_test=number)
+
+    assert evaluate(model, dataset, **options) == evaluate(
+        Stub(by_history, num_neg_test=3), dataset, seed=3, max_users=3
+    )
+    evaluate_repeated(model, dataset, number, **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda events: evaluate(Stub(constant), events),
+        lambda events: evaluate_popularity(events),
+        lambda events: evaluate_full(SASREC(item_num=NUM_ITEMS), events),
+        lambda events: draw_candidates(events, "test", num_neg_test=1, seed=0),
+    ],
+    ids=["evaluate", "evaluate_popularity", "evaluate_full", "draw_candidates"],
+)
+def test_interactions_are_no_data_set_and_the_error_says_how_to_make_one(call):
+    with pytest.raises(TypeError, match=r"such as Interactions\.to_dataset\(\) returns, got Inter"):
+        call(interactions())
