@@ -44,6 +44,11 @@ class Histories(NamedTuple):
     @classmethod
     def from_mapping(cls, histories: Mapping[int, Sequence[int]]) -> Histories:
         """Lay out a mapping of user id to item ids in arrays; a ValueError names the user and a wrong id."""
+        unordered = {set, frozenset, dict} & set(map(type, histories.values()))
+        if unordered:
+            raise TypeError(
+                f"histories must be sequences, oldest item first, got a {unordered.pop().__name__}"
+            )
         users, items = list(histories), list(chain.from_iterable(histories.values()))
         try:
             ids = check_ids(users, "user"), check_ids(items, "item")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -111,12 +111,10 @@ class IdMap:
         """
         if unknown not in ("raise", "zero"):
             raise ValueError(f"unknown must be 'raise' or 'zero', got {unknown!r}")
-        if isinstance(raw, str):  # would be taken for a sequence of ids of one character
-            raise TypeError(f"raw must be a sequence of {self.noun}s, got the string {shown(raw)}")
-        keys = raw.tolist() if isinstance(raw, np.ndarray) else raw
+        keys = _listed(raw, self.noun)
         known: Iterable[Any] = keys
         if not set(map(type, keys)) <= {int, str, UUID}:  # True and 1.0 equal 1, but are no ids
-            known = (key if _is_raw_id(key) else None for key in keys)
+            known = (key if _is_raw_id(key) else (None, key) for key in keys)
         numbers = np.fromiter(map(self._numbers.get, known, repeat(0)), np.int64, len(keys))
         if unknown == "raise" and not numbers.all():
             bad = np.flatnonzero(numbers == 0)
@@ -218,6 +216,15 @@ def _distinct(ids: NDArray[Any]) -> bool:
     return bool((np.diff(np.sort(ids)) != 0).all())
 
 
+def _listed(raw: Iterable[Any], noun: str) -> list[Any]:
+    if isinstance(raw, (str, bytes, Mapping, Set)) or (
+        isinstance(raw, np.ndarray) and raw.ndim != 1
+    ):
+        kind = "string" if isinstance(raw, str) else type(raw).__name__
+        raise TypeError(f"raw must be a sequence of {noun}s, got the {kind} {shown(raw)}")
+    return raw.tolist() if isinstance(raw, np.ndarray) else list(raw)
+
+
 def _is_raw_id(key: object) -> bool:
     return isinstance(key, (int, np.integer, str, UUID)) and not isinstance(key, bool)
 
@@ -226,7 +233,7 @@ def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:
     """(type, ids) with ids int64 or object."""
     if isinstance(raw, np.ndarray) and np.can_cast(raw.dtype, np.int64) and raw.dtype != bool:
         return "int64", raw.astype(np.int64)  # a copy, whatever becomes of `raw`
-    keys = raw.tolist() if isinstance(raw, np.ndarray) else list(raw)
+    keys = _listed(raw, noun)
     kinds = {type(key): key for key in keys} or {int: 0}
     names = [name for name, kind in _TYPES.items() if kinds.keys() == {kind}]
     if not names:

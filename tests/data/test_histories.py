@@ -44,6 +44,12 @@ def test_a_digest_is_that_of_the_content_on_every_machine():
     assert Histories.from_mapping({7: [3, 1], 4: [5]}).digest() == histories.digest()
 
 
+@pytest.mark.parametrize("history", [{3, 4}, frozenset({3}), {3: 1}])
+def test_a_history_has_an_order(history):
+    with pytest.raises(TypeError, match=f"must be sequences.*, got a {type(history).__name__}"):
+        Histories.from_mapping({1: [2], 5: history})
+
+
 def test_rows_are_joined_event_by_event():
     first = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
     second = Histories.from_mapping({7: [], 2: [8], 4: [6, 6]})

@@ -4,6 +4,7 @@ import json
 from uuid import UUID
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ssept_ext.data.id_map import IdMap, load_id_maps, save_id_maps
@@ -52,7 +53,7 @@ def test_a_number_and_its_text_are_different_ids():
     assert IdMap(["7"]).encode(np.array([7]), unknown="zero").tolist() == [0]
 
 
-@pytest.mark.parametrize("key", [True, 1.0, np.True_, np.float64(1), None, [1]])
+@pytest.mark.parametrize("key", [True, 1.0, np.True_, np.float64(1), None, "1"])
 def test_what_only_equals_an_id_is_unknown(key):
     assert IdMap([1, 2]).encode([2, key], unknown="zero").tolist() == [2, 0]
 
@@ -67,9 +68,18 @@ def test_what_is_no_number_is_not_decoded(numbers):
         IdMap(["a", "b"], "item").decode(numbers)
 
 
-def test_one_string_is_no_sequence_of_ids():
-    with pytest.raises(TypeError, match="must be a sequence of users, got the string 'ab'"):
-        IdMap(["a", "b"], "user").encode("ab")
+@pytest.mark.parametrize("raw", ["ab", b"ab", {"a": 1}, {"a"}, np.array([["a"]]), np.array("a")])
+def test_what_has_no_order_or_is_one_id_is_no_sequence_of_ids(raw):
+    kind = "string" if raw == "ab" else type(raw).__name__
+    with pytest.raises(TypeError, match=f"must be a sequence of users, got the {kind} "):
+        IdMap(["a", "b"], "user").encode(raw)
+    with pytest.raises(TypeError, match=f"must be a sequence of users, got the {kind} "):
+        IdMap(raw, "user")
+
+
+@pytest.mark.parametrize("make", [tuple, pd.Series, np.array, iter])
+def test_ids_may_come_in_any_sequence(make):
+    assert IdMap(make(["a", "b"])).encode(make(["b", "a"])).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("number", [0, 3, -1])

@@ -397,6 +397,11 @@ def test_a_missing_column_is_named_with_those_there_are(csv, tmp_path):
             read()
 
 
+def test_only_the_column_of_times_can_be_left_out():
+    with pytest.raises(ValueError, match="no column None among"):
+        Interactions.from_pandas(pd.DataFrame(COLUMNS), user=None)
+
+
 def test_what_is_no_data_frame_is_refused():
     with pytest.raises(TypeError):
         Interactions.from_dataframe({"user": [1]})

@@ -49,7 +49,7 @@ class Columns(NamedTuple):
 
     def among(self, available: Sequence[str], source: str) -> list[str]:
         """Return the distinct names; a ValueError if `source` does not have each of them exactly once."""
-        wanted = list(dict.fromkeys(name for name in self if name is not None))
+        wanted: list[Any] = list(dict.fromkeys(self if self.time is not None else self[:2]))
         for name in wanted:
             if available.count(name) != 1:
                 times = f"{available.count(name)} columns" if name in available else "no column"
@@ -191,11 +191,11 @@ def parse_times(text: Any) -> NDArray[Any]:
 
 def time_kind(text: str) -> str | None:
     """Return what a time in a text is, as a noun with its article; None if it is no time."""
-    pa = arrow()
     if re.fullmatch(INTEGER, text):
         return "an integer" if -(2**63) <= Decimal(text) < 2**63 else None
     if re.fullmatch(NUMBER, text):
         return "a number" if np.isfinite(float(text)) else None
+    pa = arrow()
     for kind in _date_types():
         with suppress(pa.ArrowInvalid):
             pa.scalar(text).cast(kind)

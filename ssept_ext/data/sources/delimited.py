@@ -170,7 +170,6 @@ def _check_quotes(
         end = at + 1
         while (end := data.find(b'"', end)) >= 0 and data[end + 1 : end + 2] == b'"':
             end += 2
-        line_start = at - len(re.split(rb"[\r\n]", data[max(0, at - _REACH) : at])[-1])
         reason = None
         if end < 0:
             reason = "a quote opens a field and is not closed"
@@ -178,10 +177,10 @@ def _check_quotes(
             reason = "a quoted field is followed by text"
         elif _count_lines(data[at:end]):
             across_lines = True
-            if _swallows_events(data, line_start, end, layout, header):
+            if _swallows_events(data, _line_start(data, at), end, layout, header):
                 reason = "a quoted field ends in another line, and without quoting all these lines are events"
         if reason is not None:
-            line = data[line_start : line_start + _REACH].splitlines()[0]
+            line = data[_line_start(data, at) : at + _REACH].splitlines()[0]
             reason += " (quoting=False or --no-quoting takes quotes as text)"
             raise bad_line(source, 1 + _count_lines(data[:at]), reason, line)
         at = end + 1
@@ -193,9 +192,9 @@ def _swallows_events(
 ) -> bool:
     """Whether the lines from `start` to that of `end` are all events if quotes are text."""
     places = [header.index(name) for name in layout.columns if name is not None]
-    for _, line, fields in rows(data, layout._replace(quoting=False), start):
-        if line.start > end:
-            break
+    stop = re.compile(rb"[\r\n]|\Z").search(data, end)
+    lines = data[start : stop.start() if stop else end].splitlines()
+    for fields in (line.split(layout.separator) for line in reversed(lines) if line):
         if len(fields) != len(header):
             return False
         user, item, *times = (fields[place].decode(errors="replace") for place in places)
@@ -203,6 +202,12 @@ def _swallows_events(
         if None in map(time_kind, times) or (not times and prose):
             return False
     return True
+
+
+def _line_start(data: bytes, at: int) -> int:
+    near = max(0, at - _REACH)
+    near = max(near, data.rfind(b"\n", near, at) + 1)
+    return max(near, data.rfind(b"\r", near, at) + 1)
 
 
 def _raise_for_first_bad_line(
