@@ -25,19 +25,10 @@ PIPE_CLOSED = 141  # and one that wrote to a pipe that nobody reads
 
 COMMANDS = {
     "train": ("train", "Train a model, write its run folder, and print its metrics."),
-    "resume": (
-        "train",
-        "Resume an interrupted training, with the same result as without the interruption.",
-    ),
-    "plot": (
-        "commands",
-        "Plot the loss and the validation NDCG@10 of several runs in one picture.",
-    ),
+    "resume": ("train", "Resume an interrupted training, as if it had not been interrupted."),
+    "plot": ("commands", "Plot the loss and the validation NDCG@10 of runs in one picture."),
     "evaluate": ("commands", "Evaluate a trained model again."),
-    "predict": (
-        "commands",
-        "Print recommendations for some users, based on all their events, without items they have seen.",
-    ),
+    "predict": ("commands", "Print recommendations for some users, without items they have seen."),
     "prepare": ("prepare", "Convert a published data set, or a CSV file, to a file for --data."),
     "info": ("commands", "Print how the package was built and which backend each op uses."),
 }

@@ -25,7 +25,7 @@ from ssept_ext.utils.options import NOT_NEGATIVE, Range
 
 
 def plot(options: argparse.Namespace) -> int:
-    """Plot the loss and the validation NDCG@10 of several runs in one picture."""
+    """Plot the loss and the validation NDCG@10 of runs in one picture."""
     logs = {name: Path(name) / METRICS_FILE for name in options.runs}
     for name, log in logs.items():
         run_file(Path(name))

@@ -62,7 +62,7 @@ _MODEL = (
     *("architecture", "seq_max_len", "num_blocks", "attention_num_heads", "user_embedding_dim"),
     *("embedding_dim", "dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
 )
-_OWN = {"seed": 0, "n_workers": 1, "tensorboard": False}
+_OWN = {"model": "ssept", "seed": 0, "n_workers": 1, "tensorboard": False}
 """Options of a run that are not in its recipe, with the values for runs of versions that did not have them."""
 
 
@@ -135,7 +135,8 @@ def _train(
     ) as sampler:
         distributed.broadcast_from_rank0(claim)
         if writes:
-            write_run_file(run, source, _record(options, recipe))
+            own = {name: getattr(options, name) for name in _OWN}
+            write_run_file(run, source, own | recipe.options())
             print(summary(source, dataset, model, run), flush=True)
         try:
             recipe.train(model, dataset, sampler, checkpoint=run, callbacks=callbacks)
@@ -164,13 +165,6 @@ def _given(options: argparse.Namespace, kind: type[SASREC]) -> dict[str, Any]:
             raise ValueError(f"--{name.replace('_', '-')}: SASREC has no user vectors")
     given.setdefault("val_epoch", VAL_EPOCH)
     return given
-
-
-def _record(options: argparse.Namespace, recipe: Recipe[SASREC]) -> dict[str, Any]:
-    """Return all options of a run, for run.json."""
-    model = next(name for name, kind in KINDS.items() if kind is recipe.kind)
-    own = {name: getattr(options, name) for name in _OWN}
-    return {"model": model, **own, **recipe.options()}
 
 
 def _updated(recorded: dict[str, Any], kind: type[SASREC]) -> dict[str, Any]:
