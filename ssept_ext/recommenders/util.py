@@ -109,7 +109,8 @@ def warn_of_ignored(kind: type, names: Collection[str]) -> None:
     """Warn that keywords, if there are any, have no effect, which recommenders does not say."""
     if names:
         warnings.warn(
-            f"{kind.__name__} ignores {', '.join(names)}, as recommenders does", stacklevel=3
+            f"{kind.__name__} ignores {', '.join(sorted(names))}, as recommenders does",
+            stacklevel=3,
         )
 
 
