@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from support.factories import perturbed, random_batch, tiny_model
@@ -88,6 +89,19 @@ def test_dropout_is_on_in_training_only():
     assert torch.equal(model(inputs, training=False)[0], model(inputs, training=False)[0])
     model.eval()
     assert torch.equal(model(inputs)[0], model(inputs)[0])
+
+
+def test_scores_have_no_dropout_in_a_model_that_is_training():
+    model = tiny(dropout_rate=0.5, sse_item_prob=1.0, sse_user_prob=1.0).train()
+    inputs = padded_inputs()
+    asked = {"user": inputs["users"], "input_seq": inputs["input_seq"], "candidate": [[1, 2]] * 3}
+
+    scores, state = model.predict(asked), model.user_state([3, 4, 5])
+
+    assert model.training
+    model.eval()
+    assert torch.equal(scores, model.predict(asked))
+    np.testing.assert_array_equal(state, model.user_state([3, 4, 5]))
 
 
 def test_dropout_follows_torchs_seed_and_is_the_same_on_every_backend():
