@@ -44,6 +44,7 @@ class Histories(NamedTuple):
     @classmethod
     def from_mapping(cls, histories: Mapping[int, Sequence[int]]) -> Histories:
         """Lay out a mapping of user id to item ids in arrays; a ValueError names the user and a wrong id."""
+        check_mapping(histories)
         unordered = {set, frozenset, dict} & set(map(type, histories.values()))
         if unordered:
             raise TypeError(
@@ -152,6 +153,15 @@ def join(*parts: Histories) -> Histories:
             part.items
         )
     return Histories(parts[0].users, offsets, items)
+
+
+def check_mapping(histories: Any) -> None:
+    """Raise a TypeError if histories are not a mapping of users to items."""
+    if not isinstance(histories, Mapping):
+        raise TypeError(
+            f"histories must map each user to a sequence of items, as {{user: [item, item]}} does, "
+            f"got {type(histories).__name__}"
+        )
 
 
 def check_ids(ids: Collection[int] | NDArray[Any], noun: str) -> IntArray:

@@ -228,7 +228,7 @@ class PaddedInterface(SequentialRecommender):
     ) -> Tensor:
         """Check one array of ids and move it to the model's device. Users may have one dimension."""
         if name not in x:
-            raise ValueError(f'the input lacks "{name}"; it has {", ".join(x)}')
+            raise ValueError(f'the input lacks "{name}"; it has {", ".join(map(str, x))}')
         value = x[name]  # as_tensor would move a tensor to torch's default device
         try:
             ids = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")

@@ -84,7 +84,7 @@ def recommend_by_index(
     check_indices(model, "item", asked.items)
     catalogue = None
     if candidates is not None:
-        catalogue = check_indices(model, "item", id_list(CANDIDATES, candidates))
+        catalogue = check_indices(model, "item", id_list(CANDIDATES, candidates, in_order=False))
     return rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size)
 
 

@@ -77,7 +77,9 @@ def recommend_by_raw_id(
     known, catalogue = model.known, None
     assert known is not None
     if candidates is not None:
-        catalogue = encode_items(known, [id_list(CANDIDATES, candidates)], "candidates")[0]
+        catalogue = encode_items(
+            known, [id_list(CANDIDATES, candidates, in_order=False)], "candidates"
+        )[0]
     live = {}
     if histories is not None:
         given = id_lists(histories)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import recommend_by_index, similar_by_index
 from ssept_ext.serving.by_raw_id import recommend_by_raw_id, similar_by_raw_id
+from ssept_ext.utils.checks import check_one_of
 
 
 def recommend(
@@ -34,7 +33,7 @@ def recommend(
     Raises
     ------
     TypeError
-        If `exclude_seen` or `with_scores` is not a boolean, or another argument is not a sequence or mapping of ids.
+        If an argument is not a sequence or mapping of ids.
     ValueError
         If the model stores no histories and none are given, or `with_scores` is False for indices.
 
@@ -45,9 +44,8 @@ def recommend(
     >>> model.recommend({1: [3, 5], 2: [7]}, k=3).items.shape
     (2, 3)
     """
-    for name, flag in (("exclude_seen", exclude_seen), ("with_scores", with_scores)):
-        if not isinstance(flag, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, got {flag!r}")
+    check_one_of("exclude_seen", exclude_seen, (True, False))
+    check_one_of("with_scores", with_scores, (True, False))
     options: dict[str, Any] = {
         "candidates": candidates,
         "exclude_seen": exclude_seen,

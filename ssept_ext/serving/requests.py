@@ -9,18 +9,19 @@ from uuid import UUID
 
 import numpy as np
 
-from ssept_ext.data.histories import IntArray, check_ids
+from ssept_ext.data.histories import IntArray, check_ids, check_mapping
 from ssept_ext.data.id_map import IdMap, RawId
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.utils.checks import shown
 
 CANDIDATES = "candidates, the same for all users,"
 """What error messages call the argument."""
 _ACCEPTED = {"int64": (int, np.integer), "str": str, "uuid": UUID}
 
 
-def id_list(name: str, ids: Any) -> list[Any]:
-    """Return ids as a list, given as any iterable of ids or one-dimensional array or column.
+def id_list(name: str, ids: Any, in_order: bool = True) -> list[Any]:
+    """Return ids as a list, given as any iterable of ids or one-dimensional array or column; a set has no order.
 
     Raises
     ------
@@ -29,8 +30,9 @@ def id_list(name: str, ids: Any) -> list[Any]:
     """
     has_rows = len(getattr(ids, "shape", (0,))) != 1
     is_one = isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable)
-    if has_rows or is_one or isinstance(ids, Mapping):
-        value = f" {ids!r}" if is_one else ""
+    has_no_order = in_order and isinstance(ids, (set, frozenset))
+    if has_rows or is_one or has_no_order or isinstance(ids, Mapping):
+        value = f" {shown(ids)}" if is_one else ""
         raise TypeError(f"{name} must be a sequence of ids, got {type(ids).__name__}{value}")
     to_list = getattr(ids, "tolist", None) or getattr(ids, "to_pylist", None)
     return list(ids) if to_list is None else list(to_list())
@@ -38,13 +40,9 @@ def id_list(name: str, ids: Any) -> list[Any]:
 
 def id_lists(histories: Any, users: Iterable[Any] | None = None) -> dict[Any, list[Any]]:
     """Map users, by default all of `histories`, to lists of items; a TypeError names what is no such mapping."""
-    if not isinstance(histories, Mapping):
-        raise TypeError(
-            f"histories must map each user to a sequence of items, as {{user: [item, item]}} does, "
-            f"got {type(histories).__name__}"
-        )
+    check_mapping(histories)
     asked = histories if users is None else users
-    return {user: id_list(f"histories[{user!r}]", histories.get(user, ())) for user in asked}
+    return {user: id_list(f"histories[{shown(user)}]", histories.get(user, ())) for user in asked}
 
 
 def check_indices(model: SequentialRecommender, noun: str, ids: Collection[int]) -> IntArray:
@@ -92,6 +90,6 @@ def encode_ids(
         if not isinstance(value, _ACCEPTED[id_map.type]) or isinstance(value, bool):  # type: ignore[arg-type]
             raise TypeError(
                 f"{id_map.noun} ids must be {id_map.type}, as in training, "
-                f"got {value!r} of type {type(value).__name__}"
+                f"got {shown(value)} of type {type(value).__name__}"
             )
     return id_map.encode(list(ids), unknown)

@@ -44,7 +44,7 @@ from ssept_ext.evaluation.candidates import draw_candidates, measurable_users
 from ssept_ext.evaluation.full import evaluate_full
 from ssept_ext.evaluation.metrics import CUTOFF
 from ssept_ext.evaluation.sampled import rank_candidates
-from ssept_ext.network.identity import check_ids_of
+from ssept_ext.network.identity import check_ids_of, check_is_dataset
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.protocols import DigestingSampler, PackingSampler, Sampler, SeekableSampler
 from ssept_ext.training import data_parallel
@@ -55,6 +55,7 @@ from ssept_ext.training.interruption import StopRequest, TrainingInterrupted
 from ssept_ext.training.options import LoopOptions, TrainingOptions, check_together
 from ssept_ext.training.run import History, Run
 from ssept_ext.training.step import draw_seeds
+from ssept_ext.utils.checks import shown
 
 if TYPE_CHECKING:
     from ssept_ext.data.dataset import SASRecDataSet
@@ -122,7 +123,7 @@ def train_model(
         If an argument is out of range or differs between processes (names it), the model has no vectors for some ids of
         the data set, there is no user to validate on, or `checkpoint` is damaged or belongs to another training.
     TypeError
-        If one of `callbacks` cannot be called.
+        If `dataset`, `sampler` or `callbacks` are something else.
     ssept_ext.training.TrainingInterrupted
         If SIGTERM or SIGINT arrives and `checkpoint` is given; a SystemExit with the code 143 or 130.
     ProcessLostError
@@ -172,12 +173,14 @@ def start_run(
     if generator is None:
         generator = torch.Generator()
         generator.set_state(torch.get_rng_state())
-    num_steps = max(1, dataset.num_users // loop.batch_size)
     data_parallel.check_batch_size(loop.batch_size, distributed.size())
     check_together(loop, options)
-    for callback in callbacks:
-        if not callable(callback):
-            raise TypeError(f"callbacks must be functions, got {callback!r}")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks must be a sequence of functions, got {shown(callbacks)}")
+    if not hasattr(sampler, "next_batch"):
+        raise TypeError(f"sampler must have a method next_batch, got {shown(sampler)}")
+    check_is_dataset(dataset)
+    num_steps = max(1, dataset.num_users // loop.batch_size)
     data = Fingerprint.of(dataset)
     if distributed.size() > 1:
         drawing = sampler.settings if isinstance(sampler, SeekableSampler) else {}

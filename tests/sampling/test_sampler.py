@@ -365,6 +365,11 @@ def test_sequences_do_not_depend_on_whether_negatives_are_needed():
                 np.testing.assert_array_equal(array, other)
 
 
+def test_histories_that_are_no_mapping_are_named():
+    with pytest.raises(TypeError, match="histories must map each user to a sequence .*, got list"):
+        WarpSampler([[1, 2]], usernum=4, itemnum=9)
+
+
 def test_a_user_beyond_usernum_is_named():
     with pytest.raises(ValueError, match="User holds user id 5, but usernum is 4"):
         WarpSampler({5: [1, 2]}, usernum=4, itemnum=9)

@@ -67,7 +67,9 @@ def test_a_training_that_a_callback_ended_stays_ended(tmp_path):
 
 
 def test_what_cannot_be_called_is_an_error_before_training():
-    with pytest.raises(TypeError, match=r"callbacks must be functions, got 'metrics\.csv'"):
+    with pytest.raises(
+        TypeError, match=r"callbacks must be a sequence of functions, got .*'metrics\.csv'"
+    ):
         train([pytest.fail, "metrics.csv"])
 
 

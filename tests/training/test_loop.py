@@ -121,6 +121,22 @@ def test_a_malformed_batch_is_an_error(dataset, batch, message):
         train(Stub(), dataset, sampler)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"dataset": {1: [2, 3]}},
+            "dataset must be a SASRecDataSet, such as Interactions.to_dataset",
+        ),
+        ({"sampler": [1, 2]}, r"sampler must have a method next_batch, got \[1, 2\]"),
+        ({"callbacks": print}, "callbacks must be a sequence of functions, got <built-in"),
+    ],
+)
+def test_what_is_no_argument_of_training_is_named(dataset, changes, message):
+    with pytest.raises(TypeError, match=message):
+        train(Stub(), **({"dataset": dataset, "sampler": make_sampler(dataset)} | changes))
+
+
 def test_validation_every_val_epoch_on_the_same_candidates(dataset):
     model = Stub()
 
