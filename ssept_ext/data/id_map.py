@@ -245,6 +245,11 @@ def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:
         except OverflowError:
             bad = next(key for key in keys if not -(2**63) <= key < 2**63)
             raise ValueError(f"{noun} {bad} is beyond int64: make it a string") from None
-    objects = np.empty(len(keys), object)
-    objects[:] = keys
-    return names[0], objects
+    return names[0], object_array(keys)
+
+
+def object_array(values: list[Any]) -> NDArray[Any]:
+    """Return an array of objects, whatever NumPy would make of them."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

@@ -33,13 +33,7 @@ def group_by_user(users: IntArray, items: IntArray, times: NDArray[np.generic] |
 
 
 def read_events(filename: str | os.PathLike[str], col_sep: str | None) -> _Columns:
-    """Read the columns of a file, which may be compressed with gzip.
-
-    Raises
-    ------
-    ValueError
-        If the file is empty or damaged, or a line is malformed; names the file and the line.
-    """
+    """Read the columns of a file, plain or compressed with gzip; a ValueError names the file and a bad line."""
     with open_events(filename) as (_, file):
         data = file.read()
     data = data.removeprefix(codecs.BOM_UTF8)
@@ -86,13 +80,10 @@ def _parse_lines(
         rows.append(row)
     users, items, *times = zip(*rows, strict=True)
     try:
-        return _Columns(
-            np.array(users, np.int64),
-            np.array(items, np.int64),
-            _to_numbers(times[0]) if times else None,
-        )
+        numbers = _to_numbers(times[0]) if times else None
     except ValueError as error:
         raise ValueError(f"{filename}: {error}") from None
+    return _Columns(np.array(users, np.int64), np.array(items, np.int64), numbers)
 
 
 def _parse_line(line: bytes, separator: bytes | None) -> tuple[Any, ...]:
@@ -100,22 +91,16 @@ def _parse_line(line: bytes, separator: bytes | None) -> tuple[Any, ...]:
     fields = line.rstrip().split(separator)
     if len(fields) not in (2, 3):
         raise ValueError(f"2 or 3 columns expected, got {len(fields)}")
-    ids = _parse_id("user", fields[0]), _parse_id("item", fields[1])
-    return ids if len(fields) == 2 else (*ids, _check_time(fields[2]))
-
-
-def _parse_id(name: str, field: bytes) -> int:
-    value = int(field) if field.isdigit() and len(field) < 1000 else 0  # int() takes 1_0 too
-    if not 1 <= value <= MAX_ID:
-        raise ValueError(f"{name} id must be an integer from 1 to {MAX_ID}")
-    return value
-
-
-def _check_time(field: bytes) -> str:
-    text = field.decode(errors="replace")
-    if not (re.fullmatch(NUMBER, text) and -(2**63) <= Decimal(text) < 2**63):
-        raise ValueError("time must be a number from -2**63 to 2**63 - 1")
-    return text
+    # int() would take 1_0 and blanks too
+    ids = [int(field) if re.fullmatch(rb"[0-9]{1,18}", field) else 0 for field in fields[:2]]
+    for noun, number in zip(("user", "item"), ids, strict=True):
+        if not 1 <= number <= MAX_ID:
+            raise ValueError(f"{noun} id must be an integer from 1 to {MAX_ID}")
+    times = [field.decode(errors="replace") for field in fields[2:]]
+    for time in times:
+        if not (re.fullmatch(NUMBER, time) and -(2**63) <= Decimal(time) < 2**63):
+            raise ValueError("time must be a number from -2**63 to 2**63 - 1")
+    return (*ids, *times)
 
 
 def _to_numbers(times: Sequence[str]) -> NDArray[np.int64] | NDArray[np.float64]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
+from ssept_ext.data.id_map import object_array
 from ssept_ext.utils.checks import shown
 from ssept_ext.utils.optional import require
 
@@ -236,9 +237,3 @@ def _all_match(text: Any, pattern: str) -> bool:
 
 def _one_chunk(column: Any) -> Any:
     return column.combine_chunks() if isinstance(column, arrow().ChunkedArray) else column
-
-
-def object_array(values: list[Any]) -> NDArray[Any]:
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column

@@ -10,12 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ssept_ext.data.sources.columns import (
-    Codes,
-    RawEvents,
-    object_array,
-    warn_of_lookalikes,
-)
+from ssept_ext.data.id_map import object_array
+from ssept_ext.data.sources.columns import Codes, RawEvents, warn_of_lookalikes
 from ssept_ext.data.sources.opening import bad_line
 
 
