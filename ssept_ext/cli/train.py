@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -70,16 +69,14 @@ def train(options: argparse.Namespace) -> int:
     """Train a model, write its run folder, and print its metrics."""
     kind = KINDS[options.model]
     source = given_source(options) or synthetic_source()
-    with distributed.process_group(choose_device(options), options.timeout), ExitStack() as held:
+    with distributed.process_group(choose_device(options), options.timeout):
         run = distributed.broadcast_from_rank0(lambda: new_run_folder(options.out))
-        changes = _given(options, kind)
         dataset = load_data(source)
-        recipe = Recipe.of(kind, options.preset, changes, dataset.num_users)
+        recipe = Recipe.of(kind, options.preset, _given(options, kind), dataset.num_users)
         if options.ffn_dim is not None:
             dims = (options.ffn_dim, recipe.model["conv_dims"][1])
             recipe = replace(recipe, model={**recipe.model, "conv_dims": dims})
-        claim = alone_in(run, new=True)
-        return _train(options, run, source, dataset, recipe, lambda: held.enter_context(claim))
+        return _train(options, alone_in(run, new=True), run, source, dataset, recipe)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -100,20 +97,17 @@ def resume(options: argparse.Namespace) -> int:
         raise ValueError(f"{run_file(run)} is damaged: {error}") from error
     for name, default in _OWN.items():
         setattr(options, name, recorded.get(name, default))
-    with distributed.process_group(choose_device(options), options.timeout), ExitStack() as held:
-        claim = alone_in(run)
-        return _train(
-            options, run, source, load_data(source), recipe, lambda: held.enter_context(claim)
-        )
+    with distributed.process_group(choose_device(options), options.timeout):
+        return _train(options, alone_in(run), run, source, load_data(source), recipe)
 
 
 def _train(
     options: argparse.Namespace,
+    alone: AbstractContextManager[None],
     run: Path,
     source: Source,
     dataset: SASRecDataSet,
     recipe: Recipe[SASREC],
-    claim: Callable[[], None],
 ) -> int:
     writes = distributed.rank() == 0
     callbacks: list[Callback] = [csv_log(run / METRICS_FILE)]
@@ -130,10 +124,11 @@ def _train(
     # First, because it is fast and raises an error if the model could not be evaluated either.
     popularity = measure_popularity(dataset, model.num_neg_test, options.seed)
     interrupted: TrainingInterrupted | None = None
-    with recipe.make_sampler(
-        dataset, model.seq_max_len, options.seed, options.n_workers
-    ) as sampler:
-        distributed.broadcast_from_rank0(claim)
+    with ExitStack() as held:
+        sampler = held.enter_context(
+            recipe.make_sampler(dataset, model.seq_max_len, options.seed, options.n_workers)
+        )
+        distributed.broadcast_from_rank0(lambda: held.enter_context(alone))
         if writes:
             own = {name: getattr(options, name) for name in _OWN}
             write_run_file(run, source, own | recipe.options())
@@ -142,17 +137,17 @@ def _train(
             recipe.train(model, dataset, sampler, checkpoint=run, callbacks=callbacks)
         except TrainingInterrupted as error:
             interrupted = error
-    model.known = known
-    if writes:
-        save_checkpoint(model, run)
-    if interrupted is not None:
+        model.known = known
         if writes:
-            print(f"ssept: to continue: ssept resume {run}", file=sys.stderr)
-        return interrupted.code
-    metrics = measure(model, dataset, options.seed)
-    if writes:
-        (run / TRAINING_FILE).unlink()
-        print_results(popularity, model, metrics)
+            save_checkpoint(model, run)
+        if interrupted is not None:
+            if writes:
+                print(f"ssept: to continue: ssept resume {run}", file=sys.stderr)
+            return interrupted.code
+        metrics = measure(model, dataset, options.seed)
+        if writes:
+            (run / TRAINING_FILE).unlink()
+            print_results(popularity, model, metrics)
     return 0
 
 

@@ -95,26 +95,18 @@ class Recipe(Generic[Model]):
         model, sampler, loop, training = (
             {name: options[name] for name in group if name in options} for group in groups.values()
         )
-        model = _defaults(kind) | model
+        defaults = {f.name: f.default for f in fields(kind.config_class)}
+        model = {name: defaults[name] for name in groups["model"]} | model
         if "conv_dims" not in options:  # default to the hidden size
             width = hidden_size(kind, model)
             model["conv_dims"] = (width, width)
         return cls(
-            kind,
-            model,
-            SamplerOptions(**sampler),
-            LoopOptions(**loop),
-            TrainingOptions(**training),
+            kind, model, SamplerOptions(**sampler), LoopOptions(**loop), TrainingOptions(**training)
         )
 
     def options(self) -> dict[str, Any]:
         """Return all options, including defaults; `from_options` makes the same recipe from them."""
-        return {
-            **self.model,
-            **asdict(self.sampler),
-            **asdict(self.loop),
-            **asdict(self.training),
-        }
+        return {**self.model, **asdict(self.sampler), **asdict(self.loop), **asdict(self.training)}
 
     def make_model(self, item_num: int, user_num: int, backend: Backend = "auto") -> Model:
         """Make a model for this number of items and users; SASREC ignores the users."""
@@ -176,8 +168,3 @@ def hidden_size(kind: type[SequentialRecommender], options: Mapping[str, Any]) -
         given = [options[f"{side}_embedding_dim"] for side in ("item", "user")]
         widths = [widths[0] if width is None else width for width in given]
     return sum(check_at_least("embedding_dim", width, 1) for width in widths)
-
-
-def _defaults(kind: type[SequentialRecommender]) -> dict[str, Any]:
-    """Return the default values of the constructor arguments."""
-    return {f.name: f.default for f in fields(kind.config_class) if f.name not in _COUNTED}
