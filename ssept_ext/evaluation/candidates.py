@@ -61,6 +61,8 @@ class EvaluationCandidates:
     """The history of each user that the model sees."""
     candidates: IntArray
     """(n, 1 + num_neg_test) item ids; column 0 is the held-out item."""
+    dataset: SASRecDataSet | None = None
+    """What they were drawn from, by which `rank_candidates` checks that the numbers are the model's."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write users and candidates, but not the histories, to a compressed .npz file without pickle."""
@@ -122,7 +124,8 @@ class EvaluationCandidates:
                 f"{candidates[row, 0]} there, {held_out.part(slice(row, row + 1)).items.tolist()} in "
                 f"dataset"
             )
-        return cls(split, input_histories(dataset, users, split), candidates.astype(np.int64))
+        inputs = input_histories(dataset, users, split)
+        return cls(split, inputs, candidates.astype(np.int64), dataset)
 
 
 _FORMAT = "ssept_ext trials 1"
@@ -198,7 +201,7 @@ def draw_candidates(
     # Only answers are drawn again: all other negatives of a seed stay what they have always been.
     row, column = (negatives == answers).nonzero()
     negatives[row, column] = allowed.at(kept[row], rng.random(len(row)))
-    return EvaluationCandidates(split, inputs, np.concatenate([answers, negatives], 1))
+    return EvaluationCandidates(split, inputs, np.concatenate([answers, negatives], 1), dataset)
 
 
 def _warn_of_few_items(num_left: IntArray, itemnum: int, num_neg_test: int) -> None:

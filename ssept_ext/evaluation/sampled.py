@@ -21,7 +21,7 @@ from ssept_ext.evaluation.candidates import (
     draw_candidates,
 )
 from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, ndcg_and_hr
-from ssept_ext.network.identity import in_ids_of
+from ssept_ext.network.identity import check_ids_of, in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import scoring
 from ssept_ext.ranking.top_k import check_finite
@@ -52,7 +52,8 @@ def rank_candidates(
     Raises
     ------
     ValueError
-        If `eval_batch_size` is below 1, `ties` is none of these, or a score is not finite.
+        If `eval_batch_size` is below 1, `ties` is none of these, a score is not finite, or the candidates' numbers are
+        not the model's.
 
     Examples
     --------
@@ -66,6 +67,8 @@ def rank_candidates(
     """
     eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
     check_one_of("ties", ties, get_args(Ties))
+    if trials.dataset is not None:
+        check_ids_of(model, trials.dataset)
     mine = distributed.rank_slice(len(trials.candidates), eval_batch_size)
     ranks = [torch.zeros(0, len(BEATS[ties]), dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)

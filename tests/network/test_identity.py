@@ -8,6 +8,7 @@ from support.raw_ids import HISTORIES, SIZES, interactions
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
 from ssept_ext.data.fingerprint import Fingerprint
+from ssept_ext.evaluation import draw_candidates, rank_candidates
 from ssept_ext.network.identity import in_ids_of
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
@@ -138,6 +139,8 @@ def test_training_and_recommending_refuse_to_renumber_what_was_made_from_the_dat
 
     with pytest.raises(ValueError, match="dataset numbers its users and items otherwise"):
         model.recommend(other)
+    with pytest.raises(ValueError, match="dataset numbers its users and items otherwise"):
+        rank_candidates(model, draw_candidates(other, "test", num_neg_test=1, seed=0))
     with (
         WarpSampler(other.histories("train"), 4, 12, maxlen=4) as sampler,
         pytest.raises(ValueError, match="dataset numbers its users and items otherwise"),
