@@ -4,7 +4,11 @@ import math
 
 import pytest
 import torch
-from support.op_calls import OPS, arguments, call, with_gradients
+from support.implementations import ALL
+from support.op_calls import OPS, arguments, call
+from support.samples import outputs_and_gradients
+
+from ssept_ext.ops import reference
 
 every_op = pytest.mark.parametrize("op", OPS)
 every_backend = pytest.mark.parametrize("backend", ["native", "reference"])
@@ -88,17 +92,20 @@ def test_an_upper_bound_of_lengths_may_be_as_large_as_it_likes(backend):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 @pytest.mark.parametrize("missing", EXTENTS)
 @every_op
-def test_an_op_takes_tensors_of_no_elements(op, missing, dropout_p):
-    given = arguments(op, **EXTENTS[missing], dropout_p=dropout_p)
-    if op == "causal_attention" and given["q"].shape[2] == 0:
+@pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
+def test_an_op_takes_tensors_of_no_elements(implementation, op, missing, dropout_p):
+    given = list(arguments(op, **EXTENTS[missing], dropout_p=dropout_p).values())
+    if op == "causal_attention" and given[0].shape[2] == 0:
         with pytest.raises(ValueError, match=r"head size of q must be in 1\.\.256, got 0"):
-            call(op, given, "native")
+            implementation.op(op)(*given)
         return
+    moved = [x.to(implementation.device) if isinstance(x, torch.Tensor) else x for x in given]
 
-    native, reference = (with_gradients(op, given, backend) for backend in ("native", "reference"))
+    actual = outputs_and_gradients(implementation.op(op), moved)
 
-    for x, y in zip(native, reference, strict=True):
-        torch.testing.assert_close(x, y)
+    expected = outputs_and_gradients(getattr(reference, op), given)
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x.cpu(), y)
 
 
 def test_rows_without_elements_cost_no_time():
