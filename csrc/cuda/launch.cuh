@@ -41,6 +41,17 @@ __device__ __forceinline__ T narrow(Accumulator<T> x) {
     return x;
 }
 
+// The sum over each aligned group of LANES lanes, in all of them. Every lane of the warp must call
+// it.
+template <int LANES, class T>
+__device__ __forceinline__ T group_sum(T value) {
+  static_assert(LANES > 0 && LANES <= kWarpSize && (LANES & (LANES - 1)) == 0);
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
 // VEC elements that one load moves.
 template <class T, int VEC>
 struct alignas(sizeof(T) * VEC) Pack {

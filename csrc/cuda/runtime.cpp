@@ -8,15 +8,14 @@
 #include <set>
 
 #include "common/library.h"
-#include "cuda/bad_id.h"
 #include "cuda/shared_memory.h"
 
 namespace ssept::cuda {
 
 #ifdef SSEPT_CUDA_EMULATION
-cudaStream_t current_stream(int) { return nullptr; }
+cudaStream_t DeviceOf::stream() const { return nullptr; }
 #else
-cudaStream_t current_stream(int device_index) {
+cudaStream_t DeviceOf::stream() const {
   // In every torch since 2.11, but in a library that CPU builds lack: found at run time, or not at
   // all.
   using GetStream = int32_t (*)(int32_t, void**);
@@ -26,8 +25,8 @@ cudaStream_t current_stream(int device_index) {
     return reinterpret_cast<GetStream>(symbol);
   }();
   void* stream = nullptr;
-  check<std::runtime_error>(get_stream != nullptr && get_stream(device_index, &stream) == 0,
-                            "this torch gives no CUDA stream for device ", device_index);
+  check<std::runtime_error>(get_stream != nullptr && get_stream(index_, &stream) == 0,
+                            "this torch gives no CUDA stream for device ", index_);
   return static_cast<cudaStream_t>(stream);
 }
 #endif

@@ -9,11 +9,9 @@
 #include <utility>
 
 #include "common/dtype.h"
+#include "cuda/bad_id.h"
 
 namespace ssept::cuda {
-
-// The stream torch queues work on for a device.
-cudaStream_t current_stream(int device_index);
 
 inline void check_cuda(const char* op, cudaError_t error) {
   check<std::runtime_error>(error == cudaSuccess, op, ": CUDA error: ", cudaGetErrorString(error));
@@ -22,11 +20,15 @@ inline void check_cuda(const char* op, cudaError_t error) {
 // Makes a tensor's device the current one for as long as this lives.
 class DeviceOf {
  public:
-  explicit DeviceOf(const Tensor& x) {
-    if (x.is_cuda()) guard_.emplace(x.get_device_index());
+  explicit DeviceOf(const Tensor& x) : index_(x.get_device_index()) {
+    if (x.is_cuda()) guard_.emplace(index_);
   }
+  // The stream torch queues work on.
+  cudaStream_t stream() const;
+  BadIdNote* note() const { return bad_id_note(index_); }
 
  private:
+  int index_;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
 };
 

@@ -1,4 +1,4 @@
-"""What the ops share: the choice between kernel and reference, and what torch is told of the C++ ops."""
+"""What the ops share: casts, the choice between kernel and reference, and what torch is told of the C++ ops."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def call(op: str, device: torch.device, backend: Backend | None, *args: Any) -> 
         return getattr(reference, op)(*args)
     with torch.autocast(device.type, enabled=False):
         return getattr(reference, op)(*args)
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """Return the dtype of `torch.autocast` on this device, or None if it is off."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Cast to `dtype`, unless it is None or x is float64, which torch's autocast never casts either."""
+    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
 def register_op(

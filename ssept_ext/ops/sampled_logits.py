@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ssept_ext._extension import Backend
-from ssept_ext.ops._autocast import autocast_type
-from ssept_ext.ops._native import call, register_op
+from ssept_ext.ops._native import autocast_type, call, register_op
 from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
 
 

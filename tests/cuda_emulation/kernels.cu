@@ -5,7 +5,6 @@
 #include <string>
 
 #include "cuda/launch.cuh"
-#include "cuda/reduce.cuh"
 
 using ssept::cuda::group_sum;
 using ssept::cuda::kAllLanes;

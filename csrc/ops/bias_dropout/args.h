@@ -1,6 +1,6 @@
 // From the tensors of a `bias_dropout` call to checked, contiguous arguments for its kernels.
 #pragma once
-#include "common/dropout_args.h"
+#include "common/checks.h"
 #include "ops/bias_dropout/params.h"
 
 namespace ssept {

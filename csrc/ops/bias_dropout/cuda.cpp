@@ -15,9 +15,8 @@ Tensor bias_dropout(const Tensor& x, const Tensor& bias, const std::optional<Ten
   const DeviceOf device(x);
   const Tensor out = torch::stable::new_empty(x, {args.num_rows, args.width});
   dispatch_floating("x", args.type, [&]<class T>() {
-    check_cuda("bias_dropout",
-               BiasDropoutKernels<T>::forward(args.kernel_args<T>(), mutable_data<T>(out),
-                                              current_stream(x.get_device_index())));
+    check_cuda("bias_dropout", BiasDropoutKernels<T>::forward(
+                                   args.kernel_args<T>(), mutable_data<T>(out), device.stream()));
   });
   return out;
 }
@@ -35,9 +34,9 @@ std::tuple<Tensor, Tensor> bias_dropout_backward(const Tensor& grad, const Tenso
   dispatch_floating("out", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     check_cuda("bias_dropout_backward",
-               BiasDropoutKernels<T>::backward(
-                   args.kernel_args<T>(), mutable_data<T>(grad_x), mutable_data<A>(part_sums),
-                   mutable_data<A>(grad_bias), current_stream(out.get_device_index())));
+               BiasDropoutKernels<T>::backward(args.kernel_args<T>(), mutable_data<T>(grad_x),
+                                               mutable_data<A>(part_sums),
+                                               mutable_data<A>(grad_bias), device.stream()));
   });
   return {grad_x, grad_bias};
 }

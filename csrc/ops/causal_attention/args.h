@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/dropout_args.h"
+#include "common/checks.h"
 #include "ops/causal_attention/params.h"
 
 namespace ssept {

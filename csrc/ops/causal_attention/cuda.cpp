@@ -36,10 +36,9 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
   const Tensor lse =
       torch::stable::new_empty(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
   dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
-    check_cuda("causal_attention",
-               CausalAttentionKernels<T, kTf32>::forward(
-                   args.kernel_args<T>(), mutable_data<T>(out), mutable_data<Accumulator<T>>(lse),
-                   current_stream(q.get_device_index())));
+    check_cuda("causal_attention", CausalAttentionKernels<T, kTf32>::forward(
+                                       args.kernel_args<T>(), mutable_data<T>(out),
+                                       mutable_data<Accumulator<T>>(lse), device.stream()));
   });
   return {out, lse};
 }
@@ -67,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
                CausalAttentionKernels<T, kTf32>::backward(
                    args.kernel_args<T>(), data<T>(grad), data<T>(result), data<A>(log_sum),
                    mutable_data<A>(delta), mutable_data<T>(grad_q), mutable_data<T>(grad_k),
-                   mutable_data<T>(grad_v), current_stream(q.get_device_index())));
+                   mutable_data<T>(grad_v), device.stream()));
   });
   return {grad_q, grad_k, grad_v};
 }

@@ -13,12 +13,11 @@ Tensor position_layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& b
                            const Tensor& positions, const Tensor& cu_seqlens, double eps) {
   const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
   const DeviceOf device(x);
-  const int index = x.get_device_index();
   const Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   dispatch_floating("x", args.type, [&]<class T>() {
     check_cuda("position_layer_norm",
                PositionLayerNormKernels<T>::forward(args.kernel_args<T>(), mutable_data<T>(out),
-                                                    bad_id_note(index), current_stream(index)));
+                                                    device.note(), device.stream()));
   });
   return out;
 }
@@ -29,7 +28,6 @@ std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
   const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
   const Tensor g = args.contiguous_grad(grad);
   const DeviceOf device(x);
-  const int index = x.get_device_index();
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   const Tensor statistics = torch::stable::new_empty(x, {x.size(0), 2}, wide);
@@ -41,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
                PositionLayerNormKernels<T>::backward(
                    args.kernel_args<T>(), data<T>(g), mutable_data<T>(grad_x),
                    mutable_data<A>(statistics), mutable_data<A>(grad_gamma),
-                   mutable_data<A>(grad_beta), bad_id_note(index), current_stream(index)));
+                   mutable_data<A>(grad_beta), device.note(), device.stream()));
   });
   return {grad_x, grad_gamma, grad_beta};
 }

@@ -1,7 +1,6 @@
 // CUDA kernels of `position_layer_norm`.
 #include "cuda/column_sums.cuh"
 #include "cuda/ids.cuh"
-#include "cuda/reduce.cuh"
 #include "cuda/sequences.cuh"
 #include "ops/position_layer_norm/launch.h"
 

@@ -14,13 +14,12 @@ Tensor sampled_logits(const Tensor& hidden, const Tensor& item_weight,
                       const std::optional<Tensor>& users, const Tensor& cu_seqlens) {
   const SampledLogitsArgs args(hidden, item_weight, user_weight, items, users, cu_seqlens);
   const DeviceOf device(hidden);
-  const int index = hidden.get_device_index();
   const Tensor logits =
       torch::stable::new_empty(hidden, {args.size.num_tokens, args.size.num_items});
   dispatch_floating("hidden", args.type, [&]<class T>() {
     check_cuda("sampled_logits",
                SampledLogitsKernels<T>::forward(args.kernel_args<T>(), mutable_data<T>(logits),
-                                                bad_id_note(index), current_stream(index)));
+                                                device.note(), device.stream()));
   });
   return logits;
 }
@@ -35,7 +34,6 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   const Tensor grad = args.contiguous_grad(grad_logits);
   check_item_order(item_order, items);
   const DeviceOf device(hidden);
-  const int index = hidden.get_device_index();
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
   const Tensor grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
@@ -49,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
                    args.kernel_args<T>(), data<T>(grad),
                    item_order ? data<int64_t>(*item_order) : nullptr, mutable_data<T>(grad_hidden),
                    mutable_data<A>(grad_item), users ? mutable_data<A>(grad_user) : nullptr,
-                   mutable_data<A>(grad_sum), bad_id_note(index), current_stream(index)));
+                   mutable_data<A>(grad_sum), device.note(), device.stream()));
   });
   return {grad_hidden, grad_item, grad_user};
 }

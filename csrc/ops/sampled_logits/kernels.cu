@@ -1,7 +1,6 @@
 // CUDA kernels of `sampled_logits`.
 #include "cuda/column_sums.cuh"
 #include "cuda/ids.cuh"
-#include "cuda/reduce.cuh"
 #include "cuda/sequences.cuh"
 #include "cuda/shared_memory.h"
 #include "ops/sampled_logits/launch.h"

@@ -3,7 +3,7 @@
 #pragma once
 #include <cmath>
 
-#include "common/dropout_args.h"
+#include "common/checks.h"
 #include "ops/user_item_embedding/params.h"
 
 namespace ssept {

@@ -17,12 +17,11 @@ Tensor user_item_embedding(const Tensor& item_weight, const std::optional<Tensor
   const UserItemEmbeddingArgs args(item_weight, user_weight, position_weight, items, users,
                                    positions, cu_seqlens, dropout_p, seed, site);
   const DeviceOf device(item_weight);
-  const int index = item_weight.get_device_index();
   const Tensor out = torch::stable::new_empty(item_weight, {args.size.num_tokens, args.size.width});
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     check_cuda("user_item_embedding",
                UserItemEmbeddingKernels<T>::forward(args.kernel_args<T>(), mutable_data<T>(out),
-                                                    bad_id_note(index), current_stream(index)));
+                                                    device.note(), device.stream()));
   });
   return out;
 }
@@ -38,7 +37,6 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
   const Tensor grad = args.contiguous_grad(grad_out);
   check_item_order(item_order, items);
   const DeviceOf device(item_weight);
-  const int index = item_weight.get_device_index();
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_item = torch::stable::new_zeros(grad, {s.item_rows, s.item_width}, wide);
   const Tensor grad_user =
@@ -51,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
         UserItemEmbeddingKernels<T>::backward(
             args.kernel_args<T>(), data<T>(grad), item_order ? data<int64_t>(*item_order) : nullptr,
             mutable_data<A>(grad_item), users ? mutable_data<A>(grad_user) : nullptr,
-            mutable_data<A>(grad_position), bad_id_note(index), current_stream(index)));
+            mutable_data<A>(grad_position), device.note(), device.stream()));
   });
   return {grad_item, grad_user, grad_position};
 }
