@@ -192,16 +192,25 @@ def draw_candidates(
     everything = join(train, valid, test)
     check_items(everything, dataset.itemnum)
     seen = everything if exclude == "all" else train
-    allowed = negative_table(join(seen, held_out), dataset.itemnum)
-    _warn_of_few_items(allowed.unseen_weight, dataset.itemnum, num_neg_test)
-    kept = np.flatnonzero(allowed.unseen_weight)
-    inputs, held_out, seen = (part.of(users[kept]) for part in (inputs, held_out, seen))
-    answers = held_out.oldest()[:, None]
-    negatives = negative_table(seen, dataset.itemnum).draw(philox_key(seed), num_neg_test)
+    answers, table = held_out.oldest(), negative_table(seen, dataset.itemnum)
+
+    num_left = table.unseen_weight - 1  # without the answer, unless it is not among them anyway
+    row = np.repeat(np.arange(len(users)), np.diff(seen.offsets))
+    num_left[row[seen.items == answers[row]]] += 1
+    _warn_of_few_items(num_left, dataset.itemnum, num_neg_test)
+    if not num_left.all():
+        users, answers = users[num_left > 0], answers[num_left > 0]
+        inputs, seen = inputs.of(users), seen.of(users)
+        table = negative_table(seen, dataset.itemnum)
+
+    negatives = table.draw(philox_key(seed), num_neg_test)
     # Only answers are drawn again: all other negatives of a seed stay what they have always been.
-    row, column = (negatives == answers).nonzero()
-    negatives[row, column] = allowed.at(kept[row], rng.random(len(row)))
-    return EvaluationCandidates(split, inputs, np.concatenate([answers, negatives], 1), dataset)
+    row, column = (negatives == answers[:, None]).nonzero()
+    clashes = Histories(users[row], np.arange(len(row) + 1), answers[row])
+    allowed = negative_table(join(seen.of(users[row]), clashes), dataset.itemnum)
+    negatives[row, column] = allowed.at(np.arange(len(row)), rng.random(len(row)))
+    candidates = np.concatenate([answers[:, None], negatives], 1)
+    return EvaluationCandidates(split, inputs, candidates, dataset)
 
 
 def _warn_of_few_items(num_left: IntArray, itemnum: int, num_neg_test: int) -> None:
