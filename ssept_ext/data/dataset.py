@@ -202,7 +202,12 @@ class SASRecDataSet:
         start, end = self._bounds(np.diff(self._histories.offsets), part)
         return self._histories.users[start < end]
 
-    def split(self, valid_size: int = 1, test_size: int = 1, min_interactions: int = 3) -> None:
+    def split(
+        self,
+        valid_size: int | None = None,
+        test_size: int | None = None,
+        min_interactions: int | None = None,
+    ) -> None:
         """Split the histories again, into other parts or after changes to `User`.
 
         Changes to `user_train`, `user_valid` and `user_test` are lost.
@@ -211,9 +216,9 @@ class SASRecDataSet:
         ----------
         valid_size, test_size
             Of each user, the last `test_size` events are the test part, and `valid_size` events before them
-            the validation part. Evaluations look for the first event of a part only.
+            the validation part. Evaluations look for the first event of a part only. None keeps the size.
         min_interactions
-            Users with fewer events have training events only.
+            Users with fewer events have training events only. None keeps the limit.
 
         Raises
         ------
@@ -221,11 +226,13 @@ class SASRecDataSet:
             If a size is negative or `min_interactions` leaves no training event (names it), or `User` holds an
             id that is not an integer from 1 to `MAX_ID`.
         """
-        held_out = sum(
-            check_at_least(name, size, 0)
-            for name, size in (("valid_size", valid_size), ("test_size", test_size))
-        )
-        if min_interactions < held_out + 1:
+        valid_size = self._valid_size if valid_size is None else valid_size
+        test_size = self._test_size if test_size is None else test_size
+        if min_interactions is None:
+            min_interactions = self._min_interactions
+        held_out = check_at_least("valid_size", valid_size, 0)
+        held_out += check_at_least("test_size", test_size, 0)
+        if check_at_least("min_interactions", min_interactions, 1) < held_out + 1:
             raise ValueError(
                 f"min_interactions must be at least valid_size + test_size + 1 = {held_out + 1}, "
                 f"got {min_interactions}"

@@ -16,7 +16,9 @@ from ssept_ext.ops import reference
 def call(op: str, device: torch.device, backend: Backend | None, *args: Any) -> Any:
     """Call the kernel of `op` for this device or, without autocast, which would round its products, its reference."""
     if use_native(op, device, backend):
-        if not torch.compiler.is_compiling() and any(map(_has_tangent, args)):
+        # The level first: it is -1 outside of forward-mode derivatives, and looking at each argument takes longer.
+        in_forward_mode = forward_ad._current_level >= 0 and not torch.compiler.is_compiling()
+        if in_forward_mode and any(map(_has_tangent, args)):
             raise NotImplementedError(
                 f'{op} has no forward-mode derivative: use backend="reference"'
             )

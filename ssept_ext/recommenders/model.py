@@ -52,10 +52,11 @@ class Encoder(layers.Encoder):
         Tensor
             (B, T, D), 0 at padding.
         """
-        encode = super().forward if isinstance(x, Tokens) else self._padded
+        encode = super().forward if isinstance(x, Tokens) else self._encode_padded
         return encode(x, *args, **arguments)
 
-    def _padded(self, x: Tensor, training: bool, mask: Tensor) -> Tensor:
+    def _encode_padded(self, x: Tensor, training: bool, mask: Tensor) -> Tensor:
+        _check_columns(x, self.enc_layers[0].layer_normalization.gamma)  # type: ignore[union-attr,arg-type]
         real = mask.reshape(x.shape[:2]) != 0
         batch = pack(torch.zeros(len(x)), real.long())
         drop = layers.NO_DROPOUT
@@ -78,11 +79,16 @@ class LayerNormalization(layers.LayerNormalization):
         """Normalise `Tokens`, or (B, T, D) hidden states of T = `seq_max_len` columns."""
         if isinstance(x, Tokens):
             return super().forward(x)
-        if self.gamma.dim() == 2 and x.shape[1] != len(self.gamma):
-            raise ValueError(f"x must have seq_max_len {len(self.gamma)} columns, got {x.shape[1]}")
+        _check_columns(x, self.gamma)
         batch = pack(torch.zeros(len(x)), x.new_ones(x.shape[:2], dtype=torch.int64))
         tokens = Tokens(x.flatten(0, 1), batch.positions, batch.cu_seqlens, batch.max_seqlen)
         return super().forward(tokens).view_as(x)
+
+
+def _check_columns(x: Tensor, gamma: Tensor) -> None:
+    """Check hidden states against gamma, which has a row for each column in recommenders' architecture."""
+    if gamma.dim() == 2 and x.shape[1] != len(gamma):
+        raise ValueError(f"x must have seq_max_len {len(gamma)} columns, got {x.shape[1]}")
 
 
 def _config_of(
@@ -128,10 +134,10 @@ def config_attribute(name: str, writable: bool = False) -> Any:
         value = getattr(model.config, name)
         return list(value) if isinstance(value, tuple) else value
 
-    def set(model: SASREC, value: Any) -> None:
+    def assign(model: SASREC, value: Any) -> None:
         model.config = replace(model.config, **{name: value})
 
-    return property(get, set if writable else None)
+    return property(get, assign if writable else None)
 
 
 class SASREC(models.SASREC):
@@ -299,6 +305,11 @@ class SASREC(models.SASREC):
             )
         assert batch.positives is not None
         assert batch.negatives is not None
+        if batch.negatives.shape[1] > 1:
+            raise ValueError(
+                f"num_negatives of the sampler must be 1 where {type(self).__name__} has a forward pass or a loss of "
+                f"its own, got {batch.negatives.shape[1]}"
+            )
         ids = (batch.items, batch.positives, batch.negatives[:, 0])
         padded = [_padded(x, batch, self.seq_max_len).cpu().numpy() for x in ids]
         inputs, _ = self.create_combined_dataset(batch.users.cpu().numpy(), *padded)

@@ -83,7 +83,7 @@ class SASRecDataSet(data.SASRecDataSet):
         if not self.filename and not len(self._histories.items):
             raise ValueError("Filename is required: give SASRecDataSet a filename")
         if self.filename != self._source:
-            self.__init__(self.filename, self.col_sep)  # type: ignore[misc]
+            SASRecDataSet.__init__(self, self.filename, self.col_sep)
         super().split(valid_size, test_size, min_interactions)
         with_splits = len(self.users_with("test"))
         if verbose:

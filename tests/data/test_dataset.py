@@ -218,6 +218,22 @@ def test_sizes_that_leave_no_training_event_are_refused(sizes, message):
         SASRecDataSet(histories={1: [1, 2, 3]}).split(**sizes)
 
 
+@pytest.mark.parametrize("limit", ["3", 2.5, 0])
+def test_a_limit_that_is_no_count_is_refused(limit):
+    message = f"min_interactions must be an integer of at least 1, got {limit!r}"
+    with pytest.raises(ValueError, match=message):
+        SASRecDataSet(histories={1: [1, 2, 3]}).split(min_interactions=limit)
+
+
+def test_split_again_holds_out_nothing_where_nothing_was():
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4]}, hold_out=False)
+
+    dataset.User[1].append(5)
+    dataset.split()
+
+    assert dataset.user_train == {1: [1, 2, 3, 4, 5]}
+
+
 def test_split_follows_a_changed_user():
     dataset = SASRecDataSet(histories={1: [1, 2, 3, 4]})
 

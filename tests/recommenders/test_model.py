@@ -201,9 +201,13 @@ def test_the_encoder_drops_in_training_only():
     assert torch.equal(model.encoder(x, True, mask), model.encoder(x, True, mask))
 
 
-def test_a_layer_norm_of_fewer_columns_is_an_error():
+def test_hidden_states_of_fewer_columns_are_an_error():
+    model, x = tiny_model(SASREC), torch.zeros(2, 5, 4)
+
     with pytest.raises(ValueError, match="x must have seq_max_len 6 columns, got 5"):
-        tiny_model(SASREC).layer_normalization(torch.zeros(2, 5, 4))
+        model.layer_normalization(x)
+    with pytest.raises(ValueError, match="x must have seq_max_len 6 columns, got 5"):
+        model.encoder(x, False, torch.ones(2, 5, 1))
 
 
 def test_each_epoch_prints_a_line(dataset, capsys):
@@ -390,6 +394,14 @@ def test_training_calls_a_hook_of_the_model(dataset):
 def test_only_recommenders_loss_can_be_overridden(dataset):
     with pytest.raises(ValueError, match='loss must be "bce" where Halved .* got "bpr"'):
         train(model_of(Halved, dataset), dataset, loss="bpr")
+
+
+def test_a_loss_of_its_own_has_one_negative(dataset):
+    with (
+        sampler(dataset, num_negatives=4) as batches,
+        pytest.raises(ValueError, match="num_negatives of the sampler must be 1 .*, got 4"),
+    ):
+        model_of(Halved, dataset).train_model(dataset, batches, 1, 6, verbose=False)
 
 
 class Backwards(SSEPT):
