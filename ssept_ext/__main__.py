@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 
@@ -10,9 +11,14 @@ def main() -> int:
     """Run the command line of this process, and return its exit code; see `ssept_ext.cli.main`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
         signal.signal(signal.SIGINT, _interrupt)
+    warnings.formatwarning = _format_warning
     from ssept_ext.cli import app
 
     return app.main()
+
+
+def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"ssept: warning: {' '.join(str(message).split())}\n"
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:

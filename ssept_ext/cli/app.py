@@ -98,7 +98,7 @@ def _verdict(error: BaseException, argv: Sequence[str]) -> tuple[int, str]:
         text = f"too large for this machine{_largest_number(argv)}: {text or 'out of memory'}"
     elif not isinstance(error, _USERS_MISTAKES):
         told = "".join(traceback.format_exception(error))
-        return BUG, f"{told}{who}: error: this is a bug of ssept_ext. {_REPORT}\n"
+        return BUG, f"{told}{who}: error: this looks like a bug of ssept_ext. {_REPORT}\n"
     if len(text) > _MAX_MESSAGE:
         text = f"{text[:_MAX_MESSAGE]}..."
     return code, f"{who}: error: {text}\n"

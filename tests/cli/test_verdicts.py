@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from support.command_line import train
 
 from ssept_ext.cli import app as cli
@@ -70,7 +72,7 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(run_failing, error):
     *trace, last = told.splitlines()
     assert trace[0] == "Traceback (most recent call last):"
     assert trace[-1].startswith(type(error).__name__)
-    assert last.startswith("ssept: error: this is a bug of ssept_ext. Please report it")
+    assert last.startswith("ssept: error: this looks like a bug of ssept_ext. Please report it")
 
 
 @pytest.mark.parametrize(
@@ -96,13 +98,16 @@ def test_what_does_not_fit_into_memory_names_the_largest_number_given(run_failin
     )
 
 
-@pytest.mark.filterwarnings("ignore:num_neg_test is")
-def test_an_array_that_no_machine_holds_names_its_option(data, capsys):
-    assert train(data, "--num-neg-test", str(10**12)) == 2
+@pytest.mark.parametrize("sizes", [(10**15,), (2**62, 4)])
+@pytest.mark.parametrize("make", [torch.empty, np.empty])
+def test_what_libraries_say_of_too_large_arrays_is_known(run_failing, make, sizes):
+    with pytest.raises((MemoryError, RuntimeError, ValueError)) as refused:
+        make(sizes)
 
-    error = capsys.readouterr().err
-    assert "(the largest number given is --num-neg-test 1000000000000)" in error
-    assert error.count("\n") == 1
+    code, told = run_failing(refused.value)
+
+    assert code == 2
+    assert told.startswith("ssept: error: too large for this machine: ")
 
 
 def test_a_long_message_is_cut(run_failing):
@@ -164,18 +169,28 @@ def test_help_does_not_wait_for_torch():
     assert " torch" not in done.stderr
 
 
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
-    (tmp_path / "torch.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
-    )
-    folders = [str(tmp_path), *sys.path]
+def run_with_torch(folder, code):
+    """Run `ssept info` where `import torch` runs some code; return exit code and stderr."""
+    (folder / "torch.py").write_text(code)
     done = subprocess.run(
         [sys.executable, "-m", "ssept_ext", "info"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
         capture_output=True,
         text=True,
         check=False,
         timeout=30,
     )
+    return done.returncode, done.stderr
 
-    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "ssept: interrupted\n")
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
+
+    assert run_with_torch(tmp_path, code) == (128 + signal.SIGINT, "ssept: interrupted\n")
+
+
+def test_a_warning_is_one_line(tmp_path):
+    code = "import warnings\nwarnings.warn('it is\\nslow')\nraise ImportError('no GPU')"
+
+    expected = "ssept: warning: it is slow\nssept: error: no GPU\n"
+    assert run_with_torch(tmp_path, code) == (2, expected)
