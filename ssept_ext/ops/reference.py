@@ -178,7 +178,8 @@ def causal_attention(
     _check_shape("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape))
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
-    max_seqlen_q, max_seqlen_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
+    if not torch.compiler.is_compiling():  # no minimum of a size that torch.export leaves open
+        max_seqlen_q, max_seqlen_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
 
     wide = torch.promote_types(q.dtype, torch.float32)
     query = _padded(q.to(wide), cu_seqlens_q, max_seqlen_q).transpose(1, 2)

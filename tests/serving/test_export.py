@@ -11,7 +11,7 @@ from support.factories import perturbed, tiny_model
 from ssept_ext import SASREC, SSEPT
 from ssept_ext.serving.export import INPUTS, Scorer, export_onnx, export_program
 
-NUM_ITEMS, T = 200, 6
+NUM_ITEMS, T = 200, 50
 
 
 def make(kind=SSEPT, **arguments):
