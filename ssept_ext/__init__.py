@@ -1,12 +1,10 @@
 """SSE-PT and SASRec sequential recommenders on fused C++ and CUDA kernels."""
 
-import sys
-from os.path import basename
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-# In the command `ssept`, this package has no names. Its modules import torch, which takes seconds, once the command has
-# started, so that it answers --help at once, and Ctrl-C in the meantime.
-_started = basename("".join(sys.argv[:1]))
-if not (_started in ("ssept", "ssept.exe") or (_started == "-m" and "ssept_ext" in sys.orig_argv)):
+if TYPE_CHECKING:
     from ssept_ext._extension import build_info, set_backend
     from ssept_ext.data.dataset import SASRecDataSet
     from ssept_ext.data.id_map import IdMap
@@ -27,3 +25,31 @@ __all__ = [
     "pack",
     "set_backend",
 ]
+
+_MODULES = {
+    "SASREC": "models",
+    "SSEPT": "models",
+    "IdMap": "data.id_map",
+    "Interactions": "data.interactions",
+    "PackedBatch": "data.packed",
+    "SASRecDataSet": "data.dataset",
+    "WarpSampler": "sampling.sampler",
+    "build_info": "_extension",
+    "pack": "data.packed",
+    "set_backend": "_extension",
+}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would take any name
+
+    def __getattr__(name: str) -> Any:
+        """Import a name, or a package such as `ops`, when it is first used: importing torch takes seconds."""
+        if name in _MODULES:
+            return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        if find_spec(f"{__name__}.{name}"):
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
