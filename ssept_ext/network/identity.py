@@ -70,7 +70,7 @@ def _check_digests(model: SequentialRecommender, dataset: SASRecDataSet) -> None
         stored = known and known.histories
         if stored and stored.digest() != dataset.histories("all").digest():
             raise ValueError(
-                f"{dataset.filename or 'dataset'} has no raw ids, and is not the data whose raw ids the model knows"
+                f"{dataset.filename or 'dataset'} is not the data whose raw ids the model knows, {_REMEDY}"
             )
         return
     if known is None and (trained_on.item_ids is None) == (dataset.item_ids is None):
@@ -81,7 +81,11 @@ def _check_digests(model: SequentialRecommender, dataset: SASRecDataSet) -> None
     else:
         same = trained_on.histories == dataset.histories("all").digest()
     if not same:
-        raise ValueError(
-            f"the model belongs to {trained_on.against(Fingerprint.of(dataset))}; their ids cannot be compared, "
-            f"because not both have raw ids"
-        )
+        found = Fingerprint.of(dataset)
+        raise ValueError(f"the model belongs to {trained_on.against(found)}, {_REMEDY}")
+
+
+_REMEDY = (
+    "which can be told apart but not translated: both need raw ids, as `fit`, `ssept prepare` and "
+    "`Interactions.to_dataset` keep them (dataset.user_ids and dataset.item_ids)"
+)
