@@ -119,7 +119,7 @@ def evaluate_full(
     num_best = min(max(ks), dataset.itemnum)
     ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
     best = targets.new_zeros(len(targets), num_best)
-    with scoring():
+    with scoring(model):
         # Rank the items of the data set only: the model's table may be larger.
         item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
         for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):

@@ -72,7 +72,7 @@ def rank_candidates(
     mine = distributed.rank_slice(len(trials.candidates), eval_batch_size)
     ranks = [torch.zeros(0, len(BEATS[ties]), dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)
-    with scoring():
+    with scoring(model):
         for start in range(mine.start, mine.stop, eval_batch_size):
             rows = slice(start, min(start + eval_batch_size, mine.stop))
             batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)

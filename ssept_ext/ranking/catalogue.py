@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssept_ext import ops
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.packed import last_events
+from ssept_ext.network.padded import is_ours
 from ssept_ext.network.recommender import SequentialRecommender
 
 USERS_AT_A_TIME = 1024
@@ -32,14 +33,27 @@ _WIDTH = 192
 12, 24 and 48."""
 
 
+_WITHOUT_MODE = (nn.Embedding, nn.Linear, nn.ModuleList, nn.Dropout)
+"""The layers of torch in our models. `nn.Dropout` only holds the probability, and is not called."""
+
+
 @contextmanager
-def scoring() -> Iterator[None]:
+def scoring(model: SequentialRecommender) -> Iterator[None]:
     """Compute without gradients; on exit, raise pending CUDA errors.
 
-    The model's mode stays as it is, because another thread may be training the model: scores never have dropout.
+    A model with code of a user's own is in evaluation mode meanwhile. The mode of ours stays as it is, because another
+    thread may be training them: their scores never have dropout.
     """
-    with torch.inference_mode():
-        yield
+    was_training = model.training
+    switches = not all(is_ours(x) or type(x) in _WITHOUT_MODE for x in model.modules())
+    if switches:
+        model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        if switches:
+            model.train(was_training)
     ops.raise_pending_errors()
 
 

@@ -108,7 +108,7 @@ def rank_catalogue(
         seen_items = _within(asked, catalogue)
     k = min(k, len(item_weight) - 1)
     found = []
-    with scoring():
+    with scoring(model):
         for rows, queries, user_parts in encode_groups(model, asked, batch_size):
             seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), k, like=queries)
@@ -198,7 +198,7 @@ def similar_by_index(
     check_at_least("k", k, 1)
     asked = check_indices(model, "item", id_list("items", items))
     k = min(k, model.item_num - 1)
-    with scoring():
+    with scoring(model):
         weight = model.item_embedding_layer.weight
         scale = _inverse_norms(weight)
         found = [

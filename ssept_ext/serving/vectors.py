@@ -83,7 +83,7 @@ def user_state(
     if not len(items):
         raise ValueError(f"history must hold an item that the model knows, got {len(given)} others")
     one = Histories(np.array([number]), np.array([0, len(items)]), items)
-    with scoring():
+    with scoring(model):
         ((_, queries, _),) = encode_groups(model, one, 1)
     return _to_numpy(queries[0])
 

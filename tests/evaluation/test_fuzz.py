@@ -165,6 +165,7 @@ class Remainders(SimpleNamespace):
 
     device = torch.device("cpu")
     user_embedding_layer = None
+    training = False
     item_num = NUM_ITEMS
     seq_max_len = 4
 
@@ -173,6 +174,9 @@ class Remainders(SimpleNamespace):
         super().__init__(item_embedding_layer=SimpleNamespace(weight=weight))
         for item in range(1, NUM_ITEMS + 1):
             weight[item] = torch.tensor([by_remainder(user, item) for user in range(4)])
+
+    def modules(self):
+        return []
 
     def encode_last(self, batch):
         return torch.eye(4)[batch.users % 4], torch.zeros(len(batch.users))

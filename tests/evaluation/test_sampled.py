@@ -220,8 +220,7 @@ def test_scores_that_are_not_finite_never_rank(dataset, bad):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_scores_have_no_gradients_and_leave_the_model_in_its_mode(dataset, training):
-    """Another thread may be training it: without dropout and SSE for a moment, were the mode switched."""
+def test_a_model_of_a_user_scores_in_evaluation_mode_without_gradients(dataset, training):
     modes = set()
 
     def rule(batch, candidates):
@@ -231,7 +230,8 @@ def test_scores_have_no_gradients_and_leave_the_model_in_its_mode(dataset, train
     model = Stub(rule).train(training)
     evaluate(model, dataset)
 
-    assert modes == {(training, True)}
+    assert modes == {(False, True)}
+    assert model.training is training
 
 
 @pytest.mark.parametrize(

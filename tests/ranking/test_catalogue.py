@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.factories import tiny_model
+from torch import nn
 
 from ssept_ext import SSEPT
 from ssept_ext.data.synthetic import synthetic
@@ -79,3 +81,26 @@ def test_scoring_never_switches_the_mode_of_a_model_that_another_thread_trains(m
     score(model, data)
 
     assert model.training
+
+
+class Noisy(nn.Module):
+    """A layer of a user's own, with a dropout of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.dropout = inner, nn.Dropout(0.5)
+
+    def forward(self, tokens):
+        return self.dropout(self.inner(tokens))
+
+
+def test_a_layer_of_a_users_own_drops_nothing_from_scores():
+    model = tiny_model()
+    expected = model.recommend({1: [3, 5]}).scores.tolist()
+    model.layer_normalization = Noisy(model.layer_normalization)
+
+    scores = model.recommend({1: [3, 5]}).scores.tolist()
+
+    assert scores == expected
+    assert model.training
+    assert model.layer_normalization.dropout.training
