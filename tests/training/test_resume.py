@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -297,7 +298,7 @@ def test_a_sampler_that_cannot_seek_is_refused(tmp_path):
     model = model_for(dataset)
 
     with pytest.raises(ValueError, match="checkpoint needs a sampler with seek and tell"):
-        train_model(model, dataset, object(), checkpoint=tmp_path)
+        train_model(model, dataset, SimpleNamespace(next_batch=list), checkpoint=tmp_path)
 
 
 def test_the_state_is_one_file(tmp_path):
