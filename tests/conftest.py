@@ -1,9 +1,14 @@
 import os
 import signal
 
+import hypothesis
 import pytest
 import torch
 from support.implementations import implementation as implementation_named
+
+# The same examples in every run, however slow or busy the machine is.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items):

@@ -25,8 +25,6 @@ DAMAGE = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(-1, 7))
 
 fuzzed = settings(
     max_examples=150,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -63,7 +63,7 @@ def parser():
 
 
 @given(data=st.data())
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000)
 def test_any_value_of_any_option_is_accepted_or_one_line_that_names_it(parser, data):
     command, option = data.draw(st.sampled_from(options_of(parser)))
     number = option.nargs if isinstance(option.nargs, int) else 1
@@ -96,7 +96,7 @@ def test_any_value_of_any_option_is_accepted_or_one_line_that_names_it(parser, d
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 @pytest.mark.parametrize(
     ("kind", "required"),
     [

@@ -24,9 +24,7 @@ from ssept_ext.data.id_map import load_id_maps
 from ssept_ext.data.sources.formats import read_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:column .* differ from another")
-few = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 REFUSED = "refused"
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
@@ -396,7 +394,7 @@ def array_of(values, kind):
 
 
 @given(user=COLUMNS, item=COLUMNS, timestamp=COLUMNS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example(
     user=pa.array([1, 2, 1]), item=pa.array(["b", "a", "c"]), timestamp=pa.array([2.0, 1.0, 1.5])
 )

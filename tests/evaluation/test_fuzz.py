@@ -20,7 +20,7 @@ from ssept_ext.evaluation.sampled import (
     rank_candidates,
 )
 
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True)
+FUZZ = settings(max_examples=150)
 
 NUM_ITEMS = 9
 HISTORIES = st.dictionaries(

@@ -58,12 +58,10 @@ class Run:
 
 
 ATTENTION = Run(tests=ATTENTION_TESTS, selection=ATTENTION_TYPES, at_least=40)
-RUNS = [  # the longest first, so that no core waits for it at the end
-    Run("race", 0, selection=RACE_CHECKED),
+RUNS = [  # the longest first, so that no core waits for it at the end; each in an order of threads of its own
     Run("race", 1, selection=RACE_CHECKED),
-    Run("sanitize", 0),
-    Run("plain", 1),
-    Run("plain", 2),
+    Run("race", 2, selection=RACE_CHECKED),
+    Run("sanitize", 3),
     replace(ATTENTION, shared_memory=99 * KIB),
     replace(ATTENTION, shared_memory=163 * KIB),
 ]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.op_calls import OPS, arguments, with_gradients
 
 # The same calls on every run: what fails in one place fails everywhere.
-every_call = settings(derandomize=True, deadline=None, max_examples=150)
+every_call = settings(max_examples=150)
 every_op = pytest.mark.parametrize("op", OPS)
 
 EXTENTS = (

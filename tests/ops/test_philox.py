@@ -57,7 +57,7 @@ blocks = st.tuples(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(blocks)
 def test_words_are_those_of_the_definition(block):
     assert torch.equal(native(*block), by_definition(*block))

@@ -52,7 +52,7 @@ def assert_draws(given_histories, arguments):
 # The same arguments on every run. None is as large as its limit allows: that would take the machine's memory.
 @pytest.mark.filterwarnings("ignore:.*users are left out")
 @pytest.mark.parametrize("native", [True, False])
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_it_draws_or_names_what_it_refuses(native, data):
     given_histories = data.draw(histories)

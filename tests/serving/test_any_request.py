@@ -18,7 +18,7 @@ from support.raw_ids import SIZES, interactions, rows
 
 from ssept_ext import SASREC, SSEPT
 
-bounded = settings(derandomize=True, deadline=None, max_examples=150, database=None)
+bounded = settings(max_examples=150, database=None)
 
 NUM_USERS, NUM_ITEMS = 5, 20
 MAKERS = {"str": str, "int64": int, "uuid": lambda x: uuid.UUID(int=x)}
