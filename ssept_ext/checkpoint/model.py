@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,11 +34,11 @@ from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.config import config_from_arguments
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.utils.files import (
+    DIGEST_LENGTH,
     digest,
     locked,
     put_file,
     read_json,
-    remove_leftovers,
     store_file,
     write_json,
 )
@@ -61,7 +62,7 @@ _SUFFIXES = {
 _KNOWN_FILES = ({"model"}, {"model", "ids", "histories"}, {"model", "ids", "counts"})
 
 _STORED = re.compile(
-    "|".join(rf"{stem}-[0-9a-f]{{16}}\.{suffix}" for stem, suffix in _SUFFIXES.items())
+    "|".join(rf"{stem}-[0-9a-f]{{{DIGEST_LENGTH}}}\.{suffix}" for stem, suffix in _SUFFIXES.items())
 )
 
 Model = TypeVar("Model", bound=SequentialRecommender)
@@ -134,8 +135,6 @@ def save_checkpoint(
             ours = path.name in earlier.values() or _STORED.fullmatch(path.name)
             if ours and path.name not in files.values():
                 path.unlink(missing_ok=True)
-        for stem, suffix in _SUFFIXES.items():
-            remove_leftovers(folder, f"{stem}.{suffix}")
 
 
 def _earlier_files(folder: Path, overwrite: bool) -> dict[str, str]:
@@ -171,10 +170,7 @@ def _store_files(model: SequentialRecommender, folder: Path, histories: bool) ->
         else:
             tensors["counts"] = {"counts": torch.from_numpy(known.popularity)}
     for stem, named in tensors.items():
-
-        def write(path: Path, named: Mapping[str, torch.Tensor] = named) -> None:
-            write_tensors(path, named)
-
+        write = partial(write_tensors, tensors=named)
         files[stem] = store_file(folder, stem, "safetensors", write)
     return files
 

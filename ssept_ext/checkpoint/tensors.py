@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
-from ssept_ext.utils.files import DIGITS
+from ssept_ext.utils.files import DIGEST_LENGTH
 
 
 def write_tensors(
@@ -42,12 +42,12 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Return the first 64 bits of a SHA-256 of names, types, shapes and values, in hexadecimal."""
+    """Return the first 64 bits of a SHA-256 of names, types, shapes and values on the CPU, in hexadecimal."""
     sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, x in sorted(tensors.items()):
         sha.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        sha.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()[:DIGITS]
+        sha.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:DIGEST_LENGTH]
 
 
 def sizes_of(

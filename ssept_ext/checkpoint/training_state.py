@@ -63,6 +63,7 @@ def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _TENSORS}
     for group in _GROUPS:
         tensors |= {f"{group}.{name}": x for name, x in getattr(state, group).items()}
+    tensors = {name: x.cpu() for name, x in tensors.items()}  # once for both digest and file
     plain = {name: value for name, value in vars(state).items() if name not in _TENSORS + _GROUPS}
     header = {"format": str(TRAINING_FORMAT), "state": json.dumps(plain)}
     header["digest"] = tensors_digest(tensors, header)

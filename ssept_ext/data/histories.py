@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ssept_ext.utils.checks import shown
-from ssept_ext.utils.files import DIGITS
+from ssept_ext.utils.files import DIGEST_LENGTH
 
 MAX_ID = 2**31 - 1
 """Largest user or item id. Ids index embedding tables, so larger ones are hashes that must be renumbered."""
@@ -87,7 +87,7 @@ class Histories(NamedTuple):
         sha = hashlib.sha256(str(len(users)).encode())
         for array in (users, lengths, self.items):
             sha.update(np.ascontiguousarray(array, "<i4").data)
-        return sha.hexdigest()[:DIGITS]
+        return sha.hexdigest()[:DIGEST_LENGTH]
 
     def to_dict(self) -> dict[int, list[int]]:
         """Map each user id to the list of the user's item ids, in the order of the rows."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
 from ssept_ext.utils.checks import shown
-from ssept_ext.utils.files import DIGITS, read_json, replace_file, write_json
+from ssept_ext.utils.files import DIGEST_LENGTH, read_json, replace_file, write_json
 
 RawId: TypeAlias = int | str | UUID
 RawIds: TypeAlias = Sequence[RawId] | NDArray[Any]
@@ -154,7 +154,7 @@ class IdMap:
     @cached_property
     def digest(self) -> str:
         """The first 64 bits of a SHA-256 of the ids and their type, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:DIGITS]
+        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:DIGEST_LENGTH]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be stored as JSON and read again by `from_dict`."""

@@ -105,7 +105,7 @@ def fit(
 
 
 class _DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Makes what is drawn in this thread come from a generator, as `torch.manual_seed` does for all threads."""
+    """Makes what is drawn on the CPU in this thread come from a generator, unless a call names one of its own."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -115,6 +115,10 @@ class _DrawingFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        places = [x.device for x in args if isinstance(x, torch.Tensor)]
+        places.append(torch.device(kwargs.get("device") or "cpu"))
+        if kwargs.get("generator") or any(place.type != "cpu" for place in places):
+            return func(*args, **kwargs)
         # rand, randn, randint and randperm take a generator in another overload only.
         takes_one = {"low": "low_generator"}.get(func._overloadname, "generator")
         if takes_one in func.overloadpacket.overloads():

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ssept_ext.utils.checks import shown
 
 Write = Callable[[Path], object]
-DIGITS = 16
+
+DIGEST_LENGTH = 16
+"""Number of hexadecimal digits of a digest, in a file or its name."""
+
+_TEMPORARY = ".ssept_ext"
+"""End of the names of temporary folders."""
 
 
 def replace_file(path: Path, write: Write) -> None:
@@ -53,7 +56,7 @@ def digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             sha.update(block)
-    return sha.hexdigest()[:DIGITS]
+    return sha.hexdigest()[:DIGEST_LENGTH]
 
 
 def write_json(path: Path, record: dict[str, Any], indent: int | None = 2) -> None:
@@ -71,7 +74,7 @@ def read_json(
     OSError
         If the file cannot be read.
     ValueError
-        If it is damaged, was changed, or has other keys; names it.
+        If it is damaged, was changed, lacks keys or has unknown ones; names it and the keys.
     """
     try:
         record = json.loads(path.read_bytes())
@@ -79,34 +82,35 @@ def read_json(
         expected = _json_digest(record)
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON, or nested too deeply
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or not (set(required) <= set(record) <= {*required, *optional}):
-        raise ValueError(f"{path} is damaged or was not written by ssept_ext: it has other keys")
+    fields: dict[str, Any] = record if isinstance(record, dict) else {}
+    if missing := sorted(set(required) - set(fields)):
+        raise ValueError(f"{path} is damaged or was not written by ssept_ext: it lacks {missing}")
+    if unknown := sorted(set(fields) - {*required, *optional}):
+        raise ValueError(
+            f"{path} has the unknown keys {shown(unknown)}: was it written by a later version of ssept_ext?"
+        )
     if found not in (None, expected):
         raise ValueError(
             f"{path} is damaged, or was edited: its content does not match its digest (if you edited "
             f'it on purpose, remove "digest" from it)'
         )
-    return record
+    return fields
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Wait until no other process or thread writes to a folder, and keep them waiting.
 
-    The lock ends with its process. There is none where folders cannot be locked: on Windows, and on some network file
-    systems.
+    The lock ends with its process. What killed processes have left of their writing is removed.
     """
-    if fcntl is None:
-        yield
-        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        if _lock(handle, fcntl.LOCK_EX):  # else these may be of others who write now
+            for left in folder.glob(f".*{_TEMPORARY}"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # also for processes forked meanwhile
+        _lock(handle, fcntl.LOCK_UN)  # also for processes forked meanwhile
         os.close(handle)
 
 
@@ -121,10 +125,9 @@ def lock_file(path: Path) -> Iterator[None]:
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
-                raise BlockingIOError(f"{path} was held until now")  # and its holder has removed it
+        _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+            raise BlockingIOError(f"{path} was held until now")  # and its holder has removed it
         try:
             yield
         finally:
@@ -133,21 +136,23 @@ def lock_file(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove the temporary folders that killed processes left while writing a file `name`."""
-    ours = re.compile(rf"\.{re.escape(name)}\.\d+")
-    for path in folder.iterdir():
-        if ours.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+def _lock(handle: int, how: int) -> bool:
+    """Lock or unlock a file or folder; False if its file system has no locks, as some network file systems."""
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _put(path: Path, write: Write, final: Callable[[Path], Path]) -> Path:
-    # A temporary folder, because some writers, such as safetensors, make temporary files of their own.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    remove_leftovers(path.parent, path.name)
+    temporary = None
     try:
-        temporary.mkdir()
-        part = temporary / path.name
+        # A temporary folder, because some writers, such as safetensors, make temporary files of their own.
+        temporary = tempfile.mkdtemp(_TEMPORARY, f".{path.name}.", path.parent)
+        part = Path(temporary) / path.name
         write(part)
         with part.open("r+b") as file:
             os.fsync(file.fileno())
@@ -159,20 +164,19 @@ def _put(path: Path, write: Write, final: Callable[[Path], Path]) -> Path:
         error.filename, error.filename2 = str(path), None
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
     _sync_folder(path.parent)
     return place
 
 
 def _json_digest(record: Any) -> str:
     text = json.dumps(record, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _sync_folder(folder: Path) -> None:
     """Sync a folder, so that renames survive a power failure, in the order in which they were made."""
-    if os.name == "nt":  # Windows cannot open folders
-        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

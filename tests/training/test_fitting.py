@@ -71,6 +71,7 @@ def test_a_seed_of_fit_draws_the_parameters_that_it_draws_for_torch(monkeypatch)
                 torch.randn(2),
                 torch.randint(9, (2,)),
                 torch.randint(3, 9, (2,)),
+                torch.rand(2, generator=torch.Generator().manual_seed(8)),
             ]
             self.register_buffer("extra", torch.stack([*draws, torch.randperm(2)]))
 

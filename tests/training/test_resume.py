@@ -349,7 +349,7 @@ def test_one_changed_bit_of_a_state_is_noticed(tmp_path, place):
 
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     train(tmp_path, epochs=1)
-    for name in (f".{TRAINING_FILE}.1234567", f".{TRAINING_FILE}.backup"):
+    for name in (f".{TRAINING_FILE}.x1.ssept_ext", f".{TRAINING_FILE}.backup"):
         (tmp_path / name).mkdir()
 
     save_training(load_training(tmp_path), tmp_path)
