@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ssept_ext.data.histories import Histories, IntArray, as_histories, check_ids
 from ssept_ext.data.text import group_by_user, read_events
-from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.checks import check_at_least, check_one_of
 
 if TYPE_CHECKING:
     from ssept_ext.data.id_map import IdMap
@@ -181,8 +181,7 @@ class SASRecDataSet:
             If `part` is none of these, or a dict was given an id that is not an integer from 1 to
             `MAX_ID`.
         """
-        if part not in get_args(Part):
-            raise ValueError(f"part must be one of {get_args(Part)}, got {part!r}")
+        check_one_of("part", part, get_args(Part))
         edited = self._dicts.get(part)
         if edited is not None:
             if users is None:

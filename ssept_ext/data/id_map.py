@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
-from ssept_ext.utils.checks import shown
+from ssept_ext.utils.checks import check_one_of, shown
 from ssept_ext.utils.files import DIGEST_LENGTH, read_json, replace_file, write_json
 
 RawId: TypeAlias = int | str | UUID
@@ -109,8 +109,7 @@ class IdMap:
             If `unknown` is "raise" and an id is not in the map; names the id and its position, and how
             many others there are.
         """
-        if unknown not in ("raise", "zero"):
-            raise ValueError(f"unknown must be 'raise' or 'zero', got {unknown!r}")
+        check_one_of("unknown", unknown, ("raise", "zero"))
         keys = _listed(raw, self.noun)
         known: Iterable[Any] = keys
         if not set(map(type, keys)) <= {int, str, UUID}:  # True and 1.0 equal 1, but are no ids

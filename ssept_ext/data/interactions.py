@@ -17,7 +17,7 @@ from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.sources.columns import Codes, Columns, RawEvents, arrow, encode_ids, take_times
 from ssept_ext.data.sources.delimited import Delimited, read_delimited
 from ssept_ext.data.sources.opening import open_events
-from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.checks import check_at_least, check_one_of
 from ssept_ext.utils.optional import require
 
 
@@ -195,10 +195,7 @@ class Interactions:
         min_item_events: int = 1,
     ) -> Interactions:
         """Sort, filter and number the events from a reader; parameters as for `from_dataframe`."""
-        if duplicates not in get_args(Duplicates):
-            raise ValueError(
-                f"duplicates must be one of {get_args(Duplicates)}, got {duplicates!r}"
-            )
+        check_one_of("duplicates", duplicates, get_args(Duplicates))
         check_at_least("min_user_events", min_user_events, 1)
         check_at_least("min_item_events", min_item_events, 1)
         order = sort_events(events.users.codes, events.times)

@@ -31,7 +31,7 @@ from ssept_ext.ranking.catalogue import (
     scoring,
 )
 from ssept_ext.ranking.top_k import TopK
-from ssept_ext.utils.checks import check_at_least, check_one_of, shown
+from ssept_ext.utils.checks import check_at_least, check_bool, check_one_of, shown
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def evaluate_full(
     ks = [check_at_least("each of ks", k, 1) for k in ks]
     if not ks:
         raise ValueError("ks must have at least one cut-off")
-    check_one_of("exclude_seen", exclude_seen, (True, False))
+    exclude_seen = check_bool("exclude_seen", exclude_seen)
     check_one_of("split", split, get_args(Split))
     eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
     check_one_of("ties", ties, get_args(Ties))

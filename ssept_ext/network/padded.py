@@ -15,6 +15,7 @@ from ssept_ext.data.packed import PackedBatch, pack
 from ssept_ext.network import losses
 from ssept_ext.network.config import SSEPTConfig
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.utils.checks import check_one_of
 
 Array = Tensor | npt.NDArray[Any]
 Rows = Sequence[npt.ArrayLike] | npt.NDArray[Any]
@@ -58,8 +59,7 @@ def pad_sequences(
            [4, 5, 6]])
     """
     for name, side in (("padding", padding), ("truncating", truncating)):
-        if side not in ("pre", "post"):
-            raise ValueError(f'{name} must be "pre" or "post", got {side!r}')
+        check_one_of(name, side, ("pre", "post"))
     padded = np.full((len(sequences), maxlen), value, np.int64)
     for row, sequence in zip(padded, map(np.asarray, sequences), strict=True):
         surplus = max(0, len(sequence) - maxlen)

@@ -21,6 +21,7 @@ from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
 from ssept_ext.network.sse import replace_ids
 from ssept_ext.ops.reference import checked_ids
+from ssept_ext.utils.checks import check_one_of
 
 if TYPE_CHECKING:
     from ssept_ext.data.fingerprint import Fingerprint
@@ -180,9 +181,8 @@ class SequentialRecommender(nn.Module):
         if loss == "sampled_softmax":
             log_q = None if negative_log_probs is None else negative_log_probs[items]
             return losses.sampled_softmax(logits, batch.positives, log_q, logq_correction)
-        if loss == "bce":
-            return losses.bce(logits, batch.positives)
-        raise ValueError(f'loss must be one of {get_args(losses.LossName)}, got "{loss}"')
+        check_one_of("loss", loss, get_args(losses.LossName))
+        return losses.bce(logits, batch.positives)
 
     def sampled_logits(
         self, batch: PackedBatch, training: bool = True, seed: Tensor | None = None

@@ -25,7 +25,14 @@ from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import rank_catalogue, similar_by_index
 from ssept_ext.serving.frames import take_rows, to_frame
-from ssept_ext.serving.requests import CANDIDATES, encode_ids, encode_items, id_list, id_lists
+from ssept_ext.serving.requests import (
+    CANDIDATES,
+    check_types,
+    encode_ids,
+    encode_items,
+    id_list,
+    id_lists,
+)
 
 
 def recommend_by_raw_id(
@@ -83,7 +90,7 @@ def recommend_by_raw_id(
     live = {}
     if histories is not None:
         given = id_lists(histories)
-        encode_ids(known.user_ids, given)  # checks their type
+        check_types(known.user_ids, given)
         live = dict(zip(given, encode_items(known, given.values(), "events"), strict=True))
     if users is None:
         users = known.user_ids.raw.tolist() if histories is None else list(live)

@@ -9,7 +9,7 @@ from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import recommend_by_index, similar_by_index
 from ssept_ext.serving.by_raw_id import recommend_by_raw_id, similar_by_raw_id
-from ssept_ext.utils.checks import check_one_of
+from ssept_ext.utils.checks import check_bool
 
 
 def recommend(
@@ -44,11 +44,10 @@ def recommend(
     >>> model.recommend({1: [3, 5], 2: [7]}, k=3).items.shape
     (2, 3)
     """
-    check_one_of("exclude_seen", exclude_seen, (True, False))
-    check_one_of("with_scores", with_scores, (True, False))
+    with_scores = check_bool("with_scores", with_scores)
     options: dict[str, Any] = {
         "candidates": candidates,
-        "exclude_seen": exclude_seen,
+        "exclude_seen": check_bool("exclude_seen", exclude_seen),
         "batch_size": batch_size,
     }
     if model.known is not None and not isinstance(histories, SASRecDataSet):

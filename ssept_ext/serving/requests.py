@@ -81,10 +81,13 @@ def encode_items(
 def encode_ids(
     id_map: IdMap, ids: Collection[RawId], unknown: Literal["raise", "zero"] = "zero"
 ) -> IntArray:
-    """Return the indices of raw ids, 0 for unknown ones, or a KeyError.
+    """Return the indices of raw ids, 0 for unknown ones, or a KeyError; a TypeError as `check_types`."""
+    check_types(id_map, ids)
+    return id_map.encode(list(ids), unknown)
 
-    A TypeError names an id of another type than in training, which would pass for unknown.
-    """
+
+def check_types(id_map: IdMap, ids: Iterable[Any]) -> None:
+    """Raise a TypeError that names an id of another type than in training, which would pass for unknown."""
     for value in ids:
         # True is an int, and would pass for 1.
         if not isinstance(value, _ACCEPTED[id_map.type]) or isinstance(value, bool):  # type: ignore[arg-type]
@@ -92,4 +95,3 @@ def encode_ids(
                 f"{id_map.noun} ids must be {id_map.type}, as in training, "
                 f"got {shown(value)} of type {type(value).__name__}"
             )
-    return id_map.encode(list(ids), unknown)

@@ -15,7 +15,7 @@ from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.training.callbacks import Callback
 from ssept_ext.training.recipe import Recipe
-from ssept_ext.utils.checks import check_at_least, check_one_of
+from ssept_ext.utils.checks import check_at_least, check_bool
 
 Model = TypeVar("Model", bound=SequentialRecommender)
 
@@ -78,7 +78,7 @@ def fit(
             f"interactions must be Interactions, such as Interactions.from_dataframe makes, "
             f"got {type(interactions).__name__}"
         )
-    check_one_of("hold_out", hold_out, (True, False))
+    hold_out = check_bool("hold_out", hold_out)
     dataset = interactions.to_dataset(hold_out=hold_out)
     recipe = Recipe.of(kind, preset, options, dataset.num_users)
     if recipe.loop.val_epoch and not hold_out:

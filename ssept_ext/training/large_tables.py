@@ -31,6 +31,7 @@ from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sse import replace_ids
 from ssept_ext.training.data_parallel import LossModule
 from ssept_ext.training.step import Loss
+from ssept_ext.utils.checks import check_one_of
 
 TableOptimizer = Literal["sgd", "rowwise_adagrad", "adam"]
 _OPTIMIZERS = {
@@ -69,8 +70,7 @@ class ShardedTables:
         ValueError
             If the optimizer is unknown, or `config.l2_reg` is not 0, which is not supported.
         """
-        if optimizer not in _OPTIMIZERS:
-            raise ValueError(f'optimizer must be one of {tuple(_OPTIMIZERS)}, got "{optimizer}"')
+        check_one_of("optimizer", optimizer, tuple(_OPTIMIZERS))
         if config.l2_reg:
             raise ValueError(
                 f"l2_reg must be 0, because only rows that are looked up change, got {config.l2_reg}"

@@ -36,8 +36,31 @@ def check_at_least(name: str, value: Any, least: int, most: float = MAX_INT) -> 
     return number
 
 
-def check_one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Check that `value` is one of some strings or booleans.
+def check_bool(name: str, value: Any) -> bool:
+    """Check that `value` is True or False, also NumPy's, and return it as a bool.
+
+    Raises
+    ------
+    ValueError
+        If it is not; names the argument and the value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_bool("hold_out", np.True_)
+    True
+    """
+    if isinstance(value, bool):
+        return value
+    import numpy as np  # only here, because `ssept --help` does not wait for it
+
+    if not isinstance(value, np.bool_):
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def check_one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Check that `value` is one of some strings.
 
     Raises
     ------
@@ -48,7 +71,7 @@ def check_one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     --------
     >>> check_one_of("split", "valid", ("valid", "test"))
     """
-    if not isinstance(value, (str, bool)) or value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {shown(value)}")
 
 

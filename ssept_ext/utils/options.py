@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ssept_ext.utils.checks import MAX_INT, check_at_least, shown
+from ssept_ext.utils.checks import MAX_INT, check_at_least, check_bool, check_one_of, shown
 
 T = TypeVar("T")
 
@@ -98,11 +98,9 @@ def checked_value(declared: dataclasses.Field[Any], kind: Any, value: Any) -> An
     """Check one value of a field that `option` declared with the type `kind`, and return it; see `check_options`."""
     name, within = declared.name, declared.metadata["within"]
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f'{name} must be one of {get_args(kind)}, got "{value}"')
+        check_one_of(name, value, get_args(kind))
     elif kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, got {shown(value)}")
+        return check_bool(name, value)
     elif within is not None and get_origin(kind) is tuple:
         length = len(get_args(kind))
         numbers = tuple(map(_number, value)) if isinstance(value, Iterable) else ()

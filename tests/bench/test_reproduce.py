@@ -256,7 +256,7 @@ def test_a_file_of_events_is_a_data_set(tmp_path):
         (["--set", "colour=red"], "no setting 'colour'; there are seq_max_len"),
         (["--set", "item_dim=x"], "embedding_dim must be an integer of at least 1, got 'x'"),
         (["--set", "bf16=yes"], "must be true or false"),
-        (["--set", "precision=fp8"], r"precision must be one of \(.*\), got \"fp8\""),
+        (["--set", "precision=fp8"], r"precision must be one of \(.*\), got 'fp8'"),
         (
             ["--set", "bf16=true", "--set", "precision=tf32"],
             "--set precision=tf32 contradicts --set bf16=true",

@@ -160,7 +160,7 @@ def test_a_dataset_larger_than_the_model_is_an_error(dataset):
     ("arguments", "message"),
     [
         ({"ks": ()}, "ks must have at least one cut-off"),
-        ({"exclude_seen": "no"}, r"exclude_seen must be one of \(True, False\), got 'no'"),
+        ({"exclude_seen": "no"}, r"exclude_seen must be True or False, got 'no'"),
         ({"ks": (5, 0)}, "each of ks must be an integer of at least 1, got 0"),
         ({"split": "train"}, "split must be one of .*valid.*test.*, got 'train'"),
         ({"ties": "none"}, r"ties must be one of \(.*\), got 'none'"),
@@ -170,6 +170,12 @@ def test_a_dataset_larger_than_the_model_is_an_error(dataset):
 def test_bad_options_are_errors(dataset, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate_full(make(), dataset, **arguments)
+
+
+def test_booleans_of_numpy_are_booleans(dataset):
+    model = make()
+
+    assert evaluate_full(model, dataset, exclude_seen=np.True_) == evaluate_full(model, dataset)
 
 
 def test_a_single_cut_off_is_no_sequence_of_them(dataset):

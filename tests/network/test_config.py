@@ -43,7 +43,7 @@ def test_defaults_are_those_of_recommenders():
         ({"dropout_rate": 1.0}, ValueError, r"dropout_rate must be in \[0, 1\), got 1.0"),
         ({"dropout_rate": float("nan")}, ValueError, "dropout_rate must be in .* got nan"),
         ({"l2_reg": -1e-3}, ValueError, "l2_reg must be finite and at least 0, got -0.001"),
-        ({"architecture": "other"}, ValueError, 'architecture must be one of .* got "other"'),
+        ({"architecture": "other"}, ValueError, "architecture must be one of .* got 'other'"),
         ({"backend": "gpu"}, ValueError, 'backend must be one of .* got "gpu"'),
         (
             {"embedding_dim": 300, "conv_dims": [4, 600]},

@@ -206,7 +206,7 @@ def test_training_loss_over_the_catalogue_scores_every_item():
 
 def test_an_unknown_loss_is_named():
     model, batch = model_and_batch()
-    with pytest.raises(ValueError, match='loss must be one of .*, got "hinge"'):
+    with pytest.raises(ValueError, match="loss must be one of .*, got 'hinge'"):
         model.training_loss(batch, "hinge")
 
 

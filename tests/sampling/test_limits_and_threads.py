@@ -11,22 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support.sources import needs_native
 
-from ssept_ext import WarpSampler, _extension
+from ssept_ext import WarpSampler
 from ssept_ext.sampling.draw import DrawSettings, NativeSource, sampling_table
 
 NUM_ITEMS = 9
 HISTORIES = {1: [4, 9, 2, 7, 1, 4], 2: [8, 6, 3]}
-
-needs_native = pytest.mark.skipif(_extension.native is None, reason="the extension is not built")
-
-
-@pytest.fixture(params=["numpy", pytest.param("native", marks=needs_native)])
-def source(request, monkeypatch):
-    """Draw by either implementation."""
-    if request.param == "numpy":
-        monkeypatch.setattr(_extension, "native", None)
-    return request.param
 
 
 def make(num_items=NUM_ITEMS, **arguments):

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.sources import needs_native
 
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories
 from ssept_ext.sampling.negatives import negative_table, philox_key
-
-needs_native = pytest.mark.skipif(_extension.native is None, reason="the extension is not built")
 
 NUM_ITEMS = 40
 histories = st.lists(st.lists(st.integers(1, NUM_ITEMS), max_size=30), min_size=1, max_size=8).map(

@@ -9,8 +9,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from support.sources import needs_native
 
-from ssept_ext import WarpSampler, _extension, pack
+from ssept_ext import WarpSampler, pack
 from ssept_ext.sampling.draw import DrawSettings, NativeSource, draw_batch, sampling_table
 
 NUM_ITEMS = 30
@@ -23,16 +24,6 @@ HISTORIES = {
     9: list(range(1, 29)),  # all but 29 and 30
 }
 DRAWABLE = [1, 3, 6, 9]
-
-needs_native = pytest.mark.skipif(_extension.native is None, reason="the extension is not built")
-
-
-@pytest.fixture(params=["numpy", pytest.param("native", marks=needs_native)])
-def source(request, monkeypatch):
-    """Draw by either implementation."""
-    if request.param == "numpy":
-        monkeypatch.setattr(_extension, "native", None)
-    return request.param
 
 
 def make(histories=HISTORIES, num_items=NUM_ITEMS, **arguments):

@@ -161,7 +161,7 @@ def test_the_model_keeps_its_mode(training):
         (HISTORIES, {"users": 9}, TypeError, "users must be a sequence of ids, got int 9"),
         (HISTORIES, {"users": [[9]]}, ValueError, r"user id must be an integer .* got \[9\]"),
         (HISTORIES, {"candidates": {9: [1]}}, TypeError, "candidates, the same .* got dict"),
-        (HISTORIES, {"exclude_seen": None}, ValueError, "exclude_seen must be one of"),
+        (HISTORIES, {"exclude_seen": None}, ValueError, "exclude_seen must be True or False"),
         (HISTORIES, {"k": 0}, ValueError, "k must be an integer of at least 1, got 0"),
         (HISTORIES, {"batch_size": 0}, ValueError, "batch_size must be .* at least 1, got 0"),
     ],

@@ -218,7 +218,7 @@ def test_fit_learns_what_comes_next():
     [
         ({"colour": 1}, TypeError, 'SSEPT has no option "colour"; there are seq_max_len'),
         ({"item_num": 1}, TypeError, "item_num comes from the data and cannot be given"),
-        ({"hold_out": "no"}, ValueError, r"hold_out must be one of \(True, False\), got 'no'"),
+        ({"hold_out": "no"}, ValueError, r"hold_out must be True or False, got 'no'"),
         ({"hold_out": False, "val_epoch": 1}, ValueError, "val_epoch must be 0 without hold_out"),
         ({"dropout_rate": 1}, ValueError, "dropout_rate must be in"),
         ({"gbce_t": 2}, ValueError, "gbce_t must be in"),

@@ -132,7 +132,7 @@ def test_sharded_tables_and_the_rest_are_drawn_as_the_model_draws_them(results):
 @pytest.mark.parametrize(
     ("changes", "optimizer", "message"),
     [
-        ({}, "adamw", 'optimizer must be one of .*, got "adamw"'),
+        ({}, "adamw", "optimizer must be one of .*, got 'adamw'"),
         ({"l2_reg": 0.1}, "sgd", "l2_reg must be 0, .*, got 0.1"),
     ],
 )

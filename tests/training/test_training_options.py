@@ -110,12 +110,12 @@ def test_an_unknown_keyword_is_an_error(dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "hinge"}, r'loss must be one of \(.*\), got "hinge"'),
-        ({"schedule": "step"}, r'schedule must be one of \(.*\), got "step"'),
+        ({"loss": "hinge"}, r"loss must be one of \(.*\), got 'hinge'"),
+        ({"schedule": "step"}, r"schedule must be one of \(.*\), got 'step'"),
         ({"gbce_t": 1.5}, r"gbce_t must be in \[0, 1\], got 1.5"),
         ({"adam_betas": (0.9, 1.0)}, r"adam_betas must be 2 numbers in \[0, 1\), got"),
         ({"adam_betas": (0.9,)}, "adam_betas must be 2 numbers"),
-        ({"precision": "fp8"}, r'precision must be one of \(.*\), got "fp8"'),
+        ({"precision": "fp8"}, r"precision must be one of \(.*\), got 'fp8'"),
         ({"precision": "tf32", "bf16": True}, 'bf16=True contradicts precision="tf32"'),
         ({"precision": "float32", "bf16": True}, 'bf16=True contradicts precision="float32"'),
         ({"precision": "bf16", "bf16": False}, 'bf16=False contradicts precision="bf16"'),

@@ -71,6 +71,7 @@ def test_a_wrong_value_is_refused_with_name_limit_and_value(name, values, limit)
         {"share": 0, "drop": 0.0, "rate": 1, "weight": np.float64(2)},
         {"pair": [0.5, np.float32(0.25)], "limit": np.float32(1.5)},
         {"share": 1, "color": "blue", "joint": True},
+        {"joint": np.False_},
     ],
     ids=str,
 )
