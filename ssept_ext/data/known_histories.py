@@ -79,14 +79,16 @@ class KnownHistories:
         Raises
         ------
         ValueError
-            If an item, or a user without `new_users`, is unknown; names it, and the file of the data set.
+            If an item, or a user without `new_users`, is unknown, or the raw ids of one kind are missing; names it, and
+            the file of the data set.
         """
         user_ids, item_ids = dataset.user_ids, dataset.item_ids
-        assert user_ids is not None
-        assert item_ids is not None
         if (user_ids, item_ids) == (self.user_ids, self.item_ids):
             return dataset
         foreign = f"{dataset.filename or 'dataset'} does not belong to the model"
+        if user_ids is None or item_ids is None:
+            missing = "user_ids" if user_ids is None else "item_ids"
+            raise ValueError(f"{foreign}, which has raw ids of users and items: {missing} is None")
         for mine, theirs in ((self.user_ids, user_ids), (self.item_ids, item_ids)):
             if mine.type != theirs.type:
                 raise ValueError(
@@ -99,6 +101,8 @@ class KnownHistories:
             raise ValueError(f"{foreign}: {error.args[0]}") from None
         new = users == 0
         users[new] = len(self.user_ids) + 1 + np.arange(new.sum())
+        if item_ids == self.item_ids and np.array_equal(users, np.arange(1, len(users) + 1)):
+            return dataset
         translated = dataset.renumbered(np.append(0, users), np.append(0, items))
         translated.user_ids, translated.item_ids = self.user_ids, self.item_ids
         if new.any():

@@ -208,6 +208,7 @@ def evaluate_repeated(
     """
     n_repeats = check_at_least("n_repeats", n_repeats, 2)
     first = _same_seed(seed)
+    dataset = in_ids_of(model, dataset)  # once for all draws
     draws = [
         evaluate(model, dataset, first + repeat, eval_batch_size, exclude, **options)
         for repeat in range(n_repeats)

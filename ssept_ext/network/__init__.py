@@ -1,6 +1,7 @@
 """The network: configuration, layers, encoder, losses and SSE."""
 
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
+from ssept_ext.network.identity import in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sse import SSE
 
@@ -9,4 +10,5 @@ __all__ = [
     "SASRECConfig",
     "SSEPTConfig",
     "SequentialRecommender",
+    "in_ids_of",
 ]

@@ -22,9 +22,10 @@ def check_is_dataset(dataset: Any) -> None:
 def in_ids_of(model: SequentialRecommender, dataset: SASRecDataSet) -> SASRecDataSet:
     """Return a data set with its users and items numbered as the model's: itself if it is numbered so already.
 
-    Whatever takes a model and a data set calls this or `check_ids_of`. If both have raw ids, these decide, and users
-    and items are renumbered where necessary. A model that keeps no raw ids knows the digest of those it was trained on.
-    If only one of the two had raw ids, the events must be those of the training. If neither had, numbers are the ids.
+    Evaluations call this. Training, recommending and rankings of candidates refuse a data set that would have to be
+    renumbered, because samplers and candidates were made from its numbers. If model and data set both have raw ids,
+    these decide. A model that keeps no raw ids knows the digest of those it was trained on. If only one of the two had
+    raw ids, the events must be those of the training. If neither had, numbers are the ids.
 
     Raises
     ------
@@ -33,12 +34,21 @@ def in_ids_of(model: SequentialRecommender, dataset: SASRecDataSet) -> SASRecDat
     ValueError
         If the model does not know an item or user, has no vector for one, or the ids cannot be compared; names the
         file, if the data set is from one.
+
+    Examples
+    --------
+    >>> from ssept_ext import SASREC
+    >>> from ssept_ext.data.synthetic import synthetic
+    >>> data = synthetic(num_users=20)
+    >>> model = SASREC(item_num=480, seq_max_len=8, embedding_dim=4, conv_dims=[4, 4])
+    >>> in_ids_of(model, data) is data  # neither has raw ids
+    True
     """
     check_is_dataset(dataset)
     name = dataset.filename or "dataset"
     user_num: int | None = getattr(model, "user_num", None)  # SASREC has no users
     known: KnownHistories | None = getattr(model, "known", None)  # nor has a model of another class
-    if known is not None and dataset.item_ids is not None:
+    if known is not None and (dataset.user_ids, dataset.item_ids) != (None, None):
         dataset = known.translate(dataset, new_users=user_num is None)
     else:
         _check_digests(model, dataset)
@@ -57,8 +67,8 @@ def check_ids_of(model: SequentialRecommender, dataset: SASRecDataSet) -> None:
     """Raise a ValueError as `in_ids_of` does, or if users or items of the data set would have to be renumbered."""
     if in_ids_of(model, dataset) is not dataset:
         raise ValueError(
-            f"{dataset.filename or 'dataset'} numbers its users and items otherwise than the model: take "
-            f"ssept_ext.network.identity.in_ids_of(model, dataset) instead, and make samplers from that"
+            f"{dataset.filename or 'dataset'} uses a different numbering of users and items from the model: pass what "
+            f"ssept_ext.network.in_ids_of(model, dataset) returns, and make samplers and candidates from it"
         )
 
 

@@ -8,8 +8,8 @@ from support.raw_ids import HISTORIES, SIZES, interactions
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
 from ssept_ext.data.fingerprint import Fingerprint
-from ssept_ext.evaluation import draw_candidates, rank_candidates
-from ssept_ext.network.identity import in_ids_of
+from ssept_ext.evaluation import draw_candidates, evaluate_repeated, rank_candidates
+from ssept_ext.network import in_ids_of
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
@@ -57,6 +57,17 @@ def test_the_same_events_in_another_order_are_measured_alike(model):
     assert model.evaluate_full(second) == model.evaluate_full(first)
 
 
+def test_repeated_draws_renumber_a_data_set_once(monkeypatch, model):
+    times, renumber = [], SASRecDataSet.renumbered
+    monkeypatch.setattr(
+        SASRecDataSet, "renumbered", lambda *args: times.append(1) or renumber(*args)
+    )
+
+    evaluate_repeated(model, interactions(SHUFFLED).to_dataset(), 3, seed=0)
+
+    assert len(times) == 1
+
+
 def test_a_data_set_is_renumbered_with_its_split_and_the_changes_of_its_user(model):
     shuffled = interactions(SHUFFLED).to_dataset()
     shuffled.user_test[1] = shuffled.user_test[1] * 2  # dora's
@@ -91,11 +102,22 @@ def test_a_data_set_with_unknown_ids_does_not_belong_to_the_model(model, histori
 def test_a_model_without_vectors_of_users_takes_new_ones():
     histories = {"eve": ["i1", "i2", "i3"], **SHUFFLED}
 
-    found = in_ids_of(fit(SASREC), interactions(histories).to_dataset())
+    model = fit(SASREC)
+    found = in_ids_of(model, interactions(histories).to_dataset())
 
     assert found.user_ids.raw.tolist() == [*HISTORIES, "eve"]
     assert found.item_ids.decode(found.User[5]).tolist() == histories["eve"]
     assert found.item_ids.decode(found.User[1]).tolist() == histories["anna"]
+    assert in_ids_of(model, found) is found
+
+
+@pytest.mark.parametrize("missing", ["user_ids", "item_ids"])
+def test_raw_ids_of_one_kind_alone_are_an_error(model, missing):
+    dataset = interactions().to_dataset()
+    setattr(dataset, missing, None)
+
+    with pytest.raises(ValueError, match=f"does not belong to the model, .*: {missing} is None"):
+        model.evaluate(dataset)
 
 
 def test_numbers_alone_are_taken_for_the_model_s_if_they_are_of_the_same_events(model):
@@ -137,13 +159,13 @@ def test_where_there_never_were_raw_ids_numbers_are_the_ids(forgetful):
 def test_training_and_recommending_refuse_to_renumber_what_was_made_from_the_data(model):
     other = interactions(SHUFFLED).to_dataset()
 
-    with pytest.raises(ValueError, match="dataset numbers its users and items otherwise"):
+    with pytest.raises(ValueError, match="dataset uses a different numbering of users and items from the model"):
         model.recommend(other)
-    with pytest.raises(ValueError, match="dataset numbers its users and items otherwise"):
+    with pytest.raises(ValueError, match="dataset uses a different numbering of users and items from the model"):
         rank_candidates(model, draw_candidates(other, "test", num_neg_test=1, seed=0))
     with (
         WarpSampler(other.histories("train"), 4, 12, maxlen=4) as sampler,
-        pytest.raises(ValueError, match="dataset numbers its users and items otherwise"),
+        pytest.raises(ValueError, match="dataset uses a different numbering of users and items from the model"),
     ):
         model.train_model(other, sampler, num_epochs=1, verbose=False)
 
