@@ -159,13 +159,19 @@ def test_where_there_never_were_raw_ids_numbers_are_the_ids(forgetful):
 def test_training_and_recommending_refuse_to_renumber_what_was_made_from_the_data(model):
     other = interactions(SHUFFLED).to_dataset()
 
-    with pytest.raises(ValueError, match="dataset uses a different numbering of users and items from the model"):
+    with pytest.raises(
+        ValueError, match="dataset uses a different numbering of users and items from the model"
+    ):
         model.recommend(other)
-    with pytest.raises(ValueError, match="dataset uses a different numbering of users and items from the model"):
+    with pytest.raises(
+        ValueError, match="dataset uses a different numbering of users and items from the model"
+    ):
         rank_candidates(model, draw_candidates(other, "test", num_neg_test=1, seed=0))
     with (
         WarpSampler(other.histories("train"), 4, 12, maxlen=4) as sampler,
-        pytest.raises(ValueError, match="dataset uses a different numbering of users and items from the model"),
+        pytest.raises(
+            ValueError, match="dataset uses a different numbering of users and items from the model"
+        ),
     ):
         model.train_model(other, sampler, num_epochs=1, verbose=False)
 
