@@ -7,6 +7,7 @@ hidden states of width D = Di + Du, K negatives per token.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
 import torch
@@ -66,7 +67,6 @@ class SequentialRecommender(nn.Module):
         self.config = config
         self.backend = check_backend(backend)
         self._sse = config.sse
-        self._mean_user: tuple[tuple[int, int], Tensor] | None = None
         self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
         self.user_embedding_layer = None
         if isinstance(config, SSEPTConfig):
@@ -96,7 +96,7 @@ class SequentialRecommender(nn.Module):
         batch: PackedBatch,
         drop: Dropout = NO_DROPOUT,
         last_only: bool = False,
-        user_vectors: Tensor | None = None,
+        user_table: Tensor | None = None,
     ) -> Tensor:
         """Compute the hidden states: the forward pass, up to the scores.
 
@@ -108,23 +108,22 @@ class SequentialRecommender(nn.Module):
             Dropout of this pass.
         last_only
             Compute the last block only for the last token of each sequence.
-        user_vectors
-            (B, Du) vectors to use instead of the rows of the user table.
+        user_table
+            (U + 1, Du) vectors to use instead of the model's.
 
         Returns
         -------
         Tensor
             (N, D), or (B, D) with `last_only`.
         """
-        if torch.is_grad_enabled():  # the parameters may be about to change
-            self._mean_user = None
-        table, users = self._table_and_users(batch, user_vectors)
+        if user_table is None:
+            user_table = self._user_table()
         x = ops.user_item_embedding(
             self.item_embedding_layer.weight,  # (I + 1, Di)
-            table,  # (U + 1, Du)
+            user_table,  # (U + 1, Du)
             self.positional_embedding_layer.weight,  # (T, D)
             batch.items,  # (N,)
-            users,  # (B,)
+            None if user_table is None else batch.users,  # (B,)
             batch.positions,  # (N,)
             batch.cu_seqlens,  # (B + 1,)
             drop.p,
@@ -233,13 +232,14 @@ class SequentialRecommender(nn.Module):
             (B, C) float32 or wider, even for a model in half precision, where rounded scores would tie.
         """
         vectors = self.user_vectors(batch.users) if user_vectors is None else user_vectors
-        hidden = self._last_hidden(batch, vectors)  # (B, D)
+        hidden, batch, table = self._last_hidden(batch, vectors)  # (B, D)
         # One row for each sequence, as if each had one token.
         one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
-        table, users = self._table_and_users(batch, vectors) if user_part else (None, None)
-        return self._score(hidden, candidates, table, users, one_each)
+        return self._score(hidden, candidates, table if user_part else None, batch.users, one_each)
 
-    def encode_last(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def encode_last(
+        self, batch: PackedBatch, user_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Split the scores of the next item into queries (B, Di) and user parts (B,), without dropout.
 
         The score of item j is `queries @ E_item[j] + user_part`; the user part is the same for all items.
@@ -249,39 +249,49 @@ class SequentialRecommender(nn.Module):
         ----------
         batch
             B sequences; an empty one gets finite scores. User 0 is unknown, see `user_vectors`.
+        user_vectors
+            (B, Du) vectors to use instead of those of `user_vectors`.
         """
-        vectors = self.user_vectors(batch.users)
-        hidden = self._last_hidden(batch, vectors)  # (B, D)
+        vectors = self.user_vectors(batch.users) if user_vectors is None else user_vectors
+        hidden, _, _ = self._last_hidden(batch, vectors)  # (B, D)
         item_dim = self.config.item_dim
         queries, rest = hidden[:, :item_dim].contiguous(), hidden[:, item_dim:]
         if vectors is None:
             return queries, queries.new_zeros(len(queries))
         return queries, (rest * vectors.to(hidden.dtype) * math.sqrt(rest.shape[1])).sum(1)
 
-    def user_vectors(self, users: Tensor) -> Tensor | None:
-        """(B, Du) vectors by which users (B,) are scored: their own, or the mean of all for user 0, who is unknown.
+    def user_vectors(self, users: Tensor, mean: Tensor | None = None) -> Tensor | None:
+        """(B, Du) vectors by which users are scored: their own, or the mean of all for user 0, who is unknown.
 
-        None without a user table. An id outside the table raises an IndexError on CPUs, and is unknown on GPUs.
+        None without a user table. An id outside the table raises an IndexError if `users` is on the CPU, else it is
+        unknown.
+
+        Parameters
+        ----------
+        users
+            (B,) ids, on the CPU or the model's device. On a GPU, the mean is computed even if no user is unknown.
+        mean
+            What `mean_user` returned, so as not to compute it for each batch.
         """
         if self.user_embedding_layer is None:
             return None
         weight = self.user_embedding_layer.weight
         ids = checked_ids("users", users, weight.shape[0])
-        return torch.where(ids[:, None] != 0, F.embedding(ids, weight), self._mean_of(weight))
+        on_device = ids.to(weight.device)
+        vectors = F.embedding(on_device, weight)
+        if ids.device.type == "cpu" and ids.all():  # a GPU would have to be waited for
+            return vectors
+        if mean is None:
+            mean = cast("Tensor", self.mean_user())
+        return torch.where(on_device[:, None] != 0, vectors, mean)
 
-    def _mean_of(self, weight: Tensor) -> Tensor:
-        """(Du,) mean of the user vectors, computed once per set of parameters.
+    def mean_user(self) -> Tensor | None:
+        """(Du,) mean of all users' vectors, None without a user table.
 
-        Changes that torch does not count, such as those through `weight.data`, are seen after the next forward pass
-        with gradients.
+        It is never kept: torch does not notice all changes of parameters, such as those of `parameter.data`.
         """
-        state = (weight.data_ptr(), -1 if weight.is_inference() else weight._version)
-        kept = self._mean_user
-        if kept is None or kept[0] != state or weight.is_inference():
-            with torch.inference_mode(False), torch.no_grad():
-                kept = (state, weight[1:].mean(0))
-            self._mean_user = kept
-        return kept[1]
+        table = self._user_table()
+        return None if table is None else table.detach()[1:].mean(0)
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """Return the tables that `l2_reg` applies to: items, positions, users."""
@@ -343,31 +353,32 @@ class SequentialRecommender(nn.Module):
         assert batch.positives is not None
         assert batch.negatives is not None
         items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
-        table, users = self._table_and_users(batch, None)
-        return self._score(hidden, items, table, users, batch.cu_seqlens), items
+        return self._score(hidden, items, self._user_table(), batch.users, batch.cu_seqlens), items
 
-    def _table_and_users(
+    def _user_table(self) -> Tensor | None:
+        layer = self.user_embedding_layer
+        return None if layer is None else layer.weight
+
+    def _last_hidden(
         self, batch: PackedBatch, user_vectors: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The user table and the row of each sequence; given vectors become a table for this batch."""
-        if self.user_embedding_layer is None:
-            return None, None
-        if user_vectors is None:
-            return self.user_embedding_layer.weight, batch.users
-        table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
-        return table, torch.arange(1, table.shape[0], device=table.device)
+    ) -> tuple[Tensor, PackedBatch, Tensor | None]:
+        """Hidden states of the last tokens, (B, D), in float32 or wider.
 
-    def _last_hidden(self, batch: PackedBatch, user_vectors: Tensor | None) -> Tensor:
-        """Hidden states of the last tokens, (B, D), in float32 or wider."""
-        hidden = self.encode(batch, last_only=True, user_vectors=user_vectors)
-        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        Also returns the batch with new numbers of users, and the table of the given vectors that these refer to.
+        """
+        table = None
+        if user_vectors is not None:
+            table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
+            batch = replace(batch, users=torch.arange(1, table.shape[0], device=table.device))
+        hidden = self.encode(batch, last_only=True, user_table=table)
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32)), batch, table
 
     def _score(
         self,
         hidden: Tensor,
         items: Tensor,
         table: Tensor | None,
-        users: Tensor | None,
+        users: Tensor,
         cu_seqlens: Tensor,
     ) -> Tensor:
         """Score (N, K) items for (N, D) hidden states; without a table of users, without the user's part.
@@ -383,7 +394,7 @@ class SequentialRecommender(nn.Module):
             item_weight.to(wide),
             None if table is None else table.to(wide),
             items,
-            users,
+            None if table is None else users,
             cu_seqlens,
             backend=self.backend,
         )

@@ -75,9 +75,12 @@ def encode_groups(
         The rows of a group, and their queries (m, Di) and user parts (m,), as `model.encode_last` returns them.
     """
     num_rows = len(histories.users)
+    mean = None if histories.users.all() else model.mean_user()
 
     def encode(rows: slice) -> tuple[Tensor, Tensor]:
-        return model.encode_last(last_events(histories, rows, model.seq_max_len).to(model.device))
+        batch = last_events(histories, rows, model.seq_max_len)
+        vectors = model.user_vectors(batch.users, mean)
+        return model.encode_last(batch.to(model.device), vectors)
 
     for start in range(0, num_rows, USERS_AT_A_TIME):
         end = min(start + USERS_AT_A_TIME, num_rows)

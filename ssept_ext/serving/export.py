@@ -42,9 +42,8 @@ class Scorer(nn.Module):
         with torch.device("meta"):  # draws no parameters
             self.model = type(model)(**vars(model.config), backend="reference")
         copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        if model.user_embedding_layer is not None:
-            nobody = torch.zeros(1, dtype=torch.int64, device=model.device)
-            copies["user_embedding_layer.weight"][:1] = model.user_vectors(nobody)
+        if (mean := model.mean_user()) is not None:
+            copies["user_embedding_layer.weight"][0] = mean
         self.model.load_state_dict(copies, assign=True)
         self.eval()
 

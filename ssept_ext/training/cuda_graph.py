@@ -226,8 +226,6 @@ class CudaGraphStep:
         if self._replay is None and self._eager_steps_left == 0:
             self._capture(self._gpu)
         if self._replay is not None:
-            for group in self._optimizer.param_groups:  # torch does not see that they change
-                torch.autograd.graph.increment_version(group["params"])
             return self._replay()
         self._eager_steps_left -= 1
         return self._gpu.run(self._step_on_input)

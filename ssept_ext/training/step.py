@@ -89,7 +89,6 @@ def eager_step(
         if max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
-        torch.autograd.graph.increment_version(parameters)  # which torch's fused Adam forgets
         return value.detach()
 
     return step

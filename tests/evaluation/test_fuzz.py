@@ -178,7 +178,10 @@ class Remainders(SimpleNamespace):
     def modules(self):
         return []
 
-    def encode_last(self, batch):
+    def user_vectors(self, users, mean):
+        return None
+
+    def encode_last(self, batch, user_vectors):
         return torch.eye(4)[batch.users % 4], torch.zeros(len(batch.users))
 
 

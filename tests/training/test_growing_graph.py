@@ -130,20 +130,6 @@ def test_a_graph_is_gone_with_the_gradients_in_its_memory_before_the_next_is_pre
     assert left == [None] * len(left)
 
 
-def test_a_replay_counts_as_a_change_of_the_parameters():
-    gpu = FakeGpu()
-    m = model()
-    step = growing(m, adam(m), gpu, lambda *_: torch.tensor(0.0))
-    for _ in range(4):
-        step(batch(1, 1, 1, 1), SEED)
-    versions = [p._version for p in m.parameters()]
-
-    step(batch(1, 1, 1, 1), SEED)
-
-    assert gpu.done[-1] == "replayed"
-    assert [p._version for p in m.parameters()] == [version + 1 for version in versions]
-
-
 @pytest.mark.cuda
 def test_a_graph_grows_on_a_gpu():
     def make_step(m, o):
