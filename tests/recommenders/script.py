@@ -59,24 +59,39 @@ def set_parameters(model):
 
 
 def run(package, folder):
-    model_module, ssept, sampler, util = (
+    model, ssept, sampler, util = (
         importlib.import_module(f"{package}.{name}")
         for name in ("model", "ssept", "sampler", "util")
     )
-    numbers = {}
+    data, numbers = split_events(util, folder)
+    numbers["batch"] = shapes_of_a_batch(sampler, data)
+    batches = InProcessSampler(data.user_train, seed=1)
+    of_ssept, ssept_model = train_ssept(ssept, data, batches)
+    padded, inputs = inputs_of_three_users(model, data)
+    scores = {"scores": ssept_model.predict(inputs).tolist()}
+    of_sasrec = train_sasrec(model, data, batches, inputs)
+    return json.loads(json.dumps(numbers | of_ssept | padded | scores | of_sasrec))
 
+
+def split_events(util, folder):
+    """The data set and its parts."""
     path = Path(folder) / "events.txt"
     write_events(path)
     data = util.SASRecDataSet(filename=str(path), col_sep="\t")
-    numbers["stats"] = data.split(valid_size=2, test_size=1, min_interactions=5, verbose=True)
-    numbers["with_time"] = data.with_time
-    numbers["parts"] = [
-        {user: part[user] for user in sorted(part)}
-        for part in (data.User, data.user_train, data.user_valid, data.user_test)
-    ]
-    numbers["unknown user"] = data.User[999]
+    numbers = {
+        "stats": data.split(valid_size=2, test_size=1, min_interactions=5, verbose=True),
+        "with_time": data.with_time,
+        "parts": [
+            {user: part[user] for user in sorted(part)}
+            for part in (data.User, data.user_train, data.user_valid, data.user_test)
+        ],
+        "unknown user": data.User[999],
+    }
     del data.User[999]
+    return data, numbers
 
+
+def shapes_of_a_batch(sampler, data):
     warp = sampler.WarpSampler(
         data.user_train,
         data.usernum,
@@ -86,8 +101,12 @@ def run(package, folder):
         n_workers=2,
     )
     users, seq, pos, neg = warp.next_batch()
-    numbers["batch"] = [len(users), np.shape(seq), np.shape(pos), np.shape(neg)]
     warp.close()
+    return [len(users), np.shape(seq), np.shape(pos), np.shape(neg)]
+
+
+def train_ssept(ssept, data, batches):
+    """A subclass with a loss of its own, by `train_model` and then by hand."""
 
     class Confident(ssept.SSEPT):
         """Also penalises large logits."""
@@ -119,29 +138,30 @@ def run(package, folder):
         "item_num user_num seq_max_len num_blocks embedding_dim user_embedding_dim item_embedding_dim hidden_units "
         "attention_dim attention_num_heads conv_dims dropout_rate l2_reg num_neg_test"
     )
-    numbers["attributes"] = {name: getattr(model, name) for name in names.split()}
+    numbers = {"attributes": {name: getattr(model, name) for name in names.split()}}
     model.num_neg_test = 5
     numbers["changed"] = model.num_neg_test
 
-    batches = InProcessSampler(data.user_train, seed=1)
     history = model.train_model(
         data, batches, num_epochs=3, batch_size=BATCH_SIZE, learning_rate=0.01, verbose=True
     )
     numbers["loss of train_model"] = [float(loss) for loss in history["loss"]]
     numbers["calls"] = model.calls
-
     numbers["loss of a loop"], numbers["gradient of a loop"] = train_by_hand(model, batches)
+    return numbers, model
 
+
+def inputs_of_three_users(model_module, data):
+    """Their padded sequences, and what `predict` takes to score all items."""
     rows = [data.User[user][:-1] for user in (1, 2, 3)]
     padded = model_module.pad_sequences(rows, maxlen=MAXLEN, padding="pre", truncating="pre")
-    numbers["padded"] = padded.tolist()
-    numbers["padded behind"] = model_module.pad_sequences(
-        rows, maxlen=4, padding="post", truncating="post", value=7
-    ).tolist()
+    behind = model_module.pad_sequences(rows, maxlen=4, padding="post", truncating="post", value=7)
     candidates = np.arange(1, NUM_ITEMS + 1)[None].repeat(3, 0)
     inputs = {"user": np.array([[1], [2], [3]]), "input_seq": padded, "candidate": candidates}
-    numbers["scores"] = model.predict(inputs).tolist()
+    return {"padded": padded.tolist(), "padded behind": behind.tolist()}, inputs
 
+
+def train_sasrec(model_module, data, batches, inputs):
     sasrec = model_module.SASREC(
         item_num=data.itemnum,
         user_num=data.usernum,  # which it ignores
@@ -153,13 +173,13 @@ def run(package, folder):
         dropout_rate=0.0,
     ).double()
     set_parameters(sasrec)
-    numbers["no epochs"] = sasrec.train_model(data, batches, num_epochs=0)["loss"]
+    numbers = {"no epochs": sasrec.train_model(data, batches, num_epochs=0)["loss"]}
     history = sasrec.train_model(data, batches, num_epochs=1, batch_size=BATCH_SIZE, val_epoch=1)
     numbers["loss of SASREC"] = [float(loss) for loss in history["loss"]]
     numbers["validations"] = [len(history["val_ndcg"]), len(history["val_hr"])]
     numbers["scores of SASREC"] = sasrec.predict(inputs).tolist()
     numbers["metrics"] = [0 <= float(value) <= 1 for value in sasrec.evaluate(data, seed=1)]
-    return json.loads(json.dumps(numbers))
+    return numbers
 
 
 def train_by_hand(model, batches):
