@@ -263,15 +263,9 @@ class SequentialRecommender(nn.Module):
     def user_vectors(self, users: Tensor, mean: Tensor | None = None) -> Tensor | None:
         """(B, Du) vectors by which users are scored: their own, or the mean of all for user 0, who is unknown.
 
-        None without a user table. An id outside the table raises an IndexError if `users` is on the CPU, else it is
-        unknown.
-
-        Parameters
-        ----------
-        users
-            (B,) ids, on the CPU or the model's device. On a GPU, the mean is computed even if no user is unknown.
-        mean
-            What `mean_user` returned, so as not to compute it for each batch.
+        None without a user table. Users may be on the CPU, where an id outside the table raises an IndexError, and the
+        mean is computed only if it is needed. On a GPU, such an id is unknown. `mean` is what `mean_user` returned, so
+        as not to compute it for each batch.
         """
         if self.user_embedding_layer is None:
             return None

@@ -34,7 +34,7 @@ class SeekableSampler(Protocol):
     """A sampler whose position can be saved and restored, which resuming a training needs."""
 
     settings: dict[str, int | float]
-    """All that batches depend on, except the histories."""
+    """What batches depend on and a resumed training must share, except the histories."""
 
     def tell(self) -> int:
         """Number of the next batch."""
@@ -48,7 +48,7 @@ class DigestingSampler(Protocol):
     """A sampler that can tell which histories it draws from."""
 
     def digest(self) -> str:
-        """Return a digest of what batches depend on beside `settings`."""
+        """Return a digest of the histories that batches are drawn from."""
 
 
 @runtime_checkable

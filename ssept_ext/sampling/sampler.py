@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class WarpSampler:
     batch_size, maxlen, seed
         As given; if the given seed was None, the seed that was drawn.
     settings
-        dict[str, int | float], these three and all other arguments that the batches depend on.
+        dict[str, int | float], these three, `num_negatives`, `popularity_exponent` and `window_sampling_prob`.
 
     Examples
     --------
@@ -193,6 +194,10 @@ class WarpSampler:
 
     def digest(self) -> str:
         """Return a digest of the histories and items that batches are drawn from, which `settings` does not hold."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         histories = Histories(self._table.users, self._table.offsets, self._table.items)
         return f"{histories.digest()} and items 1..{self._itemnum}"
 

@@ -12,6 +12,7 @@ import torch
 from support.sources import needs_native
 
 from ssept_ext import WarpSampler, pack
+from ssept_ext.data.histories import Histories
 from ssept_ext.sampling.draw import DrawSettings, NativeSource, draw_batch, sampling_table
 
 NUM_ITEMS = 30
@@ -364,3 +365,13 @@ def test_histories_that_are_no_mapping_are_named():
 def test_a_user_beyond_usernum_is_named():
     with pytest.raises(ValueError, match="User holds user id 5, but usernum is 4"):
         WarpSampler({5: [1, 2]}, usernum=4, itemnum=9)
+
+
+def test_histories_are_hashed_once_however_often_a_training_is_saved(monkeypatch):
+    hashed, digest = [], Histories.digest
+    monkeypatch.setattr(Histories, "digest", lambda self: hashed.append(1) or digest(self))
+
+    with make() as sampler:
+        assert sampler.digest() == sampler.digest()
+
+    assert len(hashed) == 1
