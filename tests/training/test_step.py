@@ -98,7 +98,9 @@ def make_training(dataset, options):
 
 def test_the_lengths_of_the_data_reach_the_step(dataset, monkeypatch):
     reached = []
-    monkeypatch.setattr("ssept_ext.training.run.training_step", lambda *a: reached.append(a[-1]))
+    monkeypatch.setattr(
+        "ssept_ext.training.run.training_step", lambda *a, **_: reached.append(a[-1])
+    )
 
     make_training(dataset, TrainingOptions())
     sampler = PaddedSampler(make_sampler(dataset))
