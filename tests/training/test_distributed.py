@@ -159,9 +159,14 @@ def mistakes(rank):
         "learning_rate": message_of(
             ValueError, lambda: train(make_model(), make_sampler(), learning_rate=0.1 + rank)
         ),
-        "l2_reg": message_of(
-            ValueError, lambda: train(make_model(l2_reg=0.5 * rank), make_sampler())
-        ),
+        **{
+            name: message_of(
+                ValueError,
+                lambda changes=changes: train(make_model(**changes), make_sampler()),
+            )
+            for name in ("l2_reg", "dropout_rate", "sse_item_prob")
+            for changes in [{name: 0.5 * rank}]
+        },
         "window_sampling_prob": message_of(
             ValueError,
             lambda: train(make_model(), make_sampler(window_sampling_prob=1e-9 * rank)),
@@ -287,7 +292,10 @@ def test_trials_without_a_seed_are_the_same_everywhere(results):
             "learning_rate",
             "learning_rate must be the same in every process, got 0.1 in process 0 and 1.1 in process 1",
         ),
-        ("l2_reg", "l2_reg must be the same in every process, got 0.0 in process 0 and 0.5"),
+        *(
+            (name, f"{name} must be the same in every process, got 0.0 in process 0 and 0.5")
+            for name in ("l2_reg", "dropout_rate", "sse_item_prob")
+        ),
         ("window_sampling_prob", "window_sampling_prob of the sampler must be the same in every"),
         ("hold_out", "data must be the same in every process"),
         ("nan", "the loss is nan at step 2 of epoch 1"),
