@@ -32,8 +32,7 @@ def synthetic(
     Parameters
     ----------
     num_users, num_clusters, num_tastes, items_per_taste
-        Sizes, at least 1, and at least 2 clusters. There are
-        `num_clusters * num_tastes * items_per_taste` items.
+        Sizes, at least 1, and at least 2 clusters. There are `num_clusters * num_tastes * items_per_taste` items.
     min_events, max_events
         Lengths of histories are uniform from `min_events`, at least 3, to `max_events`.
     regularity
@@ -76,8 +75,7 @@ def synthetic(
     shape = (num_users, max_events)
     lengths = rng.integers(min_events, max_events + 1, num_users)
     # A step of 1 follows the cycle; the sum of the steps is the position on it.
-    regular = rng.random(shape) < regularity
-    steps = np.where(regular, 1, rng.integers(num_clusters, size=shape))
+    steps = np.where(rng.random(shape) < regularity, 1, rng.integers(num_clusters, size=shape))
     steps[:, 0] = rng.integers(num_clusters, size=num_users)
     clusters = steps.cumsum(1) % num_clusters
     loyal = rng.random(shape) < loyalty
@@ -89,6 +87,5 @@ def synthetic(
     number = (clusters * num_tastes + tastes) * items_per_taste + places
     ids = 1 + rng.permutation(num_items)
     taken = np.arange(max_events) < lengths[:, None]
-    return SASRecDataSet(
-        histories=Histories(np.arange(1, num_users + 1), to_offsets(lengths), ids[number][taken])
-    )
+    histories = Histories(np.arange(1, num_users + 1), to_offsets(lengths), ids[number][taken])
+    return SASRecDataSet(histories=histories)

@@ -20,7 +20,7 @@ from ssept_ext.evaluation.candidates import (
     input_histories,
     measurable_users,
 )
-from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, hr, mean_gain, ndcg
+from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, hr, mean_gain, ndcg, reciprocal
 from ssept_ext.network.identity import in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import (
@@ -131,9 +131,6 @@ def evaluate_full(
             best[rows] = top.items.cpu()
     everywhere = distributed.gather((ranks, best))
     ranks, best = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
-
-    def reciprocal(rank: Tensor, k: int | None = None) -> Tensor:
-        return 1 / (rank + 1) if k is None else (rank < k) / (rank + 1)
 
     def at_each_k(gain: Callable[..., Tensor]) -> dict[int, float]:
         return {k: mean_gain(ranks, partial(gain, k=k)) for k in ks}

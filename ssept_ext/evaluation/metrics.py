@@ -61,6 +61,11 @@ def hr(rank: Tensor, k: int = CUTOFF) -> Tensor:
     return (rank < k).double()
 
 
+def reciprocal(rank: Tensor, k: int | None = None) -> Tensor:
+    """Reciprocals of ranks from 0, which are counted from 1 for this; 0 from rank k on, if k is given."""
+    return 1 / (rank + 1) if k is None else (rank < k) / (rank + 1)
+
+
 def ndcg_and_hr(ranks: Tensor) -> tuple[float, float]:
     """Return the mean NDCG@10 and HR@10 of ranks as `count_above` gives them.
 

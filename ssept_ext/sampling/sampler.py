@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from secrets import randbits
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,25 +72,21 @@ class WarpSampler:
         Parameters
         ----------
         User
-            The training histories, oldest event first: user id to item ids
-            (`SASRecDataSet.user_train`), or arrays (`SASRecDataSet.histories("train")`), which are faster
-            and may be shared with the sampler. Users with fewer than 2 events are never drawn.
+            The training histories, oldest event first: user id to item ids (`SASRecDataSet.user_train`), or arrays
+            (`SASRecDataSet.histories("train")`), which are faster and may be shared with the sampler. Users with fewer
+            than 2 events are never drawn.
         usernum, itemnum
             The largest ids; negatives are drawn from items 1 to `itemnum`.
-        batch_size
-            Sequences in a batch.
-        maxlen
-            Length of the padded sequences, in events: the model's `seq_max_len`.
+        batch_size, maxlen
+            Sequences in a batch, and their padded length in events: the model's `seq_max_len`.
         n_workers
-            Number of threads that draw batches ahead, up to 1024. Without the compiled extension, batches are
-            drawn when they are asked for.
+            Threads that draw batches ahead, up to 1024; without the compiled extension, batches are drawn on demand.
         seed
             Any integer from 0; None for a fresh one.
         num_negatives
             Negatives for each event, K.
         popularity_exponent
-            Negatives are drawn in proportion to their number of events in `User` to this power; 0
-            draws them uniformly.
+            Negatives are drawn in proportion to their number of events in `User` to this power; uniformly if it is 0.
         window_sampling_prob
             Where a history is longer than `maxlen`: probability of training on a window that starts
             anywhere in it instead of on the last events (SSE-PT++, Wu et al. 2020, section 3.5).
@@ -122,18 +118,11 @@ class WarpSampler:
                 f"batch_size * maxlen * num_negatives must be at most {MAX_NEGATIVES}, "
                 f"got {' * '.join(map(str, sizes))}"
             )
-        if seed is not None:
-            seed = check_at_least("seed", seed, 0, math.inf)
-        self.seed = secrets.randbits(63) if seed is None else seed
-        self.settings: dict[str, int | float] = {
-            "batch_size": self.batch_size,
-            "maxlen": self.maxlen,
-            "seed": self.seed,
-            **asdict(options),
-        }
-        self._draw_settings = DrawSettings(
-            philox_key(self.seed), *sizes, options.window_sampling_prob
-        )
+        self.seed = randbits(63) if seed is None else check_at_least("seed", seed, 0, math.inf)
+        own = {"batch_size": self.batch_size, "maxlen": self.maxlen, "seed": self.seed}
+        self.settings: dict[str, int | float] = {**own, **asdict(options)}
+        key = philox_key(self.seed)
+        self._draw_settings = DrawSettings(key, *sizes, options.window_sampling_prob)
         self._table = sampling_table(
             User, usernum, itemnum, options.popularity_exponent, needs_negatives=needs_negatives
         )

@@ -74,8 +74,7 @@ def recommend_by_raw_id(
     Raises
     ------
     TypeError
-        If an id does not have the type of the ids in training, or an argument is not a sequence or mapping of ids;
-        names both types.
+        If an id has another type than in training, or an argument is no sequence or mapping of ids; names both types.
     ValueError
         If an argument is out of range, a score is not finite, or histories are neither stored nor given.
     ImportError
@@ -84,14 +83,9 @@ def recommend_by_raw_id(
     known, catalogue = model.known, None
     assert known is not None
     if candidates is not None:
-        catalogue = encode_items(
-            known, [id_list(CANDIDATES, candidates, in_order=False)], "candidates"
-        )[0]
-    live = {}
-    if histories is not None:
-        given = id_lists(histories)
-        check_types(known.user_ids, given)
-        live = dict(zip(given, encode_items(known, given.values(), "events"), strict=True))
+        choices = id_list(CANDIDATES, candidates, in_order=False)
+        (catalogue,) = encode_items(known, [choices], "candidates")
+    live = {} if histories is None else _encoded(known, histories)
     if users is None:
         users = known.user_ids.raw.tolist() if histories is None else list(live)
     users = id_list("users", users)
@@ -152,6 +146,13 @@ def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int
             "rank": column + 1,
         }
     )
+
+
+def _encoded(known: KnownHistories, histories: Mapping[Any, Sequence[Any]]) -> dict[Any, IntArray]:
+    """Check the histories, and replace their raw item ids by the numbers of known items."""
+    given = id_lists(histories)
+    check_types(known.user_ids, given)
+    return dict(zip(given, encode_items(known, given.values(), "events"), strict=True))
 
 
 def _most_popular(known: KnownHistories, catalogue: IntArray | None, k: int) -> IntArray:

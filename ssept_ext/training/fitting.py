@@ -38,9 +38,8 @@ def fit(
     """Make a model for the users and items of `interactions` and train it.
 
     Without options, this trains the best known model of the class (`DEFAULT_PRESETS`), as `ssept train` does.
-    The constructor and `train_model`, in contrast, have the defaults of recommenders. The model stores the raw ids and
-    all histories in its attribute `known`: `save_pretrained` saves them, and `recommend` and `similar_items` take and
-    return raw ids.
+    The constructor and `train_model` have the defaults of recommenders instead. The model keeps raw ids and histories
+    in its attribute `known`: `save_pretrained` saves them, and `recommend` and `similar_items` take and return raw ids.
 
     Parameters
     ----------
@@ -85,10 +84,9 @@ def fit(
         raise ValueError(f"val_epoch must be 0 without hold_out, got {recipe.loop.val_epoch}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    num_items, num_users = len(interactions.item_ids), len(interactions.user_ids)
     generator = torch.Generator().manual_seed(check_at_least("seed", seed, 0))
     with torch.device("cpu"), _DrawingFrom(generator):
-        model = recipe.make_model(num_items, num_users, backend)
+        model = recipe.make_model(len(interactions.item_ids), len(interactions.user_ids), backend)
     model = model.to(device)
     with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:
         recipe.train(

@@ -79,17 +79,15 @@ def train_model(
     callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> History:
-    """Train by Adam on the sampler's batches.
+    """Train by Adam on the sampler's batches. See the module for several processes and for checkpoints.
 
-    As in recommenders, an epoch is `len(dataset.user_train) // batch_size` steps, at least one, and
-    the size of a batch is the sampler's own. `model.l2_reg` weighs `0.5 * ||table||**2` of the
-    embedding tables only, as in the TensorFlow original (recommenders' torch port decays every
-    weight); it acts through the gradient, so the loss in the history is that of the data alone.
+    As in recommenders, an epoch is `len(dataset.user_train) // batch_size` steps, at least one, and the size of a batch
+    is the sampler's own. `model.l2_reg` weighs `0.5 * ||table||**2` of the embedding tables only, as in the TensorFlow
+    original (recommenders' torch port decays every weight); the loss in the history is that of the data alone.
 
-    The model is left in the mode (train or eval) it was in, without gradients. Dropout and SSE draw from a copy of
-    torch's global generator, which then moves on as far: `torch.manual_seed` makes them reproducible, whatever other
-    threads draw. As in recommenders, Ctrl-C without a `checkpoint` ends training and returns the epochs finished so
-    far, with a warning. See the module for several processes and for checkpoints.
+    The model is left in its mode (train or eval), without gradients. Dropout and SSE draw from a copy of torch's global
+    generator, which then moves on as far: `torch.manual_seed` makes them reproducible, whatever other threads draw. As
+    in recommenders, Ctrl-C without a `checkpoint` ends training and returns the finished epochs, with a warning.
 
     Parameters
     ----------
@@ -102,8 +100,7 @@ def train_model(
     num_epochs, batch_size, learning_rate, val_epoch, eval_batch_size
         See `ssept_ext.training.options.LoopOptions`.
     verbose
-        Whether to show loss, samples (sequences) per second and validation on stderr: as a progress bar on a terminal,
-        elsewhere in a line for every tenth epoch.
+        Whether to show loss, samples/s and validation on stderr: a bar on a terminal, elsewhere a line per ten epochs.
     checkpoint
         Folder where the state of the training is saved, and from which it resumes if there is one.
     callbacks
@@ -114,8 +111,7 @@ def train_model(
     Returns
     -------
     dict
-        "loss", the mean of each epoch; "seconds" of training, validation not counted, up to the end of
-        each epoch; and "val_ndcg" and "val_hr", one entry per validation.
+        Per epoch, the mean "loss" and the "seconds" trained by its end; per validation, "val_ndcg" and "val_hr".
 
     Raises
     ------
@@ -144,14 +140,19 @@ def train_model(
     except KeyboardInterrupt:
         if checkpoint is not None:
             raise
-        run.restore_best()
-        warnings.warn(
-            f"interrupted in epoch {run.epoch + 1} of {loop.num_epochs}: the model is not trained to the end",
-            stacklevel=2,
-        )
+        _end_early(run)
     finally:
         draw_seeds(run.steps_done)
     return run.history
+
+
+def _end_early(run: Run) -> None:
+    """Leave the model as of the epochs finished so far, with a warning at the call of `train_model`."""
+    run.restore_best()
+    warnings.warn(
+        f"interrupted in epoch {run.epoch + 1} of {run.loop.num_epochs}: the model is not trained to the end",
+        stacklevel=3,
+    )
 
 
 def start_run(
