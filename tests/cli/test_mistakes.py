@@ -192,7 +192,7 @@ def test_mistakes_about_a_run_are_one_line(run, tmp_path, capsys, argv, message)
     assert message in error
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"data": {}}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"data": {}}', "[" * 10**5], ids=len)
 def test_a_damaged_run_file_is_named(run, tmp_path, capsys, content):
     (tmp_path / "run" / "run.json").write_text(content)
 
