@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssept_ext import SASREC, SSEPT, WarpSampler
+from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.evaluation import FullMetrics
 from ssept_ext.training.recipe import Recipe
@@ -202,7 +202,8 @@ def test_all_users_and_draws_of_some_are_measured_apart(monkeypatch):
         SASREC, "evaluate_full", lambda *_, **__: FullMetrics(9, {10: 0.3}, {10: 0.2}, {}, {}, 0)
     )
 
-    measured = reproduce.measure_test(SASREC(item_num=2), None)
+    data = SASRecDataSet(histories={1: [1, 2]})
+    measured = reproduce.measure_test(SASREC(item_num=2), data)
 
     assert measured["test"] == {
         "HR@10": 0.7,

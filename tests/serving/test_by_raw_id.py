@@ -6,7 +6,6 @@ from uuid import UUID
 import narwhals as nw
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -16,6 +15,10 @@ from ssept_ext import SASREC, SSEPT
 from ssept_ext.ranking import catalogue
 
 FRAME = pd.DataFrame({"user": ["anna"], "item": ["i1"]})
+
+
+def polars_series(ids):
+    return pytest.importorskip("polars").Series(ids)
 
 
 def score(model, history, user_vector, item):
@@ -161,7 +164,15 @@ def test_unknown_items_are_dropped_with_their_count(model):
 
 @pytest.mark.parametrize(
     "column",
-    [tuple, np.array, iter, pd.Series, pl.Series, pa.array, lambda ids: pa.chunked_array([ids])],
+    [
+        tuple,
+        np.array,
+        iter,
+        pd.Series,
+        polars_series,
+        pa.array,
+        lambda ids: pa.chunked_array([ids]),
+    ],
 )
 def test_ids_may_be_in_any_kind_of_column(model, column):
     expected = rows(
