@@ -15,20 +15,21 @@ struct KeepFour {
 class DropoutMask {
  public:
   __device__ __forceinline__ explicit DropoutMask(const DropoutSite& site)
-      : drops_(site.seed != nullptr),
-        key0_(drops_ ? static_cast<uint32_t>(*site.seed) : 0),
-        key1_(drops_ ? static_cast<uint32_t>(static_cast<uint64_t>(*site.seed) >> 32) : 0),
+      : dropout_(site),
+        key0_(site.seed == nullptr ? 0 : static_cast<uint32_t>(*site.seed)),
+        key1_(site.seed == nullptr
+                  ? 0
+                  : static_cast<uint32_t>(static_cast<uint64_t>(*site.seed) >> 32)),
         threshold_(site.threshold),
-        site_(site.site),
-        scale_(site.scale) {}
+        site_(site.site) {}
 
   // Drops of a quad, which begins with this column, and scales what is kept.
   template <class A>
   __device__ __forceinline__ void apply(A (&x)[4], int64_t row, int64_t column) const {
-    if (!drops_) return;
+    if (dropout_.seed == nullptr) return;
     const KeepFour kept = quad(row, static_cast<uint32_t>(column / 4));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) x[j] = kept.keep[j] ? static_cast<A>(scale_) * x[j] : A(0);
+    for (int j = 0; j < 4; ++j) x[j] = kept.keep[j] ? static_cast<A>(dropout_.scale) * x[j] : A(0);
   }
 
   // Not to be asked where nothing is dropped.
@@ -51,9 +52,8 @@ class DropoutMask {
   }
 
  private:
-  bool drops_;
+  const DropoutSite& dropout_;  // a parameter of the kernel, which needs no registers
   uint32_t key0_, key1_, threshold_, site_;
-  double scale_;
 };
 
 }  // namespace ssept::cuda

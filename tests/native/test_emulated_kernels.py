@@ -60,8 +60,7 @@ class Run:
 ATTENTION = Run(tests=ATTENTION_TESTS, selection=ATTENTION_TYPES, at_least=40)
 RUNS = [  # the longest first, so that no core waits for it at the end; each in an order of threads of its own
     Run("race", 1, selection=RACE_CHECKED),
-    Run("race", 2, selection=RACE_CHECKED),
-    Run("sanitize", 3),
+    Run("sanitize", 2),
     replace(ATTENTION, shared_memory=99 * KIB),
     replace(ATTENTION, shared_memory=163 * KIB),
 ]

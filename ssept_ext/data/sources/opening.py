@@ -81,7 +81,11 @@ def _open_member(stream: BinaryIO, path: Path, stack: ExitStack) -> tuple[str, B
         name = _choose(path, [info.filename for info in archive.infolist() if not info.is_dir()])
         source = f"{path}/{name}"
         return source, cast(BinaryIO, stack.enter_context(archive.open(name)))
-    except (RuntimeError, UnicodeError) as error:  # encrypted, or compressed in another way
+    except (
+        RuntimeError,
+        UnicodeError,
+        IndexError,
+    ) as error:  # encrypted, of another compression, or no name
         raise ValueError(f"{source} cannot be read, unpack it first: {error}") from error
 
 
