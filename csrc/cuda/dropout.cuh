@@ -52,7 +52,7 @@ class DropoutMask {
   }
 
  private:
-  const DropoutSite& dropout_;  // a parameter of the kernel, which needs no registers
+  const DropoutSite& dropout_;  // in the kernel's parameters, so it needs no registers
   uint32_t key0_, key1_, threshold_, site_;
 };
 

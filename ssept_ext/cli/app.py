@@ -74,9 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             _discard_unwritten(stream)
         distributed = sys.modules.get("ssept_ext.distributed")
-        if (
-            distributed is not None and distributed.size() > 1
-        ):  # here, while `error` keeps the group alive
+        # Here, while `error` keeps the group alive.
+        if distributed is not None and distributed.size() > 1:
             distributed.end_process(code)
     return code
 

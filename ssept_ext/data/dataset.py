@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ssept_ext.data.id_map import IdMap
 
 Part: TypeAlias = Literal["all", "train", "valid", "test"]
-
-
 Dict: TypeAlias = dict[int, list[int]]
 
 

@@ -1,4 +1,4 @@
-"""Whether the numbers in a data set mean to a model what they mean in the data."""
+"""Checks that a data set numbers its users and items as a model does, or translates its numbers by raw ids."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ class SequentialRecommender(nn.Module):
     def mean_user(self) -> Tensor | None:
         """(Du,) mean of all users' vectors, None without a user table.
 
-        It is never kept: torch does not notice all changes of parameters, such as those of `parameter.data`.
+        It is not cached, because torch does not notice all changes to parameters: not those made through `.data`.
         """
         table = self._user_table()
         return None if table is None else table.detach()[1:].mean(0)

@@ -16,5 +16,5 @@ __all__ = [
     "user_state",
 ]
 
-# A forked child does not have torch's threads, and would wait for them for ever in its first parallel product.
+# A forked child does not have torch's threads, and would wait for them forever in its first parallel product.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

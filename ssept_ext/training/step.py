@@ -33,9 +33,8 @@ def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingO
     log_probs = None
     if options.loss == "sampled_softmax":
         drawn = getattr(sampler, "negative_log_probs", None)
-        if (
-            drawn is None and options.logq_correction == "negatives"
-        ):  # uniform: does not cancel then
+        # Negatives are uniform then, which cancels unless the positive is left out.
+        if drawn is None and options.logq_correction == "negatives":
             drawn = np.full(model.item_num + 1, -np.log(model.item_num))
         if drawn is not None:
             log_probs = torch.from_numpy(drawn).float().to(model.device)

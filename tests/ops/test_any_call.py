@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.op_calls import OPS, arguments, with_gradients
+from support.op_calls import arguments, with_gradients
 
-# The same calls on every run: what fails in one place fails everywhere.
+from ssept_ext._extension import OPS
+
 every_call = settings(max_examples=150)
 every_op = pytest.mark.parametrize("op", OPS)
 

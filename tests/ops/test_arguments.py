@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from support.implementations import ALL
-from support.op_calls import OPS, arguments, call
+from support.op_calls import arguments, call
 from support.samples import outputs_and_gradients
 
+from ssept_ext._extension import OPS
 from ssept_ext.ops import reference
 
 every_op = pytest.mark.parametrize("op", OPS)

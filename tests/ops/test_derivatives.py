@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from support.op_calls import OPS, arguments, call
+from support.op_calls import arguments, call
 from torch.autograd import forward_ad
+
+from ssept_ext._extension import OPS
 
 every_op = pytest.mark.parametrize("op", OPS)
 

@@ -10,7 +10,6 @@ from ssept_ext.ops import reference
 
 ITEM_NUM, USER_NUM, SEQ_MAX_LEN = 29, 5, 24
 
-# The same batches on every run: what fails in one place fails everywhere.
 every_batch = settings(max_examples=80)
 
 ragged_batches = st.builds(

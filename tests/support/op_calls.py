@@ -6,14 +6,6 @@ import torch
 
 from ssept_ext import ops
 
-OPS = (
-    "user_item_embedding",
-    "position_layer_norm",
-    "causal_attention",
-    "bias_dropout",
-    "sampled_logits",
-)
-
 
 def arguments(
     op: str,
