@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
@@ -144,6 +145,8 @@ class SASRecDataSet:
         """Start from these histories, split by default."""
         self._histories = histories
         self._dicts: dict[Part, Dict] = {}
+        # What dicts held when they were last laid out in arrays, and the arrays.
+        self._seen: dict[Part, tuple[list[tuple[int, list[int]]], Histories]] = {}
         self._valid_size, self._test_size, self._min_interactions = 1, 1, 3
         self.usernum = int(histories.users.max(initial=0))
         self.itemnum = int(histories.items.max(initial=0))
@@ -181,15 +184,28 @@ class SASRecDataSet:
         """
         check_one_of("part", part, get_args(Part))
         edited = self._dicts.get(part)
-        if edited is not None:
-            if users is None:
-                return Histories.from_mapping(edited)
-            wanted = np.asarray(users, np.int64)
-            return Histories.from_mapping(
-                {user: edited[user] for user in wanted.tolist() if user in edited}
-            ).of(wanted)
-        found = self._histories if users is None else self._histories.of(users)
-        return found if part == "all" else self._split(found, part)
+        if edited is None:
+            found = self._histories if users is None else self._histories.of(users)
+            return found if part == "all" else self._split(found, part)
+        if users is None:
+            return self._laid_out(part)
+        wanted = np.asarray(users, np.int64)
+        some = {user: edited[user] for user in wanted.tolist() if user in edited}
+        of_all = len(some) == len(edited)
+        return (self._laid_out(part) if of_all else Histories.from_mapping(some)).of(wanted)
+
+    def _laid_out(self, part: Part) -> Histories:
+        """Lay out the dict of a part in arrays, again only if it has changed since the last time."""
+        edited = self._dicts[part]
+        if part in self._seen and isinstance(edited, dict):
+            rows, found = self._seen[part]
+            with suppress(ValueError):  # an array among the items cannot be compared
+                if list(edited.items()) == rows:
+                    return found
+        found = Histories.from_mapping(edited)
+        if set(map(type, edited.values())) == {list}:
+            self._seen[part] = [(user, items.copy()) for user, items in edited.items()], found
+        return found
 
     def users_with(self, part: Part) -> IntArray:
         """Ids of the users with at least one event in this part, in the order of the rows."""
@@ -237,6 +253,7 @@ class SASRecDataSet:
         if "all" in self._dicts:
             self._histories = Histories.from_mapping(self._dicts["all"])
         self._dicts = {part: items for part, items in self._dicts.items() if part == "all"}
+        self._seen = {}
         self._valid_size, self._test_size = valid_size, test_size
         self._min_interactions = min_interactions
 
@@ -249,7 +266,7 @@ class SASRecDataSet:
 
         made = copy(self)
         made.__dict__.pop("Items", None)
-        made._histories = renumber(self._histories)
+        made._histories, made._seen = renumber(self._histories), {}
         made.usernum, made.itemnum = (int(made._histories[i].max(initial=0)) for i in (0, 2))
         made._dicts = {
             part: renumber(Histories.from_mapping(edited)).to_dict()

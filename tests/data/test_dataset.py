@@ -179,6 +179,71 @@ def test_changes_to_a_dict_are_never_ignored(part, name):
     assert part == "train" or other.to_dict() == {3: [7, 8]}
 
 
+def _append(train):
+    train[1].append(9)
+
+
+def _replace_an_item(train):
+    train[1][0] = 9
+
+
+def _replace_a_history(train):
+    train[1] = (9,)
+
+
+def _remove_a_user(train):
+    del train[1]
+
+
+def _move_a_user(train):
+    train[1] = train.pop(1)
+
+
+def _replace_a_history_by_an_array(train):
+    train[1] = np.array([9, 8])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_append, _replace_an_item, _replace_a_history, _replace_a_history_by_an_array),
+        *(_remove_a_user, _move_a_user),
+    ],
+)
+def test_a_dict_that_changed_after_it_was_read_is_read_again(change):
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4], 2: [5]})
+    dataset.user_train  # noqa: B018
+    dataset.histories("train")
+
+    change(dataset.user_train)
+
+    expected = Histories.from_mapping(dataset.user_train).to_dict()
+    assert list(dataset.histories("train").to_dict().items()) == list(expected.items())
+    assert dataset.histories("train", [2, 1]).to_dict() == {2: [5], 1: expected.get(1, [])}
+
+
+def test_a_dict_that_did_not_change_is_laid_out_in_arrays_once():
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4], 2: [5]})
+    dataset.user_train  # noqa: B018
+
+    first = dataset.histories("train")
+
+    assert dataset.histories("train").items is first.items
+    assert dataset.histories("train", [1, 2]).items is first.items
+
+
+@pytest.mark.parametrize("wrong", [{1: [1, np.array([2, 3])]}, {1: [1, 2.5]}, [[1, 2]]])
+def test_a_dict_that_became_wrong_after_it_was_read_is_refused(wrong):
+    dataset = SASRecDataSet(histories={1: [1, 2, 3, 4]})
+    dataset.user_train = {1: [1, 2]}
+    dataset.histories("train")
+
+    dataset.user_train = wrong
+
+    with pytest.raises((TypeError, ValueError), match="histories"):
+        dataset.histories("train")
+
+
 def test_the_number_of_users_follows_an_assigned_dict():
     dataset = SASRecDataSet(histories={1: [1, 2, 3, 4], 2: [5]})
     before = dataset.num_users
