@@ -6,18 +6,24 @@ import argparse
 import math
 import re
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import get_args
 from uuid import UUID
 
 from ssept_ext._extension import build_info
-from ssept_ext.cli.options import add_data, add_device, add_run, number, output_file
+from ssept_ext.cli.options import (
+    add_data,
+    add_device,
+    add_fields,
+    add_run,
+    number,
+    output_file,
+)
 from ssept_ext.cli.report import measure, measure_popularity, print_results
 from ssept_ext.cli.runs import METRICS_FILE, open_run, run_file
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.id_map import IdMap
-from ssept_ext.evaluation.candidates import Exclude
+from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.serving.by_index import recommend_by_index
 from ssept_ext.training.plotting import AXES, plot_curves
 from ssept_ext.utils.checks import parsed_integer
@@ -49,8 +55,10 @@ def evaluate(options: argparse.Namespace) -> int:
     """Evaluate a trained model again."""
     model, dataset, trained_with, _ = open_run(options)
     seed = trained_with["seed"] if options.seed is None else options.seed
-    popularity = measure_popularity(dataset, model.num_neg_test, seed, options.exclude)
-    print_results(popularity, model, measure(model, dataset, seed, options.exclude))
+    names = [field.name for field in fields(EvaluationOptions)]
+    chosen = EvaluationOptions(**{n: getattr(options, n) for n in names if n in options})
+    popularity = measure_popularity(dataset, model.num_neg_test, seed, chosen)
+    print_results(popularity, model, measure(model, dataset, seed, chosen))
     return 0
 
 
@@ -60,15 +68,11 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "the data it was trained on")
     parser.add_argument(
         "--seed",
-        help="draws the negatives (default: the run's)",
+        help="draws users and negatives (default: the run's)",
         **number(int, NOT_NEGATIVE),
     )
-    parser.add_argument(
-        "--exclude",
-        choices=get_args(Exclude),
-        default="train",
-        help="which of the user's items are never negatives: train, as in recommenders, or all",
-    )
+    defaults = vars(EvaluationOptions())
+    add_fields(parser, EvaluationOptions, defaults, defaults)
     add_device(parser)
 
 

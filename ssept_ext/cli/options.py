@@ -25,7 +25,7 @@ def add_fields(
 ) -> None:
     """Add a flag for each named field that `ssept_ext.utils.options.option` declared.
 
-    The parsed value of a flag that is not given is None, so that a preset can fill it in. `defaults` are only shown in
+    There is no parsed value of a flag that is not given, so that a preset can fill it in. `defaults` are only shown in
     the help texts.
     """
     hints = get_type_hints(options)
@@ -35,8 +35,9 @@ def add_fields(
         group.add_argument(
             f"--{told['flag'] or name.replace('_', '-')}",
             dest=name,
+            default=argparse.SUPPRESS,
             help=f"{told['help'].replace('%', '%%')} (default: {_shown(defaults.get(name))})",
-            **_parsing(without_none(hints[name]), told["within"]),
+            **_parsing(without_none(hints[name]), told["within"], told["none"]),
         )
 
 
@@ -48,21 +49,23 @@ def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, (tuple, list)) else str(default)
 
 
-def _parsing(kind: Any, within: Range) -> dict[str, Any]:
-    """Return the arguments of `add_argument` that parse a value of the type `kind`."""
+def _parsing(kind: Any, within: Range, none: str | None) -> dict[str, Any]:
+    """Return the arguments of `add_argument` that parse a value of the type `kind`, or the word for None."""
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
         return number(float, within) | {"nargs": len(get_args(kind))}
-    return number(kind, within)
+    return number(kind, within, none)
 
 
-def number(kind: type[float], within: Range) -> dict[str, Any]:
-    """Return the arguments of `add_argument` that parse a number within a range."""
+def number(kind: type[float], within: Range, none: str | None = None) -> dict[str, Any]:
+    """Return the arguments of `add_argument` that parse a number within a range, or the word for None."""
 
     def parse(text: str) -> Any:
+        if text == none:
+            return None
         value: Any = parsed_integer(text)
         if kind is float and "_" not in text:
             with suppress(ValueError):
@@ -71,9 +74,11 @@ def number(kind: type[float], within: Range) -> dict[str, Any]:
             return check_number("", value, kind, within)
         except ValueError as error:
             limit = str(error).partition(", got ")[0].strip()
-            raise argparse.ArgumentTypeError(f"{limit}, got {shown(text)}") from None
+            choice = f", or {none}" if none else ""
+            raise argparse.ArgumentTypeError(f"{limit}{choice}, got {shown(text)}") from None
 
-    return {"type": parse, "metavar": "N" if kind is int else "X"}
+    metavar = "N" if kind is int else "X"
+    return {"type": parse, "metavar": f"{metavar}|{none}" if none else metavar}
 
 
 def filled(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ssept_ext.cli.runs import Source
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.evaluation.candidates import Exclude
+from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity, evaluate_valid
 from ssept_ext.network.recommender import SequentialRecommender
 
@@ -14,23 +14,32 @@ Metrics = dict[str, tuple[float, float]]
 """(NDCG@10, HR@10) for each of "valid" and "test"."""
 
 
+_DEFAULTS = EvaluationOptions()
+
+
 def measure(
-    model: SequentialRecommender, dataset: SASRecDataSet, seed: int, exclude: Exclude = "train"
+    model: SequentialRecommender,
+    dataset: SASRecDataSet,
+    seed: int,
+    options: EvaluationOptions = _DEFAULTS,
 ) -> Metrics:
     """Evaluate a model on both held-out items."""
     return {
-        "valid": evaluate_valid(model, dataset, seed, exclude=exclude),
-        "test": evaluate(model, dataset, seed, exclude=exclude),
+        "valid": evaluate_valid(model, dataset, seed, **vars(options)),
+        "test": evaluate(model, dataset, seed, **vars(options)),
     }
 
 
 def measure_popularity(
-    dataset: SASRecDataSet, num_neg_test: int, seed: int, exclude: Exclude = "train"
+    dataset: SASRecDataSet,
+    num_neg_test: int,
+    seed: int,
+    options: EvaluationOptions = _DEFAULTS,
 ) -> Metrics:
     """Evaluate ranking by popularity, on the same candidates."""
     return {
-        "valid": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="valid"),
-        "test": evaluate_popularity(dataset, seed, num_neg_test, exclude, split="test"),
+        "valid": evaluate_popularity(dataset, seed, num_neg_test, split="valid", **vars(options)),
+        "test": evaluate_popularity(dataset, seed, num_neg_test, split="test", **vars(options)),
     }
 
 

@@ -54,7 +54,14 @@ POSITIVE = Range(0, open_low=True)
 NOT_NEGATIVE = Range(0)
 
 
-def option(default: T, help: str, within: Range | None = None, *, flag: str | None = None) -> T:
+def option(
+    default: T,
+    help: str,
+    within: Range | None = None,
+    *,
+    flag: str | None = None,
+    none: str | None = None,
+) -> T:
     """Declare a field of a dataclass of options.
 
     Parameters
@@ -67,8 +74,10 @@ def option(default: T, help: str, within: Range | None = None, *, flag: str | No
         Range of a number; None leaves the check to the dataclass.
     flag
         Name on the command line, without the leading dashes; by default the field's name with dashes.
+    none
+        Word on the command line that stands for None, in a field of a number.
     """
-    metadata = {"help": help, "within": within, "flag": flag}
+    metadata = {"help": help, "within": within, "flag": flag, "none": none}
     made: T = field(default=default, metadata=metadata)
     return made
 

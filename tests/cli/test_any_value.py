@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ssept_ext import SASREC, SSEPT
 from ssept_ext.cli import app as cli
 from ssept_ext.cli import train
+from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.training.options import LoopOptions, TrainingOptions
@@ -105,6 +106,7 @@ def test_any_value_of_any_option_is_accepted_or_one_line_that_names_it(parser, d
         (SamplerOptions, {}),
         (LoopOptions, {}),
         (TrainingOptions, {}),
+        (EvaluationOptions, {}),
     ],
 )
 def test_any_value_of_any_keyword_is_accepted_or_an_error_that_names_it(kind, required, data):

@@ -10,6 +10,9 @@ from support.command_line import TINY, numbers, rows_of, train
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, build_info
 from ssept_ext.cli import app as cli
+from ssept_ext.cli import commands
+from ssept_ext.cli.report import measure
+from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
@@ -35,15 +38,40 @@ def test_evaluate_with_another_seed_draws_other_negatives(run, data, capsys):
     assert numbers(row)[2:] == pytest.approx(expected[::-1], abs=5e-5)
 
 
-def test_evaluate_can_exclude_all_of_a_users_items(run, data, capsys):
-    cli.main(["evaluate", run, "--exclude", "all"])
+@pytest.mark.parametrize(
+    "options",
+    [{"exclude": "all"}, {"ties": "optimistic"}, {"ties": "mean"}, {"max_users": 3}],
+    ids=str,
+)
+def test_evaluate_takes_the_options_of_the_function(run, data, capsys, options):
+    ((name, value),) = options.items()
+
+    cli.main(["evaluate", run, f"--{name.replace('_', '-')}", str(value)])
 
     rows = [numbers(row) for row in rows_of(capsys.readouterr().out)]
-    dataset = SASRecDataSet(data)
-    popularity = evaluate_popularity(dataset, 0, 5, exclude="all")
-    model = evaluate(SASREC.from_pretrained(run), dataset, 0, exclude="all")
+    dataset, model = SASRecDataSet(data), SASREC.from_pretrained(run)
+    popularity = evaluate_popularity(dataset, 0, 5, **options)
+    assert popularity != evaluate_popularity(dataset, 0, 5)
     assert rows[0][2:] == pytest.approx(popularity[::-1], abs=5e-5)
-    assert rows[1][2:] == pytest.approx(model[::-1], abs=5e-5)
+    assert rows[1][2:] == pytest.approx(evaluate(model, dataset, 0, **options)[::-1], abs=5e-5)
+
+
+def test_evaluate_can_measure_all_users(run, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        commands, "measure", lambda *given: chosen.append(given[-1]) or measure(*given)
+    )
+
+    cli.main(["evaluate", run, "--max-users", "all"])
+
+    assert chosen == [EvaluationOptions(max_users=None)]
+
+
+def test_a_wrong_number_of_users_is_refused_with_what_is_right(run, capsys):
+    assert cli.main(["evaluate", run, "--max-users", "0"]) == 2
+
+    message = "argument --max-users: must be an integer of at least 1, or all, got '0'"
+    assert message in capsys.readouterr().err
 
 
 def test_evaluate_on_other_data(run, tmp_path, capsys):
