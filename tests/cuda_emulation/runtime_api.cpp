@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -15,6 +16,7 @@ namespace cuda_emulation {
 namespace {
 
 cudaError_t last_error = cudaSuccess;
+int64_t num_launches = 0;
 std::unordered_map<const void*, size_t> dynamic_limits;  // of the kernels that have opted in
 
 cudaError_t failed(cudaError_t error) { return last_error = error; }
@@ -47,11 +49,17 @@ cudaError_t launch(const void* kernel, const cudaLaunchConfig_t& config,
   }
   const auto limit = dynamic_limits.try_emplace(kernel, kDefaultDynamicBytes).first->second;
   if (config.dynamicSmemBytes > limit) return failed(cudaErrorInvalidValue);
+  ++num_launches;
   run_grid(config.gridDim, config.blockDim, config.dynamicSmemBytes, thread_body);
   return cudaSuccess;
 }
 
 }  // namespace cuda_emulation
+
+// Of all kernels so far, for tests that count them.
+extern "C" __attribute__((visibility("default"))) int64_t emulated_launches() {
+  return cuda_emulation::num_launches;
+}
 
 using cuda_emulation::failed;
 using cuda_emulation::last_error;

@@ -1,0 +1,182 @@
+"""What each op of a training step costs on a GPU: kernels, bytes and FLOPs, for `step_report.py`.
+
+Kernels are nodes of a CUDA graph: fills and copies too, and what torch and cuBLAS add by themselves. Of our ops, they
+are compared with the emulation (tests/bench/test_step_report.py). For torch's, they were compared with a profile of an
+H100, bench/results/gpu-2026-11-28/kernels.txt: the step of then had the 150 kernels that this file counts, and with
+SSE the 509.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from workload import attention_flops
+
+Arguments = Mapping[str, Any]
+"""Of an op, by their names in its schema."""
+Formula = Callable[[Arguments, Tensor], int]
+"""(arguments, lengths of the sequences) -> a number."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of any call of an op: numbers, or formulas for them."""
+
+    kernels: int | Formula = 1
+    flops: Formula = lambda a, lengths: 0
+    """Of products only: everything else waits for memory."""
+    gathered: Formula = lambda a, lengths: 0
+    """Bytes of rows that are read, or added to, again and again. All other tensors count once."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an op, and what it cost."""
+
+    op: str
+    kernels: int
+    num_bytes: int
+    flops: int
+
+
+# Ops of torch
+
+
+def _is_transposed(x: Tensor) -> bool:
+    return x.stride(0) < x.stride(1)
+
+
+def _product_kernels(a: Arguments, _: Tensor) -> int:
+    """As profiled: cuBLAS splits gradients of weights, and adds the parts; it clears memory for x @ W.T."""
+    return 1 + (_is_transposed(a["self"]) or _is_transposed(a["mat2"]))
+
+
+def _product_flops(a: Arguments, _: Tensor) -> int:
+    factor = a["mat1"] if "mat1" in a else a["self"]
+    return int(2 * factor.numel() * a["mat2"].shape[1])
+
+
+def _sum_kernels(a: Arguments, _: Tensor) -> int:
+    """A sum over many rows clears its counters first, and converts what is not floating point."""
+    return 1 + (a.get("dim") == [0]) + (not a["self"].is_floating_point())
+
+
+def _multi_tensor_kernels(most: int, a: Arguments, _: Tensor) -> int:
+    """One for so many tensors, and for 320 chunks of 64 Ki elements."""
+    chunks = sum(math.ceil(x.numel() / 65536) for x in a["self"])
+    return max(math.ceil(len(a["self"]) / most), math.ceil(chunks / 320))
+
+
+_ONE_KERNEL = (
+    "arange cat clone copy_ fill_ full full_like index index_add_ index_fill_ new_zeros ones_like roll scalar_tensor "
+    "softplus_backward _to_copy zero_ zeros zeros_like"
+)
+ATEN: dict[str, Cost] = {
+    **dict.fromkeys(_ONE_KERNEL.split(), Cost()),
+    "select_backward": Cost(2),  # a fill and a copy
+    "slice_backward": Cost(2),
+    "sum": Cost(_sum_kernels),
+    "logsumexp": Cost(9),  # amax, abs, eq, masked_fill, sub, exp, sum, log, add
+    "native_layer_norm": Cost(lambda a, _: 1 if a["input"].shape[1] % 4 == 0 else 2),
+    "native_layer_norm_backward": Cost(2),
+    "mm": Cost(_product_kernels, _product_flops),
+    "addmm": Cost(1, _product_flops),
+    "_foreach_add_": Cost(partial(_multi_tensor_kernels, 110)),
+    "_fused_adam_": Cost(partial(_multi_tensor_kernels, 36)),
+}
+"""Those that are neither pointwise, which are one kernel, nor views, which are none."""
+
+
+# Ours
+
+
+def _and_for_users(kernels: int, a: Arguments, _: Tensor) -> int:
+    return kernels + (a["users"] is not None)
+
+
+def _attention_flops(products: int, a: Arguments, lengths: Tensor) -> int:
+    return products * attention_flops(lengths, a["q"].shape[1] * a["q"].shape[2]) // 2
+
+
+def _score_flops(products: int, a: Arguments, _: Tensor) -> int:
+    return int(products * 2 * a["items"].numel() * a["hidden"].shape[1])
+
+
+def _scored_rows(times: int, a: Arguments, _: Tensor) -> int:
+    row = a["item_weight"].shape[1] * a["item_weight"].element_size()
+    return int(times * a["items"].numel() * row)
+
+
+OURS: dict[str, Cost] = {
+    "user_item_embedding": Cost(),
+    "user_item_embedding_backward": Cost(partial(_and_for_users, 3)),
+    "position_layer_norm": Cost(),
+    "position_layer_norm_backward": Cost(2),
+    "causal_attention": Cost(1, partial(_attention_flops, 2)),
+    "causal_attention_backward": Cost(2, partial(_attention_flops, 5)),
+    "bias_dropout": Cost(),
+    "bias_dropout_backward": Cost(2),
+    "sampled_logits": Cost(1, partial(_score_flops, 1), partial(_scored_rows, 1)),
+    "sampled_logits_backward": Cost(
+        partial(_and_for_users, 2), partial(_score_flops, 2), partial(_scored_rows, 2)
+    ),
+}
+"""With what they call of torch."""
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the cost of every op that reaches the dispatcher; a LookupError if nothing is known of one."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        """For a batch with sequences of these lengths."""
+        super().__init__()
+        self.calls: list[Call] = []
+        self._lengths = lengths
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        kwargs = kwargs or {}
+        # Adam returns nothing, and has no kernel for tensors without memory.
+        out = None if "_fused_adam_" in func.name() else func(*args, **kwargs)
+        call = call_of(func, args, kwargs, out, self._lengths)
+        if call.kernels > 0:
+            self.calls.append(call)
+        return out
+
+
+def call_of(op: torch._ops.OpOverload, args: Any, kwargs: Any, out: Any, lengths: Tensor) -> Call:
+    name, parameters = op._schema.name.split("::")[1], op._schema.arguments
+    given = {x.name: x.default_value for x in parameters if x.has_default_value()}
+    given |= dict(zip((x.name for x in parameters), args, strict=False)) | kwargs
+    if op.is_view or name == "_unsafe_view" or not _tensors(given, out):
+        return Call(name, 0, 0, 0)
+    cost = (ATEN if op.namespace == "aten" else OURS).get(name)
+    if cost is None and torch.Tag.pointwise in op.tags:
+        cost = Cost()
+    if cost is None:
+        raise LookupError(f"bench/launches.py does not know how many kernels {op} launches")
+    kernels = cost.kernels if isinstance(cost.kernels, int) else cost.kernels(given, lengths)
+    written = [given[x.name] for x in parameters if x.is_write] or out
+    num_bytes = sum(map(size_of, _tensors(given) + _tensors(written)))
+    return Call(
+        name, kernels, num_bytes + cost.gathered(given, lengths), cost.flops(given, lengths)
+    )
+
+
+def _tensors(*trees: object) -> list[Tensor]:
+    return [x for x in tree_leaves(trees) if isinstance(x, Tensor)]
+
+
+def size_of(x: Tensor) -> int:
+    """Bytes; what is expanded counts once."""
+    strides = zip(x.shape, x.stride(), strict=True)
+    return x.element_size() * math.prod(n for n, stride in strides if stride > 0 or n == 0)

@@ -1,0 +1,168 @@
+"""`bench/step_report.py`: a step launches no more kernels than it did, and each op as many as the report says."""
+
+import ctypes
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_emulation.build import build_ops
+from support.factories import random_batch
+from support.implementations import load_emulated_ops
+from torch.profiler import ProfilerActivity, profile
+
+from ssept_ext.training.step import make_loss
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+step_report = importlib.import_module("step_report")
+launches = importlib.import_module("launches")
+
+MOST_KERNELS = {
+    "sse-pt": 522,
+    "sse-pt++": 522,
+    "sasrec": 141,
+    "sse-pt-sampled-softmax": 526,
+    "sse-pt++-sampled-softmax": 526,
+    "sasrec-sampled-softmax": 145,
+    "recommenders": 152,
+}
+"""Of a captured step. Lower a number when a change needs fewer; do not raise one."""
+LENGTHS = (5, 0, 1, 6)
+NESTED = ("aten::zero_", "aten::mm", "aten::addmm")
+"""Ops of torch that ours call, of one kernel each."""
+
+
+@pytest.mark.parametrize("name", step_report.SETTINGS)
+def test_a_step_launches_no_more_kernels_than_before(name):
+    assert step_report.report_of(name, quick=True).kernels <= MOST_KERNELS[name]
+
+
+class EmulatedLaunches(launches.Recorder):
+    """Counts by op what the report says and what the emulation launches."""
+
+    def __init__(self, library):
+        super().__init__(torch.tensor(LENGTHS))
+        self.said, self.launched = {}, {}
+        self._library = library
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace != "ssept_emulated":
+            return func(*args, **kwargs or {})
+        before = self._library.emulated_launches()
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            out = super().__torch_dispatch__(func, types, args, kwargs)
+        nested = sum(event.name in NESTED for event in profiled.events())
+        op = self.calls[-1].op
+        self.said[op] = self.calls[-1].kernels
+        self.launched[op] = self._library.emulated_launches() - before + nested
+        return out
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Counts a step, in which the CUDA kernels run on the CPU."""
+    load_emulated_ops()
+    monkeypatch.setattr(torch.ops, "ssept_ext", torch.ops.ssept_emulated)
+    library = build_ops(os.environ.get("SSEPT_EMULATION_MODE", "plain"))
+    return EmulatedLaunches(ctypes.CDLL(str(library)))
+
+
+def run_tiny_step(name, recorder):
+    sizes = {"seq_max_len": 6, "embedding_dim": 8, "num_blocks": 1}
+    sizes |= {} if name.startswith("sasrec") else {"user_embedding_dim": 4}
+    recipe = step_report.recipe_of(name, **sizes)
+    loss = make_loss(recipe.make_model(20, 5), None, recipe.training)
+    batch = random_batch(*LENGTHS, num_negatives=recipe.sampler.num_negatives)
+    with recorder:
+        loss(batch, torch.tensor([3])).backward()
+
+
+@pytest.mark.parametrize("name", step_report.SETTINGS)
+def test_the_emulation_launches_as_many_kernels_for_each_op(name, emulated):
+    run_tiny_step(name, emulated)
+
+    assert emulated.said
+    assert emulated.said == emulated.launched
+
+
+def test_the_settings_together_call_every_op_of_the_list(emulated):
+    for name in step_report.SETTINGS:
+        run_tiny_step(name, emulated)
+
+    assert set(emulated.said) == set(launches.OURS)
+
+
+def recorded(call):
+    with launches.Recorder(torch.tensor([3])) as recorder:
+        call()
+    return recorder.calls
+
+
+def test_a_product_reads_its_factors_and_writes_its_result():
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+
+    assert recorded(lambda: a @ b) == [
+        launches.Call("mm", kernels=1, num_bytes=4 * (3 * 4 + 4 * 5 + 3 * 5), flops=2 * 3 * 4 * 5)
+    ]
+
+
+def test_an_op_in_place_reads_and_writes_its_first_argument():
+    a, b = torch.ones(6), torch.ones(1)
+
+    (call,) = recorded(lambda: a.add_(b.expand(6)))
+
+    assert call == launches.Call("add_", kernels=1, num_bytes=4 * (6 + 6 + 1), flops=0)
+
+
+def test_views_are_no_kernels():
+    a = torch.ones(3, 4)
+
+    assert recorded(lambda: a.t()[1:].unsqueeze(0)) == []
+
+
+def test_an_op_of_which_nothing_is_known_is_refused_by_name():
+    a = torch.ones(3)
+
+    with pytest.raises(LookupError, match=r"how many kernels aten\.sort\.default launches"):
+        recorded(a.sort)
+
+
+def test_a_call_takes_as_long_as_its_bytes_or_its_products_and_a_constant_for_each_kernel():
+    machine = step_report.Machine(bandwidth=1000, rate=2, gap=3)
+
+    assert machine.microseconds(launches.Call("", 2, num_bytes=10**6, flops=0)) == 1 + 2 * 3
+    assert machine.microseconds(launches.Call("", 1, num_bytes=10**6, flops=10**8)) == 50 + 3
+
+
+def test_json_has_every_op_under_a_model_of_the_machine(monkeypatch, capsys):
+    calls = [launches.Call("mm", 2, 8, 6), launches.Call("mm", 1, 8, 6)]
+    monkeypatch.setattr(step_report, "report_of", lambda *_: step_report.Report("", calls))
+
+    step_report.main(["sasrec", "--gap", "7", "--json"])
+
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model, not measured"]["gap"] == 7
+    (op,) = printed["steps"]["sasrec"]["ops"]
+    assert (op["op"], op["calls"], op["kernels"], op["bytes"], op["flops"]) == ("mm", 2, 3, 16, 12)
+
+
+def test_tables_say_that_they_are_of_a_model(monkeypatch, capsys):
+    calls = [launches.Call("mm", 2, 8 * 10**6, 6 * 10**9)]
+    monkeypatch.setattr(step_report, "report_of", lambda *_: step_report.Report("a batch", calls))
+
+    step_report.main(["sasrec", "--gap", "5"])
+
+    output = capsys.readouterr().out
+    assert "MODEL and no measurement" in output
+    assert "sasrec: 2 kernels\na batch" in output
+    assert output.splitlines()[-1].split() == ["the", "step", "1", "2", "8.00", "6.00", "26.04"]
+
+
+def test_unknown_settings_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        step_report.main(["gru4rec"])
+
+    assert "gru4rec is not one of sse-pt" in capsys.readouterr().err
