@@ -31,6 +31,8 @@ class Cost:
     """Of any call of an op: numbers, or formulas for them."""
 
     kernels: int | Formula = 1
+    helpers: int | Formula = 0
+    """Further kernels, by which cuBLAS and sums of torch prepare or finish their work on a GPU."""
     flops: Formula = lambda a, lengths: 0
     """Of products only: everything else waits for memory."""
     gathered: Formula = lambda a, lengths: 0
@@ -43,8 +45,10 @@ class Call:
 
     op: str
     kernels: int
+    """With `helpers`."""
     num_bytes: int
     flops: int
+    helpers: int = 0
 
 
 # Ops of torch
@@ -54,9 +58,9 @@ def _is_transposed(x: Tensor) -> bool:
     return x.stride(0) < x.stride(1)
 
 
-def _product_kernels(a: Arguments, _: Tensor) -> int:
+def _product_helpers(a: Arguments, _: Tensor) -> int:
     """As profiled: cuBLAS splits gradients of weights, and adds the parts; it clears memory for x @ W.T."""
-    return 1 + (_is_transposed(a["self"]) or _is_transposed(a["mat2"]))
+    return int(_is_transposed(a["self"]) or _is_transposed(a["mat2"]))
 
 
 def _product_flops(a: Arguments, _: Tensor) -> int:
@@ -64,9 +68,9 @@ def _product_flops(a: Arguments, _: Tensor) -> int:
     return int(2 * factor.numel() * a["mat2"].shape[1])
 
 
-def _sum_kernels(a: Arguments, _: Tensor) -> int:
-    """A sum over many rows clears its counters first, and converts what is not floating point."""
-    return 1 + (a.get("dim") == [0]) + (not a["self"].is_floating_point())
+def _sum_helpers(a: Arguments, _: Tensor) -> int:
+    """A sum over many rows clears its counters first; what is not floating point is converted first."""
+    return (a.get("dim") == [0]) + (not a["self"].is_floating_point())
 
 
 def _multi_tensor_kernels(most: int, a: Arguments, _: Tensor) -> int:
@@ -83,12 +87,12 @@ ATEN: dict[str, Cost] = {
     **dict.fromkeys(_ONE_KERNEL.split(), Cost()),
     "select_backward": Cost(2),  # a fill and a copy
     "slice_backward": Cost(2),
-    "sum": Cost(_sum_kernels),
+    "sum": Cost(1, _sum_helpers),
     "logsumexp": Cost(9),  # amax, abs, eq, masked_fill, sub, exp, sum, log, add
     "native_layer_norm": Cost(lambda a, _: 1 if a["input"].shape[1] % 4 == 0 else 2),
     "native_layer_norm_backward": Cost(2),
-    "mm": Cost(_product_kernels, _product_flops),
-    "addmm": Cost(1, _product_flops),
+    "mm": Cost(1, _product_helpers, _product_flops),
+    "addmm": Cost(1, 0, _product_flops),
     "_foreach_add_": Cost(partial(_multi_tensor_kernels, 110)),
     "_fused_adam_": Cost(partial(_multi_tensor_kernels, 36)),
 }
@@ -120,13 +124,13 @@ OURS: dict[str, Cost] = {
     "user_item_embedding_backward": Cost(partial(_and_for_users, 3)),
     "position_layer_norm": Cost(),
     "position_layer_norm_backward": Cost(2),
-    "causal_attention": Cost(1, partial(_attention_flops, 2)),
-    "causal_attention_backward": Cost(2, partial(_attention_flops, 5)),
+    "causal_attention": Cost(1, 0, partial(_attention_flops, 2)),
+    "causal_attention_backward": Cost(2, 0, partial(_attention_flops, 5)),
     "bias_dropout": Cost(),
     "bias_dropout_backward": Cost(2),
-    "sampled_logits": Cost(1, partial(_score_flops, 1), partial(_scored_rows, 1)),
+    "sampled_logits": Cost(1, 0, partial(_score_flops, 1), partial(_scored_rows, 1)),
     "sampled_logits_backward": Cost(
-        partial(_and_for_users, 2), partial(_score_flops, 2), partial(_scored_rows, 2)
+        partial(_and_for_users, 2), 0, partial(_score_flops, 2), partial(_scored_rows, 2)
     ),
 }
 """With what they call of torch."""
@@ -165,11 +169,11 @@ def call_of(op: torch._ops.OpOverload, args: Any, kwargs: Any, out: Any, lengths
     if cost is None:
         raise LookupError(f"bench/launches.py does not know how many kernels {op} launches")
     kernels = cost.kernels if isinstance(cost.kernels, int) else cost.kernels(given, lengths)
+    helpers = cost.helpers if isinstance(cost.helpers, int) else cost.helpers(given, lengths)
     written = [given[x.name] for x in parameters if x.is_write] or out
     num_bytes = sum(map(size_of, _tensors(given) + _tensors(written)))
-    return Call(
-        name, kernels, num_bytes + cost.gathered(given, lengths), cost.flops(given, lengths)
-    )
+    num_bytes += cost.gathered(given, lengths)
+    return Call(name, kernels + helpers, num_bytes, cost.flops(given, lengths), helpers)
 
 
 def _tensors(*trees: object) -> list[Tensor]:

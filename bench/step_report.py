@@ -146,7 +146,9 @@ def _step(recipe: Recipe[Any], model: Any, sampler: Any) -> EagerStep:
 
 
 def show(name: str, report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
-    heading(f"{name}: {report.kernels} kernels", report.description)
+    helpers = sum(call.helpers for call in report.calls)
+    kernels = f"{report.kernels} kernels, {helpers} of them helpers of products and sums"
+    heading(f"{name}: {kernels}", report.description)
     total = {"op": "the step", **{figure: sum(row[figure] for row in rows) for figure in FIGURES}}
     table = []
     for row in (*rows, total):
