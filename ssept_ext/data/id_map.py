@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -110,7 +110,7 @@ class IdMap:
             many others there are.
         """
         check_one_of("unknown", unknown, ("raise", "zero"))
-        keys = _listed(raw, self.noun)
+        keys = id_list("raw", raw)
         known: Iterable[Any] = keys
         if not set(map(type, keys)) <= {int, str, UUID}:  # True and 1.0 equal 1, but are no ids
             known = (key if _is_raw_id(key) else (None, key) for key in keys)
@@ -215,13 +215,22 @@ def _distinct(ids: NDArray[Any]) -> bool:
     return bool((np.diff(np.sort(ids)) != 0).all())
 
 
-def _listed(raw: Iterable[Any], noun: str) -> list[Any]:
-    if isinstance(raw, (str, bytes, Mapping, Set)) or (
-        isinstance(raw, np.ndarray) and raw.ndim != 1
-    ):
-        kind = "string" if isinstance(raw, str) else type(raw).__name__
-        raise TypeError(f"raw must be a sequence of {noun}s, got the {kind} {shown(raw)}")
-    return raw.tolist() if isinstance(raw, np.ndarray) else list(raw)
+def id_list(name: str, ids: Any, in_order: bool = True) -> list[Any]:
+    """Return ids as a list, given as any iterable of ids or one-dimensional array or column; a set has no order.
+
+    Raises
+    ------
+    TypeError
+        If it is something else, such as one id, a mapping or a data frame; names the argument.
+    """
+    has_rows = len(getattr(ids, "shape", (0,))) != 1
+    is_one = isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable)
+    has_no_order = in_order and isinstance(ids, (set, frozenset))
+    if has_rows or is_one or has_no_order or isinstance(ids, Mapping):
+        value = f" {shown(ids)}" if is_one else ""
+        raise TypeError(f"{name} must be a sequence of ids, got {type(ids).__name__}{value}")
+    to_list = getattr(ids, "tolist", None) or getattr(ids, "to_pylist", None)
+    return list(ids) if to_list is None else list(to_list())
 
 
 def _is_raw_id(key: object) -> bool:
@@ -232,7 +241,7 @@ def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:
     """(type, ids) with ids int64 or object."""
     if isinstance(raw, np.ndarray) and np.can_cast(raw.dtype, np.int64) and raw.dtype != bool:
         return "int64", raw.astype(np.int64)  # a copy, whatever becomes of `raw`
-    keys = _listed(raw, noun)
+    keys = id_list("raw", raw)
     kinds = {type(key): key for key in keys} or {int: 0}
     names = [name for name, kind in _TYPES.items() if kinds.keys() == {kind}]
     if not names:

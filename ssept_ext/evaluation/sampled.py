@@ -65,10 +65,17 @@ def rank_candidates(
     >>> rank_candidates(model, drawn)[1]  # HR@10 of 6 candidates
     1.0
     """
-    eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
-    check_one_of("ties", ties, get_args(Ties))
     if trials.dataset is not None:
         check_ids_of(model, trials.dataset)
+    return _rank(model, trials, eval_batch_size, ties)
+
+
+def _rank(
+    model: SequentialRecommender, trials: EvaluationCandidates, eval_batch_size: int, ties: Ties
+) -> tuple[float, float]:
+    """As `rank_candidates`, for candidates whose numbers are the model's."""
+    eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
+    check_one_of("ties", ties, get_args(Ties))
     mine = distributed.rank_slice(len(trials.candidates), eval_batch_size)
     ranks = [torch.zeros(0, len(BEATS[ties]), dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)
@@ -141,7 +148,7 @@ def evaluate(
         exclude=exclude,
         max_users=max_users,
     )
-    return rank_candidates(model, trials, eval_batch_size, ties)
+    return _rank(model, trials, eval_batch_size, ties)
 
 
 def evaluate_valid(

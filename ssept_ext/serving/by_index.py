@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, check_ids
+from ssept_ext.data.id_map import id_list
 from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks, scoring
 from ssept_ext.ranking.top_k import TopK
-from ssept_ext.serving.requests import CANDIDATES, check_indices, id_list, id_lists
+from ssept_ext.serving.requests import CANDIDATES, check_indices, id_lists
 from ssept_ext.utils.checks import check_at_least
 
 

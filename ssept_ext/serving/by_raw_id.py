@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ssept_ext.data.histories import Histories, IntArray
+from ssept_ext.data.id_map import id_list
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import rank_catalogue, similar_by_index
@@ -30,7 +31,6 @@ from ssept_ext.serving.requests import (
     check_types,
     encode_ids,
     encode_items,
-    id_list,
     id_lists,
 )
 

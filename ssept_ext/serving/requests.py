@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 from uuid import UUID
 
 import numpy as np
 
 from ssept_ext.data.histories import IntArray, check_ids, check_mapping
-from ssept_ext.data.id_map import IdMap, RawId
+from ssept_ext.data.id_map import IdMap, RawId, id_list
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.utils.checks import shown
@@ -18,24 +18,6 @@ from ssept_ext.utils.checks import shown
 CANDIDATES = "candidates, the same for all users,"
 """What error messages call the argument."""
 _ACCEPTED = {"int64": (int, np.integer), "str": str, "uuid": UUID}
-
-
-def id_list(name: str, ids: Any, in_order: bool = True) -> list[Any]:
-    """Return ids as a list, given as any iterable of ids or one-dimensional array or column; a set has no order.
-
-    Raises
-    ------
-    TypeError
-        If it is something else, such as one id, a mapping or a data frame; names the argument.
-    """
-    has_rows = len(getattr(ids, "shape", (0,))) != 1
-    is_one = isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable)
-    has_no_order = in_order and isinstance(ids, (set, frozenset))
-    if has_rows or is_one or has_no_order or isinstance(ids, Mapping):
-        value = f" {shown(ids)}" if is_one else ""
-        raise TypeError(f"{name} must be a sequence of ids, got {type(ids).__name__}{value}")
-    to_list = getattr(ids, "tolist", None) or getattr(ids, "to_pylist", None)
-    return list(ids) if to_list is None else list(to_list())
 
 
 def id_lists(histories: Any, users: Iterable[Any] | None = None) -> dict[Any, list[Any]]:

@@ -70,10 +70,10 @@ def test_what_is_no_number_is_not_decoded(numbers):
 
 @pytest.mark.parametrize("raw", ["ab", b"ab", {"a": 1}, {"a"}, np.array([["a"]]), np.array("a")])
 def test_what_has_no_order_or_is_one_id_is_no_sequence_of_ids(raw):
-    kind = "string" if raw == "ab" else type(raw).__name__
-    with pytest.raises(TypeError, match=f"must be a sequence of users, got the {kind} "):
+    message = f"raw must be a sequence of ids, got {type(raw).__name__}"
+    with pytest.raises(TypeError, match=message):
         IdMap(["a", "b"], "user").encode(raw)
-    with pytest.raises(TypeError, match=f"must be a sequence of users, got the {kind} "):
+    with pytest.raises(TypeError, match=message):
         IdMap(raw, "user")
 
 
