@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ssept_ext import ops
 from ssept_ext._extension import Backend, check_backend
 from ssept_ext.data.packed import BatchPart, PackedBatch
-from ssept_ext.network import losses
+from ssept_ext.network import layers, losses
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
 from ssept_ext.network.sse import replace_ids
@@ -285,7 +285,7 @@ class SequentialRecommender(nn.Module):
         It is not cached, because torch does not notice all changes to parameters: not those made through `.data`.
         """
         table = self._user_table()
-        return None if table is None else table.detach()[1:].mean(0)
+        return None if table is None else layers.mean_row(table.detach()[1:])
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """Return the tables that `l2_reg` applies to: items, positions, users."""
