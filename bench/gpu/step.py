@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,8 @@ def graphed_step(
     workload: Workload, run: Run, bf16: bool = False, **model_options: Any
 ) -> tuple[CudaGraphStep, PackedBatch]:
     """A step that was captured, and a batch for it."""
-    batch = workload.batch(torch.device("cpu")).packed
+    # SSE is the sampler's work.
+    batch = replace(workload.batch(torch.device("cpu")).packed, ids_replaced=True)
     work, optimizer = our_work(workload, run, bf16, **model_options)
     shape = BatchShape.like(batch, workload.seq_max_len)
     step = CudaGraphStep(work, optimizer, run.options.device, workload.seq_max_len, shape)

@@ -50,18 +50,29 @@ IntArray draw_rows(const UnseenArrays& arrays, PhiloxKey key, int64_t count) {
   return items;
 }
 
+// Replaces ids in the arrays, which the caller has checked to fit each other.
+void replace_in(const SseSettings& sse, PhiloxKey key, IntArray users, IntArray items,
+                IntArray positives, const Int32Array& offsets, int64_t first_sequence,
+                int64_t first_token) {
+  const SequenceIds ids{users.size(),         offsets.data(),           users.mutable_data(),
+                        items.mutable_data(), positives.mutable_data(), first_sequence,
+                        first_token};
+  const py::gil_scoped_release release;
+  replace_ids(sse, key, 0, ids);
+}
+
 // Keeps the table's arrays alive for the threads that read them.
 class PrefetchingSampler {
  public:
   PrefetchingSampler(const IntArray& users, const IntArray& offsets, const IntArray& items,
                      const UnseenArrays& unseen, PhiloxKey key, int64_t batch_size, int64_t max_len,
-                     int64_t num_negatives, double window_prob, uint64_t first_batch,
-                     int64_t num_threads)
+                     int64_t num_negatives, double window_prob, const SseSettings& sse,
+                     uint64_t first_batch, int64_t num_threads)
       : arrays_{users, offsets, items},
         unseen_(unseen),
         prefetcher_(std::make_unique<Prefetcher>(
             SamplingTable{users.size(), users.data(), offsets.data(), items.data(), unseen_.view()},
-            DrawSettings{key, batch_size, max_len, num_negatives, window_prob}, first_batch,
+            DrawSettings{key, batch_size, max_len, num_negatives, window_prob, sse}, first_batch,
             num_threads)),
         num_negatives_(num_negatives) {}
   ~PrefetchingSampler() {
@@ -110,13 +121,21 @@ void add_bindings(py::module_& m) {
            py::kw_only(), py::arg("seen_starts"), py::arg("unseen_below"), py::arg("seen_through"),
            py::arg("unseen_weight"), py::arg("weight_through"), py::arg("item_num"))
       .def("draw", &draw_rows);
+  // Called by ssept_ext.data.sse only, which documents the fields and checks the arrays.
+  py::class_<SseSettings>(m, "SSE")
+      .def(py::init<uint64_t, uint64_t, uint64_t, bool, int64_t, int64_t>(), py::kw_only(),
+           py::arg("user_prob"), py::arg("item_prob"), py::arg("target_prob"), py::arg("joint"),
+           py::arg("user_num"), py::arg("item_num"))
+      .def("replace_in", &replace_in, py::kw_only(), py::arg("key"), py::arg("users").noconvert(),
+           py::arg("items").noconvert(), py::arg("positives").noconvert(), py::arg("offsets"),
+           py::arg("first_sequence"), py::arg("first_token"));
   // Called by ssept_ext.sampling.draw only, which checks and documents the arguments.
   py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
       .def(py::init<IntArray, IntArray, IntArray, UnseenArrays, PhiloxKey, int64_t, int64_t,
-                    int64_t, double, uint64_t, int64_t>(),
+                    int64_t, double, SseSettings, uint64_t, int64_t>(),
            py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"), py::arg("unseen"),
            py::arg("key"), py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
-           py::arg("window_prob"), py::arg("first_batch"), py::arg("num_threads"))
+           py::arg("window_prob"), py::arg("sse"), py::arg("first_batch"), py::arg("num_threads"))
       .def("next", &PrefetchingSampler::next)
       .def("close", &PrefetchingSampler::close);
 }

@@ -78,6 +78,10 @@ void draw(const SamplingTable& table, const DrawSettings& settings, uint64_t ind
     draw_unseen(table.unseen, rows[b], negative_words + first * num_negatives,
                 length * num_negatives, batch.negatives.data() + first * num_negatives);
   }
+  if (settings.sse.is_active())
+    replace_ids(settings.sse, settings.key, index,
+                {size, batch.offsets.data(), batch.users.data(), batch.items.data(),
+                 batch.positives.data(), 0, 0});
 }
 
 }  // namespace ssept::sampler

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "sampler/philox.h"
+#include "sampler/sse.h"
 #include "sampler/unseen.h"
 
 namespace ssept::sampler {
@@ -24,6 +25,7 @@ struct DrawSettings {
   int64_t max_len;        // newest events taken of each user
   int64_t num_negatives;  // K
   double window_prob;     // of a window anywhere in a longer history
+  SseSettings sse;
 
   // Throws std::invalid_argument where a batch could be too large for its 32-bit offsets, or for
   // any memory.
@@ -36,7 +38,7 @@ struct Batch {
   std::vector<int32_t> offsets;    // (B + 1)
   std::vector<int64_t> columns;    // (N) place of each event in the left-padded layout
   std::vector<int64_t> items;      // (N)
-  std::vector<int64_t> positives;  // (N) the event after each
+  std::vector<int64_t> positives;  // (N) the event after each, unless SSE replaced it
   std::vector<int64_t> negatives;  // (N, K) items not in the user's history
   int64_t longest = 0;
 };

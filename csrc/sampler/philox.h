@@ -8,11 +8,20 @@ namespace ssept::sampler {
 
 using PhiloxKey = std::array<uint64_t, 2>;
 
-// The words of numpy.random.Philox(key, counter=[0, index, 0, 0]): word j is word j % 4 of
-// Philox4x64-10 at counter (j / 4 + 1, index, 0, 0).
+// The words of numpy.random.Philox(key, counter=[0, index, domain, 0]): word j is word j % 4 of
+// Philox4x64-10 at counter (j / 4 + 1, index, domain, 0).
 class PhiloxStream {
  public:
-  PhiloxStream(PhiloxKey key, uint64_t index) : key_(key), index_(index) {}
+  explicit PhiloxStream(PhiloxKey key, uint64_t index = 0, uint64_t domain = 0)
+      : key_(key), index_(index), domain_(domain) {}
+
+  // Goes on with word `position`.
+  void seek(uint64_t position) {
+    counter_ = position / 4;
+    left_ = 0;
+    std::array<uint64_t, 4> skipped;
+    fill(skipped.data(), position % 4);
+  }
 
   // Whole blocks at once, as the processor then works on several: a word takes a quarter of the
   // time of one asked for alone.
@@ -36,7 +45,7 @@ class PhiloxStream {
   using Block = std::array<uint64_t, 4>;
 
   Block next_block() {
-    Block w{++counter_, index_, 0, 0};
+    Block w{++counter_, index_, domain_, 0};
     PhiloxKey key = key_;
     for (int round = 0; round < 10; ++round) {
       const auto p0 = static_cast<unsigned __int128>(w[0]) * 0xD2E7470EE14C6C93u;
@@ -50,7 +59,7 @@ class PhiloxStream {
   }
 
   PhiloxKey key_;
-  uint64_t index_, counter_ = 0;
+  uint64_t index_, domain_, counter_ = 0;
   Block block_{};
   int64_t left_ = 0;  // words of `block_` not handed out yet
 };

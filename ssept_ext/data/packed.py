@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from ssept_ext.data.histories import Histories, IntArray, to_offsets
 
+TENSORS = ("users", "items", "positions", "cu_seqlens", "positives", "negatives")
+"""The fields of a `PackedBatch` that are tensors."""
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -46,20 +49,24 @@ class PackedBatch:
     """(N,) int64 next item of each token, 0 where it has none."""
     negatives: Tensor | None = None
     """(N, K) int64 sampled items of each token."""
+    ids_replaced: bool = False
+    """Whether SSE has been applied, see `ssept_ext.data.sse`: a model does not apply it again."""
 
     @classmethod
-    def from_numpy(cls, *, max_seqlen: int, **arrays: NDArray[Any]) -> PackedBatch:
+    def from_numpy(
+        cls, *, max_seqlen: int, ids_replaced: bool = False, **arrays: NDArray[Any]
+    ) -> PackedBatch:
         """Make a batch on the CPU that shares the memory of NumPy arrays, named as the fields."""
         return cls(
             max_seqlen=max_seqlen,
+            ids_replaced=ids_replaced,
             **{name: torch.from_numpy(array) for name, array in arrays.items()},
         )
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Copy every tensor to `device`."""
-        tensors = ("users", "items", "positions", "cu_seqlens", "positives", "negatives")
         moved: dict[str, Any] = {
-            name: x.to(device) for name in tensors if (x := getattr(self, name)) is not None
+            name: x.to(device) for name in TENSORS if (x := getattr(self, name)) is not None
         }
         return replace(self, **moved)
 

@@ -16,9 +16,10 @@ import numpy as np
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, join
 from ssept_ext.network.identity import check_is_dataset
-from ssept_ext.sampling.negatives import negative_table, philox_key
+from ssept_ext.sampling.negatives import negative_table
 from ssept_ext.utils.checks import check_at_least, check_one_of
 from ssept_ext.utils.files import replace_file
+from ssept_ext.utils.philox import philox_key
 
 Split = Literal["valid", "test"]
 """Which held-out event to find."""

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 from ssept_ext.data.histories import MAX_ID
-from ssept_ext.network.sse import SSE
+from ssept_ext.data.sse import SSE
 from ssept_ext.utils.checks import check_at_least, shown
 from ssept_ext.utils.options import (
     NOT_NEGATIVE,
@@ -113,7 +113,12 @@ class SASRECConfig:
     @property
     def sse(self) -> SSE:
         """The probabilities with which training replaces ids."""
-        return SSE(0.0, self.sse_item_prob, self.sse_target_prob, self.sse_joint)
+        return SSE(
+            item_prob=self.sse_item_prob,
+            target_prob=self.sse_target_prob,
+            joint=self.sse_joint,
+            item_num=self.item_num,
+        )
 
     @property
     def item_dim(self) -> int:
@@ -167,7 +172,7 @@ class SSEPTConfig(SASRECConfig):
     @property
     def sse(self) -> SSE:
         """The probabilities with which training replaces ids."""
-        return replace(super().sse, user_prob=self.sse_user_prob)
+        return replace(super().sse, user_prob=self.sse_user_prob, user_num=self.user_num)
 
     @property
     def user_dim(self) -> int:

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from ssept_ext import ops
 from ssept_ext._extension import Backend, check_backend
 from ssept_ext.data.packed import BatchPart, PackedBatch
+from ssept_ext.data.sse import replace_ids
 from ssept_ext.network import layers, losses
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
-from ssept_ext.network.sse import replace_ids
 from ssept_ext.ops.reference import checked_ids
 from ssept_ext.utils.checks import check_one_of
 
@@ -66,7 +66,7 @@ class SequentialRecommender(nn.Module):
         super().__init__()
         self.config = config
         self.backend = check_backend(backend)
-        self._sse = config.sse
+        self.sse = config.sse
         self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
         self.user_embedding_layer = None
         if isinstance(config, SSEPTConfig):
@@ -148,7 +148,8 @@ class SequentialRecommender(nn.Module):
     ) -> Tensor:
         """Return the loss of a batch, by the function in `ssept_ext.network.losses` that `loss` names.
 
-        With a seed, this is a pure function of its arguments and the parameters, and never waits for the device.
+        With a seed, this is a pure function of its arguments and the parameters. It never waits for the device, unless
+        it has to apply SSE to a batch on a GPU: see `PackedBatch.ids_replaced`.
 
         Parameters
         ----------
@@ -328,13 +329,12 @@ class SequentialRecommender(nn.Module):
         self, batch: PackedBatch, training: bool, seed: Tensor | None
     ) -> tuple[PackedBatch, Tensor]:
         """Apply SSE and encode: the batch with its replaced ids, and its hidden states (N, D)."""
-        sse, drop = self._sse, NO_DROPOUT
+        sse, drop = self.sse, NO_DROPOUT
         if training and self.training and (sse.is_active or self.dropout_rate > 0):
             if seed is None:
                 seed = torch.randint(2**63 - 1, (1,), device="cpu").to(self.device)
-            if sse.is_active:
-                users = self.config.user_num if isinstance(self.config, SSEPTConfig) else 0
-                batch = replace_ids(batch, sse, users, self.item_num, seed)
+            if sse.is_active and not batch.ids_replaced:
+                batch = replace_ids(batch, sse, int(seed))
             if self.dropout_rate > 0:
                 # Dropout masks depend on the row within this process's part of the batch: with one seed, all
                 # processes would drop the same elements.

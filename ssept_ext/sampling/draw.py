@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from ssept_ext import _extension
 from ssept_ext.data.histories import Histories, IntArray, as_histories, to_offsets
 from ssept_ext.data.packed import columns_of
+from ssept_ext.data.sse import SSE
 from ssept_ext.sampling.negatives import NegativeTable, negative_table
+from ssept_ext.utils.philox import Key, philox
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,12 @@ def _only(histories: Histories, kept: NDArray[np.bool_]) -> Histories:
 class DrawSettings:
     """What a stream of batches depends on besides its `SamplingTable`."""
 
-    key: tuple[int, int]
-    """The two 64-bit words of the Philox key."""
+    key: Key
     batch_size: int
     max_len: int
     num_negatives: int
     window_prob: float
+    sse: SSE = field(default_factory=SSE)
 
 
 class Draw(NamedTuple):
@@ -116,7 +118,7 @@ class Draw(NamedTuple):
     items: IntArray
     """(N,)"""
     positives: IntArray
-    """(N,) the item after each event."""
+    """(N,) the item after each event, unless SSE replaced it."""
     negatives: IntArray
     """(N, K) items not in the user's history."""
     longest: int
@@ -133,11 +135,10 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
 
     All random numbers are doubles in [0, 1) of Philox4x64-10, counted from (0, index, 0, 0): first B
     for the users; if `window_prob` > 0, B that decide who gets a window and B for where it starts; then
-    N·K for the negatives.
+    N·K for the negatives. SSE has words of its own, see `ssept_ext.data.sse`.
     """
     size, max_len = settings.batch_size, settings.max_len
-    key = np.array(settings.key, np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=[0, index, 0, 0]))
+    rng = np.random.Generator(philox(settings.key, index))
 
     rows = (rng.random(size) * len(table.users)).astype(np.int64)
     ends = table.offsets[rows + 1] - 1  # the last event is a target only
@@ -152,7 +153,7 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
 
     row = np.repeat(rows, lengths)[:, None]
     negatives = table.unseen.at(row, rng.random((len(token), settings.num_negatives)))
-    return Draw(
+    draw = Draw(
         users=table.users[rows],
         offsets=offsets.astype(np.int32),
         columns=columns_of(offsets, max_len),
@@ -161,6 +162,15 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
         negatives=negatives,
         longest=int(lengths.max()),
     )
+    settings.sse.replace_in(
+        key=settings.key,
+        index=index,
+        users=draw.users,
+        items=draw.items,
+        positives=draw.positives,
+        offsets=draw.offsets,
+    )
+    return draw
 
 
 class NumPySource:
@@ -191,7 +201,8 @@ class NativeSource:
             offsets=table.offsets,
             items=table.items,
             unseen=table.unseen.native(),
-            **{f.name: getattr(settings, f.name) for f in fields(settings)},
+            **{f.name: getattr(settings, f.name) for f in fields(settings)}
+            | {"sse": settings.sse.native()},
             first_batch=first_batch,
             num_threads=num_threads,
         )

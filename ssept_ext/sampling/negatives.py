@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray, to_offsets
+from ssept_ext.utils.philox import Key, philox
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class NegativeTable:
             **{f.name: getattr(self, f.name) for f in fields(self)}
         )
 
-    def draw(self, key: tuple[int, int], count: int) -> IntArray:
+    def draw(self, key: Key, count: int) -> IntArray:
         """Draw items that each row has not seen, with replacement and by weight.
 
         The result depends on the arguments alone: row after row, `at` maps the doubles in [0, 1) of
@@ -77,7 +78,7 @@ class NegativeTable:
         Parameters
         ----------
         key
-            Key of the generator, see `philox_key`.
+            Key of the generator, see `ssept_ext.utils.philox`.
         count
             Number of items for each row.
 
@@ -100,7 +101,7 @@ class NegativeTable:
             drawn: IntArray = native.draw(key, count)
             return drawn
         num_rows = len(self.unseen_weight)
-        rng = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
+        rng = np.random.Generator(philox(key))
         return self.at(np.arange(num_rows)[:, None], rng.random((num_rows, count)))
 
     def at(self, row: IntArray, uniform: NDArray[np.float64]) -> IntArray:
@@ -187,9 +188,3 @@ def negative_table(
         weight_through=weight_through,
         item_num=item_num,
     )
-
-
-def philox_key(seed: int | None) -> tuple[int, int]:
-    """Derive the two 64-bit words of a Philox key from a seed; None takes a random seed."""
-    first, second = np.random.SeedSequence(seed).generate_state(2, np.uint64).tolist()
-    return first, second

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.sse import SSE
 
 
 class Sampler(Protocol):
@@ -57,3 +59,11 @@ class LengthKnowingSampler(Protocol):
 
     def sequence_lengths(self) -> NDArray[np.int64]:
         """Lengths of the sequences, which are drawn independently, each equally often."""
+
+
+@runtime_checkable
+class ReplacingSampler(Protocol):
+    """A sampler that can apply SSE to its batches itself."""
+
+    def replacing(self, sse: SSE) -> AbstractContextManager[None]:
+        """Replace ids as `sse` says until the end of the context; batches then have `ids_replaced`."""

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from secrets import randbits
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray
 from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.sse import SSE
 from ssept_ext.sampling.draw import Draw, DrawSettings, NativeSource, NumPySource, sampling_table
-from ssept_ext.sampling.negatives import philox_key
 from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.utils.checks import check_at_least
+from ssept_ext.utils.philox import philox_key
 
 MAX_WORKERS = 1024
 """The most threads of one sampler."""
@@ -174,6 +175,7 @@ class WarpSampler:
             max_seqlen=draw.longest,
             positives=draw.positives,
             negatives=draw.negatives,
+            ids_replaced=self._draw_settings.sse.is_active,
         )
 
     def sequence_lengths(self) -> IntArray:
@@ -221,9 +223,35 @@ class WarpSampler:
         index = check_at_least("index", index, 0)
         with self._in_use():
             if index != self._index:
-                source = self._open(index)
-                self._source.close()
-                self._source, self._index = source, index
+                self._reopen(index)
+
+    @contextmanager
+    def replacing(self, sse: SSE) -> Iterator[None]:
+        """Until the end of the context, replace ids of the batches at random, as `train_model` asks for.
+
+        What is replaced in batch i depends on `seed` and i alone. The worker threads do it.
+
+        Raises
+        ------
+        RuntimeError
+            After `close`, or in a forked child.
+        """
+        self._set_sse(sse)
+        try:
+            yield
+        finally:
+            if not self._closed:
+                self._set_sse(SSE())
+
+    def _set_sse(self, sse: SSE) -> None:
+        with self._in_use():
+            self._draw_settings = replace(self._draw_settings, sse=sse)
+            self._reopen(self._index)
+
+    def _reopen(self, index: int) -> None:
+        source = self._open(index)
+        self._source.close()
+        self._source, self._index = source, index
 
     def close(self) -> None:
         """End the worker threads. The sampler cannot draw any more; closing it twice is fine.

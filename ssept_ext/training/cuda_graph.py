@@ -6,14 +6,14 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import TENSORS, PackedBatch
 from ssept_ext.training.step import EagerStep, Step
 
 Replay = Callable[[], Tensor]
@@ -171,12 +171,13 @@ class _Buffer:
             max_seqlen=max_seqlen,
             positives=part["positives"],
             negatives=part["negatives"].view(tokens, shape.num_negatives),
+            ids_replaced=True,  # where the model has SSE: a captured step cannot
         )
 
     def fill(self, batch: PackedBatch, seed: Tensor) -> None:
         """Copy a batch and a seed on the CPU into this buffer; tail padding becomes zeros."""
         self.seed.copy_(seed)
-        for name in (f.name for f in fields(PackedBatch) if f.name != "max_seqlen"):
+        for name in TENSORS:
             mine, given = getattr(self.batch, name), getattr(batch, name)
             mine[: len(given)] = given
             mine[len(given) :] = 0

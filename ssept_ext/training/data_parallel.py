@@ -50,6 +50,7 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
         max_seqlen=int(np.diff(offsets[first : last + 1]).max()),
         positives=positives,
         negatives=batch.negatives[start:end],
+        ids_replaced=batch.ids_replaced,
         process=process,
         first_sequence=first,
         first_token=int(start),

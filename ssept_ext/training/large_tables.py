@@ -25,10 +25,10 @@ from torchrec.distributed.types import ShardingEnv
 
 from ssept_ext import distributed
 from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.sse import replace_ids
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import LayerNormalization
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.network.sse import replace_ids
 from ssept_ext.training.data_parallel import LossModule
 from ssept_ext.training.step import Loss
 from ssept_ext.utils.checks import check_one_of
@@ -157,10 +157,10 @@ class ShardedTables:
         and "sampled_softmax", are not supported.
         """
         whole = LossModule(model, lambda batch, seed: model.training_loss(batch, loss, seed=seed))
-        user_num = getattr(self.config, "user_num", 0)
 
         def value(batch: PackedBatch, seed: Tensor) -> Tensor:
-            batch = replace_ids(batch, self.config.sse, user_num, self.config.item_num, seed)
+            if self.config.sse.is_active and not batch.ids_replaced:
+                batch = replace_ids(batch, self.config.sse, int(seed))
             rows, batch = self.look_up(batch)
             named = {f"model.{name}": tensor for name, tensor in rows.items()}
             result: Tensor = functional_call(whole, named, (batch, seed))

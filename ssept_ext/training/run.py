@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -17,10 +17,12 @@ from ssept_ext import distributed
 from ssept_ext.checkpoint.training_state import TrainingState, load_training, save_training
 from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.protocols import (
     DigestingSampler,
     LengthKnowingSampler,
+    ReplacingSampler,
     Sampler,
     SeekableSampler,
 )
@@ -74,6 +76,8 @@ class Run:
         self.seconds = 0.0
         self.best: dict[str, Tensor] = {}
         self.steps_done = 0
+        # A step that runs a user's methods applies SSE in them.
+        self._sse = model.sse if model.is_capturable else SSE()
         self._learning_rate = loop.learning_rate
         if model.device.type == "cuda":  # a tensor, because a captured step reads it
             for group in self.optimizer.param_groups:
@@ -103,6 +107,8 @@ class Run:
         self._set_learning_rate(self.loop.learning_rate * factor)
         seed = draw_seeds(1, self.generator)
         self.steps_done += 1
+        if self._sse.is_active and not batch.ids_replaced:
+            batch = replace_ids(batch, self._sse, int(seed))
         if distributed.size() > 1:
             if self._must_compare_batches:
                 data_parallel.check_same_batch(batch)
@@ -131,6 +137,12 @@ class Run:
         finally:
             self.model.train(was_training)
             self.optimizer.zero_grad()  # they may be in the memory of a CUDA graph
+
+    def replacing_ids(self) -> AbstractContextManager[None]:
+        """Let the sampler apply SSE, if it can, until the end of the context. For other samplers, each step does."""
+        if self._sse.is_active and isinstance(self.sampler, ReplacingSampler):
+            return self.sampler.replacing(self._sse)
+        return nullcontext()
 
     def is_over(self) -> bool:
         """Whether all epochs are completed, a callback has ended the training, or patience has run out."""

@@ -19,7 +19,8 @@ from ssept_ext.evaluation.sampled import (
     evaluate_valid,
     rank_candidates,
 )
-from ssept_ext.sampling.negatives import negative_table, philox_key
+from ssept_ext.sampling.negatives import negative_table
+from ssept_ext.utils.philox import philox_key
 
 
 def test_users_without_held_out_item_or_training_event_are_skipped():

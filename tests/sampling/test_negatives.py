@@ -8,7 +8,8 @@ from support.sources import needs_native
 
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories
-from ssept_ext.sampling.negatives import negative_table, philox_key
+from ssept_ext.sampling.negatives import negative_table
+from ssept_ext.utils.philox import philox_key
 
 NUM_ITEMS = 40
 histories = st.lists(st.lists(st.integers(1, NUM_ITEMS), max_size=30), min_size=1, max_size=8).map(

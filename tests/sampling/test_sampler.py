@@ -13,6 +13,7 @@ from support.sources import needs_native
 
 from ssept_ext import WarpSampler, pack
 from ssept_ext.data.histories import Histories
+from ssept_ext.data.sse import SSE
 from ssept_ext.sampling.draw import DrawSettings, NativeSource, draw_batch, sampling_table
 
 NUM_ITEMS = 30
@@ -230,14 +231,18 @@ def test_uniform_negatives_have_no_log_probs():
 
 @needs_native
 @pytest.mark.parametrize(
-    ("exponent", "window", "negatives", "max_len"),
-    [*product((0.0, 0.75), (0.0, 0.5), (1, 4), (3,)), (0.0, 1.0, 1, 1), (1.0, 0.0, 2, 50)],
+    ("exponent", "window", "negatives", "max_len", "sse"),
+    [
+        *product((0.0, 0.75), (0.0, 0.5), (1, 4), (3,), (SSE(),)),
+        (0.0, 1.0, 1, 1, SSE(0.5, 0.0, 0.7, user_num=60, item_num=80)),
+        (1.0, 0.0, 2, 50, SSE(0.9, 0.4, joint=True, user_num=60, item_num=80)),
+    ],
 )
-def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len):
+def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len, sse):
     rng = np.random.default_rng(0)
     histories = {u: rng.integers(1, 81, rng.integers(1, 40)).tolist() for u in range(1, 61)}
     table = sampling_table(histories, 60, 80, exponent)
-    settings = DrawSettings((12345, 2**64 - 1), 33, max_len, negatives, window)
+    settings = DrawSettings((12345, 2**64 - 1), 33, max_len, negatives, window, sse)
     native = NativeSource(table, settings, 0, 2)
 
     for index in range(5):
@@ -256,6 +261,50 @@ def test_batches_stay_as_they_were_when_later_ones_are_drawn(source):
 
     assert torch.equal(kept.items, items)
     assert torch.equal(kept.negatives, negatives)
+
+
+ALL_REPLACED = SSE(1.0, 1.0, joint=True, user_num=9, item_num=NUM_ITEMS)
+
+
+def ids_of(sampler, count=3):
+    packed = [sampler.next_packed() for _ in range(count)]
+    assert len({batch.ids_replaced for batch in packed}) == 1
+    return [[x.numpy() for x in (b.users, b.items, b.positives, b.negatives)] for b in packed]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_ids_are_replaced_by_seed_and_number_of_the_batch(source, workers):
+    with make() as sampler, sampler.replacing(ALL_REPLACED):
+        expected = ids_of(sampler, 5)
+
+    with make(n_workers=workers) as other, other.replacing(ALL_REPLACED):
+        other.seek(3)
+        assert_equal_batches(ids_of(other, 2), expected[3:])
+
+
+def test_batches_before_and_after_replacing_are_as_ever(source):
+    with make() as plain:
+        expected = ids_of(plain, 9)
+
+    with make() as sampler:
+        before = ids_of(sampler)
+        with sampler.replacing(ALL_REPLACED):
+            replaced = ids_of(sampler)
+        after = ids_of(sampler)
+
+    assert_equal_batches(before + after, expected[:3] + expected[6:])
+    for (users, items, positives, negatives), plain_ids in zip(
+        replaced, expected[3:6], strict=True
+    ):
+        np.testing.assert_array_equal(negatives, plain_ids[3])
+        for got, plain in zip((users, items, positives), plain_ids, strict=False):
+            assert got.shape == plain.shape
+            assert (got != plain).mean() > 0.7
+
+
+def test_a_sampler_may_be_closed_while_it_replaces_ids(source):
+    with make() as sampler, sampler.replacing(ALL_REPLACED):
+        sampler.close()
 
 
 def test_a_closed_sampler_refuses_to_draw(source):

@@ -5,6 +5,7 @@ from support.factories import tiny_model
 from torch import nn
 
 from ssept_ext import SASRecDataSet
+from ssept_ext.data.sse import SSE
 from ssept_ext.network.losses import bce
 from ssept_ext.sampling.sampler import WarpSampler
 from ssept_ext.training.loop import train_model
@@ -17,6 +18,7 @@ class Stub(nn.Module):
 
     device = torch.device("cpu")
     is_capturable = True
+    sse = SSE()
 
     def __init__(self, seq_max_len=LENGTH, l2_reg=0.0):
         super().__init__()

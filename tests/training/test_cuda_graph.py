@@ -20,7 +20,7 @@ from support.tolerances import assert_close
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ssept_ext import SSEPT
-from ssept_ext.network import layers, losses, sse
+from ssept_ext.network import layers, losses
 from ssept_ext.ops import _tables
 from ssept_ext.training import cuda_graph
 from ssept_ext.training.cuda_graph import (
@@ -80,8 +80,6 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         SSEPT._encode_targets,
         SSEPT._sampled_logits,
         SSEPT.encode,
-        sse.replace_ids,
-        sse._is_last,
         SSEPT._score,
         *(layers.Encoder.forward, layers.EncoderLayer.forward, layers.MultiHeadAttention.forward),
         layers.PointWiseFeedForward.forward,

@@ -7,8 +7,8 @@ import torch
 from support.factories import model_for, random_batch
 
 from ssept_ext import WarpSampler, distributed
+from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.data.synthetic import synthetic
-from ssept_ext.network.sse import SSE, replace_ids
 from ssept_ext.training import cuda_graph, data_parallel
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
@@ -50,16 +50,13 @@ def test_the_shares_of_parts_are_those_of_their_targets():
     assert sum(part.target_share for part in parts) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("sse", [SSE(0.9, 0.5, joint=True), SSE(0.9, 0.5, 0.5)])
+@pytest.mark.parametrize("sse", [SSE(0.9, 0.5, 0, True, 9, 30), SSE(0.9, 0.5, 0.5, False, 9, 30)])
 def test_ids_are_replaced_in_parts_as_in_the_whole_batch(sse):
-    batch, seed = packed(5, 1, 9, 3), torch.tensor([7])
+    batch, seed = packed(5, 1, 9, 3), 7
 
-    parts = [
-        replace_ids(data_parallel.shard(batch, process, 3), sse, 9, 30, seed)
-        for process in range(3)
-    ]
+    parts = [replace_ids(data_parallel.shard(batch, process, 3), sse, seed) for process in range(3)]
 
-    whole = replace_ids(batch, sse, 9, 30, seed)
+    whole = replace_ids(batch, sse, seed)
     for name in ("users", "items", "positives"):
         joined = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(joined, getattr(whole, name)), name

@@ -19,6 +19,7 @@ from support.ring import (
 )
 
 from ssept_ext.data.packed import pack
+from ssept_ext.data.sse import SSE
 from ssept_ext.evaluation.sampled import evaluate_valid
 from ssept_ext.sampling.sampler import WarpSampler
 from ssept_ext.training.loop import (
@@ -91,6 +92,32 @@ def test_a_sampler_of_another_length_is_aligned_at_the_newest_event(dataset, max
         assert torch.equal(getattr(batch, field), getattr(expected, field)), field
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.max_seqlen == expected.max_seqlen
+
+
+@pytest.mark.parametrize("wrap", [lambda sampler: sampler, PaddedSampler], ids=["packed", "padded"])
+def test_the_step_gets_ids_that_sse_replaced_whatever_the_sampler(dataset, wrap):
+    model, plain = Stub(), Stub()
+    model.sse = SSE(1.0, 1.0, joint=True, user_num=10**6, item_num=NUM_ITEMS)
+
+    for each in (model, plain):
+        train(each, dataset, wrap(make_sampler(dataset)), num_epochs=1, batch_size=12)
+
+    (batch,), (as_it_was,) = model.batches, plain.batches
+    assert batch.ids_replaced
+    assert (batch.users > NUM_USERS).all()
+    assert (batch.items != as_it_was.items).float().mean() > 0.5
+    assert torch.equal(batch.negatives, as_it_was.negatives)
+
+
+def test_methods_of_a_user_get_ids_as_the_sampler_drew_them_and_replace_them_once(dataset):
+    model, plain = Stub(), Stub()
+    model.sse, model.is_capturable = SSE(item_prob=1.0, item_num=NUM_ITEMS), False
+
+    for each in (model, plain):
+        train(each, dataset, make_sampler(dataset), num_epochs=1, batch_size=12)
+
+    assert not model.batches[0].ids_replaced
+    assert torch.equal(model.batches[0].items, plain.batches[0].items)
 
 
 def test_several_negatives_for_each_event(dataset):

@@ -3,16 +3,30 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from support.factories import tiny_model
 
-from ssept_ext import SASREC, SSEPT, PackedBatch
-from ssept_ext.network.sse import SSE, replace_ids
-from ssept_ext.ops import reference
+from ssept_ext import SASREC, SSEPT, PackedBatch, _extension
+from ssept_ext.data.sse import SSE, replace_ids
+from ssept_ext.utils.philox import philox_key
 
 NUM_USERS, NUM_ITEMS = 9, 50
-SEED = torch.tensor([2**40 + 17])
+SEED = 2**40 + 17
+
+
+@pytest.fixture(params=["native", "numpy"], autouse=True)
+def implementation(request, monkeypatch):
+    if request.param == "numpy":
+        monkeypatch.setattr(SSE, "native", lambda _: None)
+    elif _extension.native is None:
+        pytest.skip("needs the compiled extension")
+
+
+def sse_of(user_prob=0.0, item_prob=0.0, target_prob=0.0, joint=False, **sizes):
+    sizes = {"user_num": NUM_USERS, "item_num": NUM_ITEMS} | sizes
+    return SSE(user_prob, item_prob, target_prob, joint, **sizes)
 
 
 def make_batch(lengths=(5, 1, 0, 7, 3), num_negatives=1):
@@ -33,15 +47,16 @@ def make_batch(lengths=(5, 1, 0, 7, 3), num_negatives=1):
     )
 
 
-def random_words(row, site):
-    """Four words of 32 random bits, as numbers."""
-    counter = tuple(torch.tensor(x) for x in (row, 0, 0, site))
-    key = (SEED[0] & 0xFFFFFFFF, SEED[0] >> 32)
-    return [int(word) for word in reference.philox4x32_10(counter, key)]
+def halves(number, domain):
+    """Two random numbers in [0, 1) that belong to a user (domain 1), an input (2) or a target (3)."""
+    key = np.array(philox_key(SEED), np.uint64)
+    stream = np.random.Philox(key=key, counter=[0, 0, domain, 0])
+    word = int(stream.random_raw(number + 1)[-1])
+    return word // 2**32 / 2**32, word % 2**32 / 2**32
 
 
-def scaled(word, largest):
-    return 1 + int(word / 2**32 * largest)
+def scaled(uniform, largest):
+    return 1 + int(uniform * largest)
 
 
 def replaced_by_a_loop(batch, sse):
@@ -49,21 +64,22 @@ def replaced_by_a_loop(batch, sse):
     users, items, positives = (x.tolist() for x in (batch.users, batch.items, batch.positives))
     bounds = batch.cu_seqlens.tolist()
     for b, (first, end) in enumerate(pairwise(bounds)):
-        hit, drawn, *_ = random_words(b, 0xFFFFFFFE)
-        if hit < sse.user_prob * 2**32:
+        hit, drawn = halves(b, 1)
+        if hit < sse.user_prob:
             users[b] = scaled(drawn, NUM_USERS)
         following = None  # what the event before has as its target
         for n in reversed(range(first, end)):
-            words = random_words(n, 0xFFFFFFFF)
+            hit, drawn = halves(n, 2)
             target = positives[n] if following is None else following
             following = None
-            if words[0] < sse.item_prob * 2**32:
-                items[n] = scaled(words[1], NUM_ITEMS)
+            target_hit, target_drawn = halves(n, 3)
+            if hit < sse.item_prob:
+                items[n] = scaled(drawn, NUM_ITEMS)
                 if sse.joint:
-                    target = scaled(words[2], NUM_ITEMS)
+                    target = scaled(target_drawn, NUM_ITEMS)
                     following = items[n]
-            if not sse.joint and words[2] < sse.target_prob * 2**32:
-                target = scaled(words[3], NUM_ITEMS)
+            if not sse.joint and target_hit < sse.target_prob:
+                target = scaled(target_drawn, NUM_ITEMS)
             positives[n] = target
     return users, items, positives
 
@@ -71,30 +87,31 @@ def replaced_by_a_loop(batch, sse):
 @pytest.mark.parametrize(
     "sse",
     [
-        SSE(user_prob=0.5),
-        SSE(item_prob=0.5),
-        SSE(target_prob=0.5),
-        SSE(0.9, 0.3, 0.6),
-        SSE(item_prob=0.5, joint=True),
-        SSE(0.9, 1.0, joint=True),
+        sse_of(user_prob=0.5),
+        sse_of(item_prob=0.5),
+        sse_of(target_prob=0.5),
+        sse_of(0.9, 0.3, 0.6),
+        sse_of(item_prob=0.5, joint=True),
+        sse_of(0.9, 1.0, joint=True),
     ],
     ids=str,
 )
 def test_ids_are_replaced_as_by_a_plain_loop(sse):
     batch = make_batch(lengths=(5, 1, 0, 7, 3) * 8)
 
-    got = replace_ids(batch, sse, NUM_USERS, NUM_ITEMS, SEED)
+    got = replace_ids(batch, sse, SEED)
 
     expected = replaced_by_a_loop(batch, sse)
     assert (got.users.tolist(), got.items.tolist(), got.positives.tolist()) == expected
     assert expected != tuple(x.tolist() for x in (batch.users, batch.items, batch.positives))
     assert got.negatives is batch.negatives
+    assert got.ids_replaced
 
 
 def test_joint_replacement_gives_the_event_before_the_replaced_input_as_its_target():
     batch = make_batch(lengths=(400,))
 
-    got = replace_ids(batch, SSE(item_prob=0.3, joint=True), 0, 2**31 - 1, SEED)
+    got = replace_ids(batch, sse_of(item_prob=0.3, joint=True, item_num=2**31 - 1), SEED)
 
     hit = got.items > NUM_ITEMS  # what is drawn is almost surely a new item
     before = hit[1:] & ~hit[:-1]
@@ -112,9 +129,9 @@ def test_replacing_is_as_frequent_as_asked_and_uniform(joint):
     batch = replace(
         batch, **{name: torch.full((40_000,), NUM_ITEMS + 1) for name in ("items", "positives")}
     )
-    sse = SSE(0.2, 0.3, 0.0 if joint else 0.4, joint)
+    sse = sse_of(0.2, 0.3, 0.0 if joint else 0.4, joint)
 
-    got = replace_ids(batch, sse, NUM_USERS, NUM_ITEMS, SEED)
+    got = replace_ids(batch, sse, SEED)
 
     for drawn, largest, probability in (
         (got.users, NUM_USERS, 0.2),
@@ -131,7 +148,7 @@ def test_replacing_is_as_frequent_as_asked_and_uniform(joint):
 def test_joint_replacements_of_input_and_target_are_independent():
     batch = make_batch(lengths=(1,) * 5000)
 
-    got = replace_ids(batch, SSE(item_prob=1.0, joint=True), NUM_USERS, NUM_ITEMS, SEED)
+    got = replace_ids(batch, sse_of(item_prob=1.0, joint=True), SEED)
 
     same = (got.items == got.positives).double().mean().item()
     assert same == pytest.approx(1 / NUM_ITEMS, abs=0.01)
@@ -142,7 +159,7 @@ def test_no_user_and_no_target_stay(joint):
     batch = make_batch()
     batch = replace(batch, users=batch.users * 0, positives=batch.positives * 0)
 
-    got = replace_ids(batch, SSE(1.0, 1.0, 0.0 if joint else 1.0, joint), 9, NUM_ITEMS, SEED)
+    got = replace_ids(batch, sse_of(1.0, 1.0, 0.0 if joint else 1.0, joint), SEED)
 
     assert not got.users.any()
     assert not got.positives.any()
@@ -157,13 +174,32 @@ def test_spare_capacity_changes_nothing_about_the_tokens():
         items=torch.cat([batch.items, spare]),
         positives=torch.cat([batch.positives, spare]),
     )
-    sse = SSE(0.5, 0.5, joint=True)
+    sse = sse_of(0.5, 0.5, joint=True)
 
-    got = replace_ids(padded, sse, NUM_USERS, NUM_ITEMS, SEED)
+    got = replace_ids(padded, sse, SEED)
 
-    expected = replace_ids(batch, sse, NUM_USERS, NUM_ITEMS, SEED)
-    assert torch.equal(got.items[:-6], expected.items)
-    assert torch.equal(got.positives[:-6], expected.positives)
+    expected = replace_ids(batch, sse, SEED)
+    assert torch.equal(got.items, torch.cat([expected.items, spare]))
+    assert torch.equal(got.positives, torch.cat([expected.positives, spare]))
+
+
+def test_a_batch_is_replaced_in_a_copy():
+    batch = make_batch()
+    before = [x.clone() for x in (batch.users, batch.items, batch.positives)]
+
+    replace_ids(batch, sse_of(1.0, 1.0, joint=True), SEED)
+
+    assert all(map(torch.equal, (batch.users, batch.items, batch.positives), before))
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 5, 6, 6, 13, 17], [1, 5, 6, 6, 13, 16], [0, 6, 5, 6, 13, 16], [0, 5, 16], []]
+)
+def test_offsets_that_do_not_fit_the_tokens_are_refused(offsets):
+    batch = replace(make_batch(), cu_seqlens=torch.tensor(offsets, dtype=torch.int32))
+
+    with pytest.raises(ValueError, match="cu_seqlens must be 6 offsets .* from 0 to at most 16"):
+        replace_ids(batch, sse_of(0.5, 0.5, joint=True), SEED)
 
 
 def make_model(kind=SSEPT, **arguments):
@@ -184,13 +220,14 @@ def test_the_model_trains_on_the_replaced_batch(backend):
     plain.load_state_dict(model.state_dict())
     torch.manual_seed(5)
     seed = torch.randint(2**63 - 1, (1,))
-    replaced = replace_ids(batch, SSE(0.5, 0.3, 0.4), NUM_USERS, NUM_ITEMS, seed)
+    replaced = replace_ids(batch, sse_of(0.5, 0.3, 0.4), int(seed))
 
     torch.manual_seed(5)
     logits = model.sampled_logits(batch)
 
     assert not torch.equal(logits, plain.sampled_logits(batch))
     assert torch.equal(logits, plain.sampled_logits(replaced))  # the user drawn scores, too
+    assert torch.equal(logits, model.sampled_logits(replaced))  # and nothing is replaced twice
 
 
 def test_backends_replace_the_same_ids():
