@@ -7,7 +7,7 @@ SSEPT_LIBRARY(m) {
       "Tensor items, Tensor? users, Tensor positions, Tensor cu_seqlens, float dropout_p=0.0, "
       "Tensor? seed=None, int site=0) -> Tensor");
   // Of the tables only the shapes are used. As in every backward, gradients of tables come in
-  // float32 or wider, the users' as one row for each sequence. item_order, here and below: a stable
+  // float32 or wider; without users, theirs has no rows. item_order, here and below: a stable
   // argsort of items.flatten(); with it the CUDA kernel sums the item table's gradient in a fixed
   // order.
   m.def(

@@ -47,4 +47,24 @@ class Sequences {
   int64_t num_sequences_, num_tokens_;
 };
 
+// Calls f(b) for every sequence b of the user of `first`, in rising order, for a block that sums up
+// the user's gradient; false, for the whole block, where `first` is not the user's first sequence.
+// Each warp looks for itself.
+template <class F>
+__device__ __forceinline__ bool for_each_sequence_of_user(const int64_t* users,
+                                                          int64_t num_sequences, int64_t first,
+                                                          F&& f) {
+  const int64_t user = users[first];
+  for (int64_t start = 0; start < num_sequences; start += kWarpSize) {
+    const int64_t b = start + threadIdx.x % kWarpSize;
+    unsigned found = __ballot_sync(kAllLanes, b < num_sequences && users[b] == user);
+    for (; found != 0; found &= found - 1) {
+      const int64_t sequence = start + __ffs(static_cast<int>(found)) - 1;
+      if (sequence < first) return false;
+      f(sequence);
+    }
+  }
+  return true;
+}
+
 }  // namespace ssept::cuda

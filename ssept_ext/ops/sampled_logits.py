@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import autocast_type, call, register_op
-from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
+from ssept_ext.ops._tables import fixed_order
 
 
 def sampled_logits(
@@ -85,17 +85,14 @@ def register(namespace: str) -> None:
         hidden: Tensor,
         item_weight: Tensor,
         user_weight: Tensor | None,
-        items: Tensor,
-        users: Tensor | None,
         *_: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        num_sequences = 0 if users is None else users.shape[0]
-        user_width = 0 if user_weight is None else user_weight.shape[1]
+        user_shape = (0, 0) if user_weight is None else user_weight.shape
         return (
             hidden.new_empty(hidden.shape),
             hidden.new_empty(item_weight.shape, dtype=wide),
-            hidden.new_empty((num_sequences, user_width), dtype=wide),
+            hidden.new_empty(user_shape, dtype=wide),
         )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -103,11 +100,15 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, item_weight, user_weight, items, users, cu_seqlens = ctx.saved_tensors
-        grad_hidden, grad_item, grad_by_sequence = backward_op(
+        grad_hidden, grad_item, grad_user = backward_op(
             grad, hidden, item_weight, user_weight, items, users, cu_seqlens, fixed_order(items)
         )
-        grad_user = gradient_of_user_table(user_weight, users, grad_by_sequence)
-        return grad_hidden, grad_item.to(item_weight.dtype), grad_user, None, None, None
+        return (
+            grad_hidden,
+            grad_item.to(item_weight.dtype),
+            None if user_weight is None else grad_user.to(user_weight.dtype),
+            *(None,) * 3,
+        )
 
     register_op(
         namespace,

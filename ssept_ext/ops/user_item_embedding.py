@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import autocast_type, call, cast, register_op
-from ssept_ext.ops._tables import fixed_order, gradient_of_user_table
+from ssept_ext.ops._tables import fixed_order
 
 
 def user_item_embedding(
@@ -103,16 +103,13 @@ def register(namespace: str) -> None:
         item_weight: Tensor,
         user_weight: Tensor | None,
         position_weight: Tensor,
-        items: Tensor,
-        users: Tensor | None,
         *_: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(grad.dtype, torch.float32)
-        num_sequences = 0 if users is None else users.shape[0]
-        user_width = 0 if user_weight is None else user_weight.shape[1]
+        user_shape = (0, 0) if user_weight is None else user_weight.shape
         return (
             grad.new_empty(item_weight.shape, dtype=wide),
-            grad.new_empty((num_sequences, user_width), dtype=wide),
+            grad.new_empty(user_shape, dtype=wide),
             grad.new_empty(position_weight.shape, dtype=wide),
         )
 
@@ -122,13 +119,13 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, seed = ctx.saved_tensors
-        item_weight, user_weight, position_weight, items, users, _, _ = tensors
-        grad_item, grad_by_sequence, grad_position = backward_op(
+        item_weight, user_weight, position_weight, items, *_ = tensors
+        grad_item, grad_user, grad_position = backward_op(
             grad, *tensors, ctx.dropout_p, seed, ctx.site, fixed_order(items)
         )
         return (
             grad_item.to(item_weight.dtype),
-            gradient_of_user_table(user_weight, users, grad_by_sequence),
+            None if user_weight is None else grad_user.to(user_weight.dtype),
             grad_position.to(position_weight.dtype),
             *(None,) * 7,
         )

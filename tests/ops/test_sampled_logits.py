@@ -216,6 +216,20 @@ def test_backward_does_not_follow_an_id_outside_its_table(implementation):
 
 
 @every_kernel
+def test_the_gradient_of_a_user_is_the_sum_over_the_users_sequences(implementation):
+    a = arguments().to(implementation.device)
+    op = implementation.op("sampled_logits")
+    grad = torch.randn(a.items.shape, dtype=torch.float64, device=implementation.device)
+    apart = replace(a, users=torch.arange(1, 6, device=implementation.device))
+    shared = replace(a, users=torch.tensor([6, 0, 6, 2, 6], device=implementation.device))
+    by_sequence = apart.gradients(op, grad)[3][1:6]
+    grad_user = shared.gradients(op, grad)[3]
+    assert_close(grad_user[6], by_sequence[[0, 2, 4]].sum(0))
+    assert_close(grad_user[2], by_sequence[3])
+    assert (grad_user[[0, 1, 3, 4, 5, 7]] == 0).all()
+
+
+@every_kernel
 def test_inputs_need_not_be_contiguous(implementation):
     a = arguments().to(implementation.device)
     strided = Arguments(

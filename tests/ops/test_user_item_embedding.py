@@ -266,6 +266,20 @@ def test_backward_does_not_follow_an_id_outside_its_table(implementation):
 
 
 @every_kernel
+def test_the_gradient_of_a_user_is_the_sum_over_the_users_sequences(implementation):
+    a = arguments().to(implementation.device)
+    op = implementation.op("user_item_embedding")
+    grad = torch.randn(RAGGED_BATCH.num_tokens, 10, dtype=torch.float64, device=a.items.device)
+    apart = replace(a, users=torch.arange(1, 6, device=a.items.device))
+    shared = replace(a, users=torch.tensor([6, 0, 6, 2, 6], device=a.items.device))
+    by_sequence = gradients(apart, op, grad)[2][1:6]
+    grad_user = gradients(shared, op, grad)[2]
+    assert_close(grad_user[6], by_sequence[[0, 2, 4]].sum(0))
+    assert_close(grad_user[2], by_sequence[3])
+    assert (grad_user[[0, 1, 3, 4, 5, 7]] == 0).all()
+
+
+@every_kernel
 def test_opcheck(implementation):
     a = replace(arguments(dtype=torch.float32), dropout_p=0.3, seed=torch.tensor([4]))
     a = a.to(implementation.device)

@@ -21,7 +21,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ssept_ext import SSEPT
 from ssept_ext.network import layers, losses
-from ssept_ext.ops import _tables
 from ssept_ext.training import cuda_graph
 from ssept_ext.training.cuda_graph import (
     training_step,
@@ -86,7 +85,6 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         layers.LayerNormalization.forward,
         *(losses.bce, losses.gbce, losses.bpr, losses.sampled_softmax, losses.softmax),
         *(losses._TiledSoftmax.forward, losses._TiledSoftmax.backward),
-        _tables.gradient_of_user_table,
     ]
     for function in functions:
         source = inspect.cleandoc("\n" + inspect.getsource(function))

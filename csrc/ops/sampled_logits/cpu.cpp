@@ -109,15 +109,17 @@ SSEPT_SIMD_CLONES void backward_items(const SampledLogits<T>& in, const T* grad,
 }
 
 template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward_users(const SampledLogits<T>& in, const A* grad_sum, A* grad_user,
-                                      int64_t begin, int64_t end) {
+SSEPT_SIMD_CLONES void backward_users(const SampledLogits<T>& in, const A* grad_sum,
+                                      const Occurrences& sequences, A* grad_user, int64_t begin,
+                                      int64_t end) {
   const auto& s = in.size;
-  for (int64_t b = begin; b < end; ++b) {
-    if (in.users[b] == 0) continue;
-    for (int64_t n = in.cu_seqlens[b]; n < in.cu_seqlens[b + 1]; ++n)
-      add_scaled(grad_user + b * s.user_width, grad_sum[n] * static_cast<A>(s.user_scale),
-                 in.hidden + n * s.width + s.item_width, s.user_width);
-  }
+  for (int64_t user = begin; user < end; ++user)
+    for (int64_t o = sequences.start[user]; o < sequences.start[user + 1]; ++o) {
+      const int64_t b = sequences.entries[o];
+      for (int64_t n = in.cu_seqlens[b]; n < in.cu_seqlens[b + 1]; ++n)
+        add_scaled(grad_user + user * s.user_width, grad_sum[n] * static_cast<A>(s.user_scale),
+                   in.hidden + n * s.width + s.item_width, s.user_width);
+    }
 }
 
 Tensor sampled_logits(const Tensor& hidden, const Tensor& item_weight,
@@ -152,8 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
   const Tensor grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user =
-      torch::stable::new_zeros(hidden, {users ? s.num_sequences : 0, s.user_width}, wide);
+  const Tensor grad_user = torch::stable::new_zeros(hidden, {s.user_rows, s.user_width}, wide);
   BadId bad_item;
   dispatch_floating("hidden", args.type, [&]<class T>() {
     using A = Accumulator<T>;
@@ -176,12 +177,12 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
                                                     mutable_data<A>(grad_item), begin, end);
                                 });
     if (!in.users) return;
-    const int64_t mean_length = s.num_tokens / (s.num_sequences + 1);
-    torch::stable::parallel_for(0, s.num_sequences, grain((1 + mean_length) * s.user_width),
-                                [&](int64_t begin, int64_t end) {
-                                  backward_users<T>(in, grad_sum.data(), mutable_data<A>(grad_user),
-                                                    begin, end);
-                                });
+    const Occurrences sequences(in.users, s.num_sequences, s.user_rows, /*first=*/1);
+    torch::stable::parallel_for(
+        0, s.user_rows, grain((1 + s.num_tokens / (s.user_rows + 1)) * s.user_width),
+        [&](int64_t begin, int64_t end) {
+          backward_users<T>(in, grad_sum.data(), sequences, mutable_data<A>(grad_user), begin, end);
+        });
   });
   return {grad_hidden, grad_item, grad_user};
 }

@@ -37,8 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
   const Tensor grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user =
-      torch::stable::new_empty(hidden, {users ? s.num_sequences : 0, s.user_width}, wide);
+  const Tensor grad_user = torch::stable::new_zeros(hidden, {s.user_rows, s.user_width}, wide);
   const Tensor grad_sum = torch::stable::new_empty(hidden, {s.num_tokens}, wide);
   dispatch_floating("hidden", args.type, [&]<class T>() {
     using A = Accumulator<T>;

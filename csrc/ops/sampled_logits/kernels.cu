@@ -220,31 +220,34 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
-// Block x for sequence x: grad_user[b] = sqrt(Du) · Σ grad_sum[n] · hidden[n, Di:], in a fixed
-// order.
+// Block x for the user of sequence x, unless an earlier sequence is the user's:
+// sqrt(Du) · Σ grad_sum[n] · hidden[n, Di:] over all their sequences, in a fixed order.
 template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kSumThreads)
     backward_users_kernel(SampledLogits<T> in, const A* __restrict__ grad_sum,
                           A* __restrict__ grad_user) {
   const SampledLogitsSizes& s = in.size;
   const ColumnSums sums(s.user_width);
+  const Sequences sequences = sequences_of(in);
   const int64_t b = blockIdx.x, user = in.users[b];
+  if (user <= 0 || user >= s.user_rows) return;
   A sum[kQuad] = {};
-  if (user > 0 && user < s.user_rows && sums.works()) {
-    const Sequences sequences = sequences_of(in);
-    const int64_t end = sequences.end(b);
-    for (int64_t n = sequences.begin(b) + sums.lane; n < end; n += sums.lanes) {
+  const auto add = [&](int64_t sequence) {
+    if (!sums.works()) return;
+    const int64_t end = sequences.end(sequence);
+    for (int64_t n = sequences.begin(sequence) + sums.lane; n < end; n += sums.lanes) {
       A h[kQuad];
       load_quad<VEC>(in.hidden + n * s.width + s.item_width, sums.column, s.user_width, h);
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) sum[j] += grad_sum[n] * h[j];
     }
-  }
+  };
+  if (!for_each_sequence_of_user(in.users, s.num_sequences, b, add)) return;
   sums.reduce(sum);
   if (sums.lane != 0) return;
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) sum[j] *= static_cast<A>(s.user_scale);
-  store_quad<VEC>(grad_user + b * s.user_width, sums.column, s.user_width, sum);
+  store_quad<VEC>(grad_user + user * s.user_width, sums.column, s.user_width, sum);
 }
 
 }  // namespace

@@ -16,8 +16,8 @@ struct SampledLogitsKernels {
   static cudaError_t forward(const SampledLogits<T>& in, T* logits, BadIdNote* note,
                              cudaStream_t stream);
 
-  // item_order: stable argsort of the items, for sums in a fixed order, or null. grad_item must be
-  // zero on entry; grad_sum is scratch of N elements; grad_user, (B, Du), is null without users.
+  // item_order: stable argsort of the items, for sums in a fixed order, or null. grad_item and
+  // grad_user, null without users, must be zero on entry; grad_sum is scratch of N elements.
   static cudaError_t backward(const SampledLogits<T>& in, const T* grad_logits,
                               const int64_t* item_order, T* grad_hidden, A* grad_item, A* grad_user,
                               A* grad_sum, BadIdNote* note, cudaStream_t stream);

@@ -73,15 +73,16 @@ SSEPT_SIMD_CLONES void backward_table(const A* grad, int64_t grad_width,
 }
 
 template <class A>
-SSEPT_SIMD_CLONES void backward_users(const A* grad, const int64_t* users,
+SSEPT_SIMD_CLONES void backward_users(const A* grad, const Occurrences& sequences,
                                       const int32_t* cu_seqlens, const UserItemEmbeddingSizes& s,
                                       A* grad_user, int64_t begin, int64_t end) {
-  for (int64_t b = begin; b < end; ++b) {
-    if (users[b] == 0) continue;
-    for (int64_t n = cu_seqlens[b]; n < cu_seqlens[b + 1]; ++n)
-      add_scaled(grad_user + b * s.user_width, static_cast<A>(s.user_scale),
-                 grad + n * s.width + s.item_width, s.user_width);
-  }
+  for (int64_t user = begin; user < end; ++user)
+    for (int64_t o = sequences.start[user]; o < sequences.start[user + 1]; ++o) {
+      const int64_t b = sequences.entries[o];
+      for (int64_t n = cu_seqlens[b]; n < cu_seqlens[b + 1]; ++n)
+        add_scaled(grad_user + user * s.user_width, static_cast<A>(s.user_scale),
+                   grad + n * s.width + s.item_width, s.user_width);
+    }
 }
 
 Tensor user_item_embedding(const Tensor& item_weight, const std::optional<Tensor>& user_weight,
@@ -131,8 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
   const Tensor grad_tensor = args.contiguous_grad(grad_out);
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_item = torch::stable::new_zeros(grad_out, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user =
-      torch::stable::new_zeros(grad_out, {users ? s.num_sequences : 0, s.user_width}, wide);
+  const Tensor grad_user = torch::stable::new_zeros(grad_out, {s.user_rows, s.user_width}, wide);
   const Tensor grad_position = torch::stable::new_zeros(grad_out, {s.position_rows, s.width}, wide);
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     using A = Accumulator<T>;
@@ -156,10 +156,11 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
     sum_into(grad_item, s.item_rows, s.item_width, in.items, /*first=*/1, s.item_scale);
     sum_into(grad_position, s.position_rows, s.width, in.positions, /*first=*/0, 1.0);
     if (!in.users) return;
-    const int64_t mean_length = num_real / (s.num_sequences + 1);
-    torch::stable::parallel_for(0, s.num_sequences, grain((1 + mean_length) * s.user_width),
+    const Occurrences sequences(in.users, s.num_sequences, s.user_rows, /*first=*/1);
+    torch::stable::parallel_for(0, s.user_rows,
+                                grain((1 + num_real / (s.user_rows + 1)) * s.user_width),
                                 [&](int64_t begin, int64_t end) {
-                                  backward_users<A>(grad.data(), in.users, in.cu_seqlens, s,
+                                  backward_users<A>(grad.data(), sequences, in.cu_seqlens, s,
                                                     mutable_data<A>(grad_user), begin, end);
                                 });
   });

@@ -39,8 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
   const DeviceOf device(item_weight);
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_item = torch::stable::new_zeros(grad, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user =
-      torch::stable::new_empty(grad, {users ? s.num_sequences : 0, s.user_width}, wide);
+  const Tensor grad_user = torch::stable::new_zeros(grad, {s.user_rows, s.user_width}, wide);
   const Tensor grad_position = torch::stable::new_empty(grad, {s.position_rows, s.width}, wide);
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     using A = Accumulator<T>;

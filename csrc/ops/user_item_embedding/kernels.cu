@@ -124,7 +124,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   }
 }
 
-// Block x for sequence x: the sum over its tokens, for its user.
+// Block x for the user of sequence x, unless an earlier sequence is the user's: the sum over the
+// tokens of all their sequences, in a fixed order.
 template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kSumThreads)
     backward_users_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
@@ -135,25 +136,28 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t first = s.item_width / kQuad * kQuad;  // the quad in which the user's columns begin
   const ColumnSums sums(s.width - first);
   const int64_t column = first + sums.column;
-  const bool known = usable(in.users[b], s.user_rows, IdArgument::kUsers, note);
+  const int64_t user = in.users[b];
+  if (!usable(user, s.user_rows, IdArgument::kUsers, note)) return;
+  const DropoutMask mask(in.dropout);
   A sum[kQuad] = {};
-  if (known && sums.works()) {
-    const DropoutMask mask(in.dropout);
-    const int64_t end = sequences.end(b);
-    for (int64_t n = sequences.begin(b) + sums.lane; n < end; n += sums.lanes) {
+  const auto add = [&](int64_t sequence) {
+    if (!sums.works()) return;
+    const int64_t end = sequences.end(sequence);
+    for (int64_t n = sequences.begin(sequence) + sums.lane; n < end; n += sums.lanes) {
       A g[kQuad];
       load_undropped<VEC>(in, mask, grad, n, column, g);
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) sum[j] += g[j];
     }
-  }
+  };
+  if (!for_each_sequence_of_user(in.users, s.num_sequences, b, add)) return;
   sums.reduce(sum);
   if (sums.lane != 0) return;
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
     const int64_t of_user = column + j - s.item_width;
     if (of_user >= 0 && of_user < s.user_width)
-      grad_user[b * s.user_width + of_user] = sum[j] * static_cast<A>(s.user_scale);
+      grad_user[user * s.user_width + of_user] = sum[j] * static_cast<A>(s.user_scale);
   }
 }
 
