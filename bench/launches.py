@@ -102,8 +102,8 @@ ATEN: dict[str, Cost] = {
 # Ours
 
 
-def _and_for_users(kernels: int, a: Arguments, _: Tensor) -> int:
-    return kernels + (a["users"] is not None)
+def _and_for_users(kernels: int, for_users: int, a: Arguments, _: Tensor) -> int:
+    return kernels + for_users * (a["users"] is not None)
 
 
 def _attention_flops(products: int, a: Arguments, lengths: Tensor) -> int:
@@ -121,7 +121,7 @@ def _scored_rows(times: int, a: Arguments, _: Tensor) -> int:
 
 OURS: dict[str, Cost] = {
     "user_item_embedding": Cost(),
-    "user_item_embedding_backward": Cost(partial(_and_for_users, 3)),
+    "user_item_embedding_backward": Cost(partial(_and_for_users, 2, 1)),
     "position_layer_norm": Cost(),
     "position_layer_norm_backward": Cost(2),
     "causal_attention": Cost(1, 0, partial(_attention_flops, 2)),
@@ -130,7 +130,7 @@ OURS: dict[str, Cost] = {
     "bias_dropout_backward": Cost(2),
     "sampled_logits": Cost(1, 0, partial(_score_flops, 1), partial(_scored_rows, 1)),
     "sampled_logits_backward": Cost(
-        partial(_and_for_users, 2), 0, partial(_score_flops, 2), partial(_scored_rows, 2)
+        partial(_and_for_users, 2, 2), 0, partial(_score_flops, 2), partial(_scored_rows, 2)
     ),
 }
 """With what they call of torch."""

@@ -56,9 +56,9 @@ __device__ __forceinline__ void for_each_token_at(int64_t position, const int64_
                                                   int64_t num_positions, int64_t num_real,
                                                   const ColumnSums& sums, Add&& add) {
   constexpr int kWarps = kSumThreads / kWarpSize;
-  constexpr int kLooks = 4;  // of a thread, at once: their latencies overlap
+  constexpr int kLooks = 16;  // of a thread, at once: their latencies overlap
   constexpr int kStretch = kLooks * kSumThreads;
-  __shared__ int32_t found[kStretch];  // tokens of a stretch at this position, from its start on
+  __shared__ uint16_t found[kStretch];  // tokens of a stretch at this position, from its start on
   __shared__ int32_t found_by_warp[kWarps];
   const int lane_in_warp = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   for (int64_t start = 0; start < num_real; start += kStretch) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void for_each_token_at(int64_t position, const int64_
     for (int look = 0; look < kLooks; ++look) {
       if (votes[look] >> lane_in_warp & 1)
         found[slot + __popc(votes[look] & ((1u << lane_in_warp) - 1))] =
-            static_cast<int32_t>(look * kSumThreads + threadIdx.x);
+            static_cast<uint16_t>(look * kSumThreads + threadIdx.x);
       slot += __popc(votes[look]);
     }
     __syncthreads();

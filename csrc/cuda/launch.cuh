@@ -52,6 +52,15 @@ __device__ __forceinline__ T group_sum(T value) {
   return value;
 }
 
+// Zeroes what a later kernel adds to, without a launch of its own: all threads of the grid share
+// it.
+template <class A>
+__device__ __forceinline__ void share_zeroing(A* x, int64_t count) {
+  const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * gridDim.y * blockDim.x;
+  for (int64_t i = block * blockDim.x + threadIdx.x; i < count; i += threads) x[i] = 0;
+}
+
 // VEC elements that one load moves.
 template <class T, int VEC>
 struct alignas(sizeof(T) * VEC) Pack {

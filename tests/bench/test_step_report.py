@@ -22,13 +22,13 @@ step_report = importlib.import_module("step_report")
 launches = importlib.import_module("launches")
 
 MOST_KERNELS = {
-    "sse-pt": 522,
-    "sse-pt++": 522,
-    "sasrec": 141,
-    "sse-pt-sampled-softmax": 526,
-    "sse-pt++-sampled-softmax": 526,
-    "sasrec-sampled-softmax": 145,
-    "recommenders": 152,
+    "sse-pt": 149,
+    "sse-pt++": 149,
+    "sasrec": 140,
+    "sse-pt-sampled-softmax": 153,
+    "sse-pt++-sampled-softmax": 153,
+    "sasrec-sampled-softmax": 144,
+    "recommenders": 138,
 }
 """Of a captured step. Lower a number when a change needs fewer; do not raise one."""
 LENGTHS = (5, 0, 1, 6)

@@ -37,7 +37,9 @@ std::tuple<Tensor, Tensor, Tensor> sampled_logits_backward(
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
   const Tensor grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user = torch::stable::new_zeros(hidden, {s.user_rows, s.user_width}, wide);
+  const Tensor grad_user = users
+                               ? torch::stable::new_zeros(hidden, {s.user_rows, s.user_width}, wide)
+                               : torch::stable::new_empty(hidden, {0, 0}, wide);
   const Tensor grad_sum = torch::stable::new_empty(hidden, {s.num_tokens}, wide);
   dispatch_floating("hidden", args.type, [&]<class T>() {
     using A = Accumulator<T>;

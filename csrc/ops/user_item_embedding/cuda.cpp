@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
   check_item_order(item_order, items);
   const DeviceOf device(item_weight);
   const ScalarType wide = accumulator_type(args.type);
-  const Tensor grad_item = torch::stable::new_zeros(grad, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user = torch::stable::new_zeros(grad, {s.user_rows, s.user_width}, wide);
+  const Tensor grad_item = torch::stable::new_empty(grad, {s.item_rows, s.item_width}, wide);
+  const Tensor grad_user = torch::stable::new_empty(grad, {s.user_rows, s.user_width}, wide);
   const Tensor grad_position = torch::stable::new_empty(grad, {s.position_rows, s.width}, wide);
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     using A = Accumulator<T>;
@@ -47,8 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
         "user_item_embedding_backward",
         UserItemEmbeddingKernels<T>::backward(
             args.kernel_args<T>(), data<T>(grad), item_order ? data<int64_t>(*item_order) : nullptr,
-            mutable_data<A>(grad_item), users ? mutable_data<A>(grad_user) : nullptr,
-            mutable_data<A>(grad_position), device.note(), device.stream()));
+            mutable_data<A>(grad_item), mutable_data<A>(grad_user), mutable_data<A>(grad_position),
+            device.note(), device.stream()));
   });
   return {grad_item, grad_user, grad_position};
 }

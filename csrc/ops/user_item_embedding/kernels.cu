@@ -1,4 +1,6 @@
 // CUDA kernels of `user_item_embedding`.
+#include <algorithm>
+
 #include "cuda/column_sums.cuh"
 #include "cuda/dropout.cuh"
 #include "cuda/ids.cuh"
@@ -161,12 +163,16 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// Block x for position x.
+// Block x for position x. Zeroes the other tables, for the kernels after it.
 template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kSumThreads)
     backward_positions_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
+                              A* __restrict__ grad_item, A* __restrict__ grad_user,
                               A* __restrict__ grad_position) {
   const UserItemEmbeddingSizes& s = in.size;
+  share_zeroing(grad_item, s.item_rows * s.item_width);
+  share_zeroing(grad_user, s.user_rows * s.user_width);
+  if (s.position_rows == 0) return;
   const ColumnSums sums(s.width);
   const DropoutMask mask(in.dropout);
   A sum[kQuad] = {};
@@ -205,8 +211,11 @@ cudaError_t UserItemEmbeddingKernels<T>::backward(const UserItemEmbedding<T>& in
   const UserItemEmbeddingSizes& s = in.size;
   if (s.width == 0) return cudaSuccess;
   return with_pack_size<T>({s.item_width, s.user_width}, {grad}, [&]<int VEC>() {
-    cudaError_t error = cudaSuccess;
-    if (s.num_tokens > 0 && s.item_width > 0) {
+    const dim3 positions(static_cast<unsigned>(std::max<int64_t>(1, s.position_rows)),
+                         sum_blocks(s.width));
+    cudaError_t error = launch(backward_positions_kernel<T, VEC>, positions, kSumThreads, 0, stream,
+                               in, grad, grad_item, grad_user, grad_position);
+    if (error == cudaSuccess && s.num_tokens > 0 && s.item_width > 0) {
       const dim3 grid = blocks_of_warps(s.num_tokens);
       error = item_order == nullptr
                   ? launch(backward_items_kernel<T, VEC>, grid, kThreadsPerBlock, 0, stream, in,
@@ -214,16 +223,12 @@ cudaError_t UserItemEmbeddingKernels<T>::backward(const UserItemEmbedding<T>& in
                   : launch(backward_items_in_order_kernel<T, VEC>, grid, kThreadsPerBlock, 0,
                            stream, in, grad, item_order, grad_item);
     }
-    if (error == cudaSuccess && grad_user != nullptr && s.num_sequences > 0 && s.user_width > 0) {
+    if (error == cudaSuccess && in.users != nullptr && s.num_sequences > 0 && s.user_width > 0) {
       const int64_t columns = s.width - s.item_width / kQuad * kQuad;
       error = launch(backward_users_kernel<T, VEC>,
                      dim3(static_cast<unsigned>(s.num_sequences), sum_blocks(columns)), kSumThreads,
                      0, stream, in, grad, grad_user, note);
     }
-    if (error == cudaSuccess && s.position_rows > 0)
-      error = launch(backward_positions_kernel<T, VEC>,
-                     dim3(static_cast<unsigned>(s.position_rows), sum_blocks(s.width)), kSumThreads,
-                     0, stream, in, grad, grad_position);
     return error;
   });
 }

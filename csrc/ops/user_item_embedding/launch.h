@@ -16,9 +16,8 @@ struct UserItemEmbeddingKernels {
   static cudaError_t forward(const UserItemEmbedding<T>& in, T* out, BadIdNote* note,
                              cudaStream_t stream);
 
-  // item_order: stable argsort of the items, for sums in a fixed order, or null. grad_item and
-  // grad_user, null without users, must be zero on entry. grad_user and grad_position are always
-  // summed in a fixed order.
+  // item_order: stable argsort of the items, for sums in a fixed order, or null. The gradients of
+  // users and positions are always summed in a fixed order.
   static cudaError_t backward(const UserItemEmbedding<T>& in, const T* grad,
                               const int64_t* item_order, A* grad_item, A* grad_user,
                               A* grad_position, BadIdNote* note, cudaStream_t stream);
