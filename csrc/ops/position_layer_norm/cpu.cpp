@@ -1,8 +1,6 @@
-// CPU kernels of `position_layer_norm`: statistics and the position's gamma and beta in one pass
-// over a token.
+// CPU kernels of `position_layer_norm`: one pass over the tokens, forward and backward.
 #include <cmath>
 #include <tuple>
-#include <vector>
 
 #include "common/library.h"
 #include "cpu/occurrences.h"
@@ -33,6 +31,12 @@ SSEPT_INLINE Statistics<A> statistics(const T* x, int64_t n, A eps) {
   return {mean, 1 / std::sqrt(squares / static_cast<A>(n) + eps)};
 }
 
+template <class T>
+SSEPT_INLINE void prefetch(const T* row, int64_t width) {
+  for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(T)))
+    __builtin_prefetch(row + i);
+}
+
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void forward(const PositionLayerNorm<T>& in, T* out, int64_t begin, int64_t end,
                                BadId& bad_position) {
@@ -50,48 +54,47 @@ SSEPT_SIMD_CLONES void forward(const PositionLayerNorm<T>& in, T* out, int64_t b
   }
 }
 
+// All tokens of the positions [begin, end): of each by one thread, in rising order, so that the
+// gradients of gamma and beta do not depend on the number of threads.
 template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward_x(const PositionLayerNorm<T>& in, const T* grad, T* grad_x,
-                                  Statistics<A>* saved, int64_t begin, int64_t end,
-                                  BadId& bad_position) {
-  for (int64_t n = begin; n < end; ++n) {
-    const int64_t position = in.positions[n];
-    if (!bad_position.usable(position, in.position_rows, /*first=*/0)) continue;
-    const T* x = in.x + n * in.width;
-    const T* g = grad + n * in.width;
-    const T* gamma = in.gamma + position * in.width;
-    const auto [mean, rstd] = saved[n] = statistics<T>(x, in.width, static_cast<A>(in.eps));
-    A sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
-    for (int64_t i = 0; i < in.width; ++i) {
-      const A scaled = static_cast<A>(g[i]) * static_cast<A>(gamma[i]);
-      sum += scaled;
-      dot += scaled * (static_cast<A>(x[i]) - mean);
-    }
-    const A mean_grad = sum / static_cast<A>(in.width);
-    const A slope = dot / static_cast<A>(in.width) * rstd * rstd;
-    for (int64_t i = 0; i < in.width; ++i) {
-      const A scaled = static_cast<A>(g[i]) * static_cast<A>(gamma[i]);
-      grad_x[n * in.width + i] =
-          static_cast<T>(rstd * (scaled - mean_grad - slope * (static_cast<A>(x[i]) - mean)));
-    }
-  }
-}
-
-template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward_affine(const PositionLayerNorm<T>& in, const T* grad,
-                                       const Statistics<A>* saved, const Occurrences& occurrences,
-                                       A* grad_gamma, A* grad_beta, int64_t begin, int64_t end) {
+SSEPT_SIMD_CLONES void backward(const PositionLayerNorm<T>& in, const T* grad,
+                                const Occurrences& tokens, T* grad_x, A* grad_gamma, A* grad_beta,
+                                int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 2;  // tokens: the next ones of a position lie anywhere in memory
   for (int64_t position = begin; position < end; ++position) {
+    const T* gamma = in.gamma + position * in.width;
     A* to_gamma = grad_gamma + position * in.width;
     A* to_beta = grad_beta + position * in.width;
-    for (int64_t o = occurrences.start[position]; o < occurrences.start[position + 1]; ++o) {
-      const int64_t n = occurrences.entries[o];
-      const auto [mean, rstd] = saved[n];
+    for (int64_t o = tokens.start[position]; o < tokens.start[position + 1]; ++o) {
+      if (o + kAhead < std::ssize(tokens.entries)) {
+        const int64_t next = tokens.entries[o + kAhead] * in.width;
+        prefetch(in.x + next, in.width);
+        prefetch(grad + next, in.width);
+        prefetch(grad_x + next, in.width);
+      }
+      const int64_t row = tokens.entries[o] * in.width;
+      const T* x = in.x + row;
+      const T* g = grad + row;
+      const auto [mean, rstd] = statistics<T>(x, in.width, static_cast<A>(in.eps));
+      A sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
       for (int64_t i = 0; i < in.width; ++i) {
-        const A g = static_cast<A>(grad[n * in.width + i]);
-        to_gamma[i] += g * (static_cast<A>(in.x[n * in.width + i]) - mean) * rstd;
-        to_beta[i] += g;
+        const A scaled = static_cast<A>(g[i]) * static_cast<A>(gamma[i]);
+        sum += scaled;
+        dot += scaled * (static_cast<A>(x[i]) - mean);
+      }
+      const A mean_grad = sum / static_cast<A>(in.width);
+      const A slope = dot / static_cast<A>(in.width) * rstd * rstd;
+      for (int64_t i = 0; i < in.width; ++i) {
+        const A scaled = static_cast<A>(g[i]) * static_cast<A>(gamma[i]);
+        grad_x[row + i] =
+            static_cast<T>(rstd * (scaled - mean_grad - slope * (static_cast<A>(x[i]) - mean)));
+      }
+#pragma omp simd
+      for (int64_t i = 0; i < in.width; ++i) {
+        const A wide = static_cast<A>(g[i]);
+        to_gamma[i] += wide * (static_cast<A>(x[i]) - mean) * rstd;
+        to_beta[i] += wide;
       }
     }
   }
@@ -130,21 +133,20 @@ std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
     const auto in = args.kernel_args<T>();
     check_offsets("cu_seqlens", in.cu_seqlens, in.num_sequences, in.num_tokens);
     const int64_t num_real = in.cu_seqlens[in.num_sequences];
-    zero_rows_from(grad_x, num_real);
-    std::vector<Statistics<A>> saved(num_real);
-    torch::stable::parallel_for(0, num_real, grain(in.width), [&](int64_t begin, int64_t end) {
-      backward_x<T>(in, data<T>(g), mutable_data<T>(grad_x), saved.data(), begin, end,
-                    bad_position);
-    });
+    for (int64_t n = 0; n < num_real; ++n)
+      bad_position.usable(in.positions[n], in.position_rows, /*first=*/0);
     bad_position.raise("positions", in.position_rows);
-    const Occurrences occurrences(in.positions, num_real, in.position_rows, /*first=*/0);
-    const int64_t mean_occurrences = num_real / (in.position_rows + 1);
-    torch::stable::parallel_for(0, in.position_rows, grain((1 + mean_occurrences) * in.width),
-                                [&](int64_t begin, int64_t end) {
-                                  backward_affine<T>(in, data<T>(g), saved.data(), occurrences,
-                                                     mutable_data<A>(grad_gamma),
-                                                     mutable_data<A>(grad_beta), begin, end);
-                                });
+    zero_rows_from(grad_x, num_real);
+    const Occurrences tokens(in.positions, num_real, in.position_rows, /*first=*/0);
+    const auto position_from = [&](int64_t entry) {
+      const auto& start = tokens.start;
+      return std::lower_bound(start.begin(), start.end(), entry) - start.begin();
+    };
+    // Late positions have more tokens than early ones, so tokens are split, not positions.
+    torch::stable::parallel_for(0, num_real, grain(in.width), [&](int64_t begin, int64_t end) {
+      backward<T>(in, data<T>(g), tokens, mutable_data<T>(grad_x), mutable_data<A>(grad_gamma),
+                  mutable_data<A>(grad_beta), position_from(begin), position_from(end));
+    });
   });
   return {grad_x, grad_gamma, grad_beta};
 }
