@@ -11,8 +11,9 @@ SOURCES := pyproject.toml CMakeLists.txt README.md \
 WHEEL_ENV := $(if $(CUDAARCHS),,env -u CUDAARCHS)
 # One GPU generation is enough for a development build; a plain `pip install .` takes CMakeLists.txt's default.
 export CUDAARCHS ?= 90-real
-# Two processes: many tests wait for one thread. Tests of one file stay together, as they share what they compiled.
-PYTEST := pytest -n 2 --dist loadfile
+# Two processes: many tests wait for one thread. Tests of one file stay together, as they share what they compiled. In the
+# order of tests/conftest.py, slow files first: xdist's own begins with files of many tests, and ends on one core.
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait sleep, and leave their core to the other process.
 test test-all: export OMP_WAIT_POLICY := passive
 

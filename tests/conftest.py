@@ -12,6 +12,8 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items):
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     for item in items:

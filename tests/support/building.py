@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -120,11 +121,15 @@ def _build_once(arguments: Sequence[str], stem: str, suffix: str, inputs: str) -
     """Run the compiler, unless what it makes of the same inputs is there already."""
     digest = hashlib.sha256("\0".join([COMPILER, *arguments, inputs]).encode()).hexdigest()
     output = BUILD / f"{stem}-{digest[:16]}{suffix}"
-    if not output.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        unfinished = output.with_name(f"{os.getpid()}-{output.name}")
-        run_compiler(*arguments, "-o", str(unfinished))
-        unfinished.replace(output)  # in one step, as another process may build the same
+    if output.exists():
+        return output
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with output.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may be building the same
+        if not output.exists():
+            unfinished = output.with_name(f"{os.getpid()}-{output.name}")
+            run_compiler(*arguments, "-o", str(unfinished))
+            unfinished.replace(output)  # in one step, for those who do not look at the lock
     return output
 
 
