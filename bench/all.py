@@ -20,7 +20,7 @@ SCRIPTS = (
     "user_item_embedding.py",
     "position_layer_norm.py",
     "causal_attention.py",
-    "bias_dropout.py",
+    "feed_forward.py",
     "sampled_logits.py",
 )
 

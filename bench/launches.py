@@ -110,6 +110,16 @@ def _attention_flops(products: int, a: Arguments, lengths: Tensor) -> int:
     return products * attention_flops(lengths, a["q"].shape[1] * a["q"].shape[2]) // 2
 
 
+def _layer_flops(products: int, a: Arguments, _: Tensor) -> int:
+    return int(products * 2 * len(a["x"]) * a["weight1"].numel())
+
+
+def _bytes_between_products(outer: int, inner: int, a: Arguments, _: Tensor) -> int:
+    """So many times all rows as wide as x, and as wide as what is inside."""
+    elements = len(a["x"]) * (outer * a["weight1"].shape[1] + inner * a["weight1"].shape[0])
+    return int(elements * a["x"].element_size())
+
+
 def _score_flops(products: int, a: Arguments, _: Tensor) -> int:
     return int(products * 2 * a["items"].numel() * a["hidden"].shape[1])
 
@@ -126,8 +136,10 @@ OURS: dict[str, Cost] = {
     "position_layer_norm_backward": Cost(2),
     "causal_attention": Cost(1, 0, partial(_attention_flops, 2)),
     "causal_attention_backward": Cost(2, 0, partial(_attention_flops, 5)),
-    "bias_dropout": Cost(),
-    "bias_dropout_backward": Cost(2),
+    "feed_forward": Cost(4, 2, partial(_layer_flops, 2), partial(_bytes_between_products, 3, 3)),
+    "feed_forward_backward": Cost(
+        7, 2, partial(_layer_flops, 4), partial(_bytes_between_products, 5, 6)
+    ),
     "sampled_logits": Cost(1, 0, partial(_score_flops, 1), partial(_scored_rows, 1)),
     "sampled_logits_backward": Cost(
         partial(_and_for_users, 2, 2), 0, partial(_score_flops, 2), partial(_scored_rows, 2)

@@ -39,12 +39,14 @@ SSEPT_LIBRARY(m) {
       "position_layer_norm_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, "
       "Tensor positions, Tensor cu_seqlens, float eps) "
       "-> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta)");
+  // hidden: what the first dropout gives, for the backward.
   m.def(
-      "bias_dropout(Tensor x, Tensor bias, Tensor? residual=None, bool relu=False, "
-      "float dropout_p=0.0, Tensor? seed=None, int site=0) -> Tensor");
+      "feed_forward(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, "
+      "float dropout_p=0.0, Tensor? seed=None, int site=0) -> (Tensor out, Tensor hidden)");
   m.def(
-      "bias_dropout_backward(Tensor grad, Tensor out, bool relu, float dropout_p, Tensor? seed, "
-      "int site) -> (Tensor grad_x, Tensor grad_bias)");
+      "feed_forward_backward(Tensor grad, Tensor x, Tensor hidden, Tensor weight1, "
+      "Tensor weight2, float dropout_p, Tensor? seed, int site) -> (Tensor grad_x, "
+      "Tensor grad_weight1, Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
   // Throws the IndexError of an id that a CUDA kernel met outside its table.
   m.def("raise_pending_errors() -> ()");
 }

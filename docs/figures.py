@@ -107,7 +107,7 @@ def short(row: dict[str, str], *columns: str) -> str:
 MACHINES = ["ML-1M, T = 200: AMD", "Intel", "Games, T = 50: AMD", "Intel"]
 NOWHERE = ["", ""]
 STEP, ATTENTION, EMBEDDING = "A training step", "`causal_attention`", "`user_item_embedding`"
-LAYER_NORM, DROPOUT = "`position_layer_norm`", "`bias_dropout`"
+LAYER_NORM = "`position_layer_norm`"
 Measure = Callable[[str], str]
 BOTH_WAYS = "Forward and backward, dropout 0."
 
@@ -157,8 +157,6 @@ def ops() -> str:
             ("", f"{plain}, padded", (EMBEDDING, BOTH_WAYS)),
             (LAYER_NORM, f"{plain}, packed", (LAYER_NORM,)),
             ("", f"{plain}, padded", (LAYER_NORM,)),
-            (f"{DROPOUT}, ReLU", plain, (DROPOUT, "ReLU")),
-            (f"{DROPOUT}, residual", plain, (DROPOUT, "residual")),
         )
     ]
     other = "gather and einsum"
@@ -178,8 +176,6 @@ def floors() -> str:
             (ATTENTION, "its FLOPs", " at that rate", "its FLOPs", (ATTENTION, BOTH_WAYS + "0")),
             (EMBEDDING, copy, " it must move", copy, (EMBEDDING, BOTH_WAYS)),
             (LAYER_NORM, copy, "", copy, (LAYER_NORM,)),
-            (f"{DROPOUT}, ReLU", copy, "", copy, (DROPOUT, "ReLU")),
-            (f"{DROPOUT}, residual", copy, "", copy, (DROPOUT, "residual")),
         )
     ]
     return table(["", "floor", *MACHINES], rows)
@@ -222,7 +218,7 @@ def gpu_ops() -> str:
         times = [f"{on_gpu(way, 'us'):.3g}" for way in ways]
         return [label, *times, f"{on_gpu(ways[1], 'percent_of_copy'):.0f} %"]
 
-    names = ["user_item_embedding", "position_layer_norm", "bias_dropout, ReLU"]
+    names = ["user_item_embedding", "position_layer_norm"]
     names += [f"sampled_logits, K={k}" for k in (1, 256)]
     rows = [cells("`{}`{}{}".format(*name.partition(",")), name) for name in names]
     return table(["op", "forward, µs", "and backward, µs", "of a copy's bandwidth"], rows)

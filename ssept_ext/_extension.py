@@ -18,7 +18,7 @@ OPS = (
     "user_item_embedding",
     "position_layer_norm",
     "causal_attention",
-    "bias_dropout",
+    "feed_forward",
     "sampled_logits",
 )
 

@@ -49,15 +49,13 @@ def backward(out: Tensor, *leaves: Tensor) -> None:
     torch.autograd.grad(out, leaves, gradient)
 
 
-def norms_and_dropout(batch: Batch, dtype: torch.dtype, width: int) -> None:
-    x, residual = (batch.leaf(dtype, batch.num_tokens, width) for _ in range(2))
+def norms_and_feed_forward(batch: Batch, dtype: torch.dtype, width: int) -> None:
+    x = batch.leaf(dtype, batch.num_tokens, width)
     gamma, beta = (batch.leaf(dtype, max(LENGTHS), width) for _ in range(2))
     normal = ops.position_layer_norm(x, gamma, beta, batch.positions, batch.cu_seqlens)
     backward(normal, x, gamma, beta)
-    bias = batch.leaf(dtype, width)
-    for relu in (True, False):
-        rest = None if relu else residual
-        backward(ops.bias_dropout(x, bias, rest, relu, 0.2, batch.seed), x, bias)
+    layers = [batch.leaf(dtype, *shape) for shape in ((7, width), (7,), (width, 7), (width,))]
+    backward(ops.feed_forward(x, *layers, 0.2, batch.seed), x, *layers)
 
 
 def attention(batch: Batch, dtype: torch.dtype, width: int) -> None:
@@ -102,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for dtype, widths in WIDTHS.items():
         for width in widths:
             print(f"{dtype}, width {width}", flush=True)
-            norms_and_dropout(batch, dtype, width)
+            norms_and_feed_forward(batch, dtype, width)
             attention(batch, dtype, width)
             tables(batch, dtype, width)
     if device.type == "cuda":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import bias_dropout
 import causal_attention
+import feed_forward
 import position_layer_norm
 import sampled_logits
 import torch
@@ -65,13 +65,13 @@ def norm(run: Run) -> None:
         of_bandwidth(run, f"position_layer_norm, {way}", call, num_bytes)
 
 
-def dropout(run: Run) -> None:
+def both_layers(run: Run) -> None:
     batch = load("ML-1M", run.options.quick).batch(run.options.device)
-    for kind, relu in (("ReLU", True), ("residual", False)):
+    for precision, dtype in PRECISIONS.items():
         for way, backward in WAYS.items():
-            call = bias_dropout.alternatives_of(batch, relu, run.options, backward)[OURS]
-            num_bytes = bias_dropout.bytes_moved(batch, relu, backward)
-            of_bandwidth(run, f"bias_dropout, {kind}, {way}", call, num_bytes)
+            call = feed_forward.alternatives_of(batch, dtype, run.options, backward)[OURS]
+            flops = feed_forward.flops_of(batch, backward)
+            of_products(run, f"feed_forward, {precision}, {way}", call, flops, precision)
 
 
 def logits(run: Run) -> None:
@@ -118,7 +118,7 @@ if __name__ == "__main__":
         {
             "embedding": embedding,
             "norm": norm,
-            "dropout": dropout,
+            "feed-forward": both_layers,
             "logits": logits,
             "attention": partial(
                 on_lengths_of_ml1m, name="attention", of=ours, dropouts=(0.0, DROPOUT)

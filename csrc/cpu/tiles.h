@@ -94,34 +94,43 @@ class Buffer {
   std::unique_ptr<A, Delete> memory_;
 };
 
-// VECS vectors of kRows rows of C = A · B, or of C += A · B, all of them in registers.
-template <class S, bool ADD, int VECS, class A>
-SSEPT_INLINE void multiply_block(int64_t depth, const A* a, int64_t a_row, int64_t a_column,
-                                 const A* b, int64_t b_row, A* c, int64_t c_row) {
-  constexpr int64_t kLanes = S::template kLanes<A>;
-  typename S::template Vec<A> sum[S::kRows][VECS];
+// ROWS rows of C = A · B, or of C += A · B: VECS vectors and a narrower one of TAIL bytes, all of
+// them in registers.
+template <class S, int ROWS, int VECS, int TAIL, class A>
+SSEPT_INLINE void multiply_block(bool add, int64_t depth, const A* a, int64_t a_row,
+                                 int64_t a_column, const A* b, int64_t b_row, A* c, int64_t c_row) {
+  using Vec = typename S::template Vec<A>;
+  using Narrow = Simd<TAIL ? TAIL : 16, 1>;
+  using Tail = typename Narrow::template Vec<A>;
+  constexpr int64_t kLanes = S::template kLanes<A>, kTail = VECS * kLanes;
+  Vec sum[ROWS][VECS + 1];
+  Tail tail[ROWS];
 #pragma GCC unroll 8
-  for (int r = 0; r < S::kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECS; ++v) {
-      if constexpr (ADD)
-        sum[r][v] = S::at(c + r * c_row + v * kLanes);
-      else
-        sum[r][v] = typename S::template Vec<A>{};
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 3
+    for (int v = 0; v < VECS; ++v) sum[r][v] = add ? S::at(c + r * c_row + v * kLanes) : Vec{};
+    if constexpr (TAIL > 0) tail[r] = add ? Narrow::at(c + r * c_row + kTail) : Tail{};
+  }
+  for (int64_t d = 0; d < depth; ++d, a += a_column, b += b_row) {
+    Vec row[VECS + 1];
+    Tail row_tail{};
+#pragma GCC unroll 3
+    for (int v = 0; v < VECS; ++v) row[v] = S::at(b + v * kLanes);
+    if constexpr (TAIL > 0) row_tail = Narrow::at(b + kTail);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const A factor = a[r * a_row];
+#pragma GCC unroll 3
+      for (int v = 0; v < VECS; ++v) sum[r][v] += factor * row[v];
+      if constexpr (TAIL > 0) tail[r] += factor * row_tail;
     }
-  for (int64_t d = 0; d < depth; ++d) {
-    typename S::template Vec<A> row[VECS];
-#pragma GCC unroll 2
-    for (int v = 0; v < VECS; ++v) row[v] = S::at(b + d * b_row + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < S::kRows; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < VECS; ++v) sum[r][v] += a[r * a_row + d * a_column] * row[v];
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < S::kRows; ++r)
-#pragma GCC unroll 2
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 3
     for (int v = 0; v < VECS; ++v) S::at(c + r * c_row + v * kLanes) = sum[r][v];
+    if constexpr (TAIL > 0) Narrow::at(c + r * c_row + kTail) = tail[r];
+  }
 }
 
 // kRows rows of C = A · B, or of C += A · B: (kRows, columns) of (kRows, depth) and (depth,
@@ -133,8 +142,9 @@ SSEPT_INLINE void multiply_rows(int64_t columns, int64_t depth, const A* a, int6
   constexpr int64_t kLanes = S::template kLanes<A>;
   int64_t i = 0;
   for (; i + kLanes < columns; i += 2 * kLanes)
-    multiply_block<S, ADD, 2>(depth, a, a_row, a_column, b + i, b_row, c + i, c_row);
-  if (i < columns) multiply_block<S, ADD, 1>(depth, a, a_row, a_column, b + i, b_row, c + i, c_row);
+    multiply_block<S, S::kRows, 2, 0>(ADD, depth, a, a_row, a_column, b + i, b_row, c + i, c_row);
+  if (i < columns)
+    multiply_block<S, S::kRows, 1, 0>(ADD, depth, a, a_row, a_column, b + i, b_row, c + i, c_row);
 }
 
 // kRows rows of C += A · B, in which a zero of A hides a row of B: unless all of B is finite, that

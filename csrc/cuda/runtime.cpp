@@ -10,24 +10,47 @@
 #include "common/library.h"
 #include "cuda/shared_memory.h"
 
+#ifdef SSEPT_CUDA_EMULATION
+extern "C" void count_emulated_launch();
+#endif
+
 namespace ssept::cuda {
 
 #ifdef SSEPT_CUDA_EMULATION
 cudaStream_t DeviceOf::stream() const { return nullptr; }
+const Products& DeviceOf::products() const {
+  count_emulated_launch();
+  return kCpuProducts;
+}
 #else
+namespace {
+
+// In every torch since 2.11, but in a library that CPU builds lack: found at run time, or not at
+// all.
+template <class Function>
+Function find_in_torch(const char* name) {
+  void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+  return reinterpret_cast<Function>(library ? dlsym(library, name) : nullptr);
+}
+
+}  // namespace
+
 cudaStream_t DeviceOf::stream() const {
-  // In every torch since 2.11, but in a library that CPU builds lack: found at run time, or not at
-  // all.
   using GetStream = int32_t (*)(int32_t, void**);
-  static const auto get_stream = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-    return reinterpret_cast<GetStream>(symbol);
-  }();
+  static const auto get_stream = find_in_torch<GetStream>("aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
   check<std::runtime_error>(get_stream != nullptr && get_stream(index_, &stream) == 0,
                             "this torch gives no CUDA stream for device ", index_);
   return static_cast<cudaStream_t>(stream);
+}
+
+const Products& DeviceOf::products() const {
+  static const Products products{
+      find_in_torch<decltype(Products::mm_out)>("aoti_torch_cuda_mm_out"),
+      find_in_torch<decltype(Products::addmm_out)>("aoti_torch_cuda_addmm_out")};
+  check<std::runtime_error>(products.mm_out != nullptr && products.addmm_out != nullptr,
+                            "this torch gives no products of matrices for device ", index_);
+  return products;
 }
 #endif
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/dtype.h"
+#include "common/products.h"
 #include "cuda/bad_id.h"
 
 namespace ssept::cuda {
@@ -25,6 +26,8 @@ class DeviceOf {
   }
   // The stream torch queues work on.
   cudaStream_t stream() const;
+  // Ask again for each product: the emulation counts them.
+  const Products& products() const;
   BadIdNote* note() const { return bad_id_note(index_); }
 
  private:

@@ -133,24 +133,8 @@ class PointWiseFeedForward(nn.Module):
     def forward(self, x: Tensor, drop: Dropout, site: int) -> Tensor:
         """(N, D) -> (N, D), including the residual x; uses the dropout sites `site` and `site + 1`."""
         first, second = self.conv_layer1, self.conv_layer2
-        inner = ops.bias_dropout(
-            F.linear(x, first.weight),
-            first.bias,
-            relu=True,
-            dropout_p=drop.p,
-            seed=drop.seed,
-            site=site,
-            backend=self.backend,
-        )
-        return ops.bias_dropout(
-            F.linear(inner, second.weight),
-            second.bias,
-            residual=x,
-            dropout_p=drop.p,
-            seed=drop.seed,
-            site=site + 1,
-            backend=self.backend,
-        )
+        weights = (first.weight, first.bias, second.weight, second.bias)
+        return ops.feed_forward(x, *weights, drop.p, drop.seed, site, backend=self.backend)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object

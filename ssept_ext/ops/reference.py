@@ -208,27 +208,36 @@ def causal_attention(
     return out.to(q.dtype), lse.detach()
 
 
-def bias_dropout(
+def feed_forward(
     x: Tensor,
-    bias: Tensor,
-    residual: Tensor | None = None,
-    relu: bool = False,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
-) -> Tensor:
-    """`residual + dropout(act(x + bias))`: see `ssept_ext.ops`."""
+) -> tuple[Tensor, Tensor]:
+    """Two linear layers with ReLU, dropouts and a residual: see `ssept_ext.ops`.
+
+    Also returns what the first dropout gives, (N, C), without gradient.
+    """
     _check_dropout(dropout_p, seed, site)
+    _check_dropout(dropout_p, seed, site + 1)
     _check_dims("x", x, 2)
-    _check_shape("bias", bias, (x.shape[1],))
-    _check_same_type(x=x, bias=bias, residual=residual)
-    if residual is not None:
-        _check_shape("residual", residual, tuple(x.shape))
-        if relu:
-            raise ValueError("relu and residual cannot be combined")
-    y = x.to(torch.promote_types(x.dtype, torch.float32)) + bias
-    y = dropout(F.relu(y) if relu else y, dropout_p, seed, site)
-    return (y if residual is None else y + residual).to(x.dtype)
+    _check_dims("weight1", weight1, 2)
+    inner, width = weight1.shape[0], x.shape[1]
+    _check_shape("weight1", weight1, (inner, width))
+    _check_shape("bias1", bias1, (inner,))
+    _check_shape("weight2", weight2, (width, inner))
+    _check_shape("bias2", bias2, (width,))
+    _check_same_type(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    hidden = F.relu(F.linear(x.to(wide), weight1.to(wide), bias1.to(wide)))
+    hidden = dropout(hidden, dropout_p, seed, site)
+    y = F.linear(hidden, weight2.to(wide), bias2.to(wide))
+    out = dropout(y, dropout_p, seed, site + 1) + x
+    return out.to(x.dtype), hidden.to(x.dtype).detach()
 
 
 def sampled_logits(

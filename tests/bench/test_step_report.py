@@ -22,13 +22,13 @@ step_report = importlib.import_module("step_report")
 launches = importlib.import_module("launches")
 
 MOST_KERNELS = {
-    "sse-pt": 149,
-    "sse-pt++": 149,
-    "sasrec": 140,
-    "sse-pt-sampled-softmax": 153,
-    "sse-pt++-sampled-softmax": 153,
-    "sasrec-sampled-softmax": 144,
-    "recommenders": 138,
+    "sse-pt": 145,
+    "sse-pt++": 145,
+    "sasrec": 136,
+    "sse-pt-sampled-softmax": 149,
+    "sse-pt++-sampled-softmax": 149,
+    "sasrec-sampled-softmax": 140,
+    "recommenders": 134,
 }
 """Of a captured step. Lower a number when a change needs fewer; do not raise one."""
 LENGTHS = (5, 0, 1, 6)

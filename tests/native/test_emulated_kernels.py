@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 ATTENTION_TESTS = ("ops/test_causal_attention.py", "ops/test_attention_exactness.py")
 TESTS = [
     *ATTENTION_TESTS,
-    "ops/test_bias_dropout.py",
+    "ops/test_feed_forward.py",
     "ops/test_position_layer_norm.py",
     "ops/test_sampled_logits.py",
     "ops/test_user_item_embedding.py",

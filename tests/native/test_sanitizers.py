@@ -18,7 +18,7 @@ OPS = [
         for op in (
             "user_item_embedding",
             "position_layer_norm",
-            "bias_dropout",
+            "feed_forward",
             "sampled_logits",
         )
     ),

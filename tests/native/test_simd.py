@@ -10,7 +10,7 @@ TESTS = [
     "ops/test_philox.py",
     "ops/test_causal_attention.py",
     "ops/test_attention_exactness.py",
-    "ops/test_bias_dropout.py",
+    "ops/test_feed_forward.py",
     "ops/test_user_item_embedding.py",
 ]
 

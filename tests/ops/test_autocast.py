@@ -74,7 +74,11 @@ def test_hidden_states_are_of_autocasts_type_and_logits_of_the_tables(backend):
             *tables, m.positional_embedding_layer.weight, b.items, b.users, *where, backend=backend
         )
         normal = ops.position_layer_norm(x.float(), norm.gamma, norm.beta, *where, backend=backend)
-        summed = ops.bias_dropout(x, norm.beta[0], residual=x.float(), backend=backend)
+        ffn = m.encoder.enc_layers[0].ffn
+        layers = [
+            p for layer in (ffn.conv_layer1, ffn.conv_layer2) for p in (layer.weight, layer.bias)
+        ]
+        summed = ops.feed_forward(x.float(), *layers, backend=backend)
         logits = ops.sampled_logits(x, *tables, b.negatives, b.users, b.cu_seqlens, backend=backend)
     assert [y.dtype for y in (x, normal, summed, logits)] == [torch.bfloat16] * 3 + [torch.float32]
     exact = ops.sampled_logits(

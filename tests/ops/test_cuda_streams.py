@@ -23,10 +23,11 @@ def layer_norm_arguments(generator):
     return x, gamma, beta, positions, BATCH.cu_seqlens()
 
 
-def bias_dropout_arguments(generator):
-    x, residual = torch.randn(2, BATCH.num_tokens, WIDTH, generator=generator)
-    bias = torch.randn(WIDTH, generator=generator)
-    return x, bias, residual, False, 0.2, torch.tensor([1]), 3
+def feed_forward_arguments(generator):
+    x = torch.randn(BATCH.num_tokens, WIDTH, generator=generator)
+    weights = torch.randn(2, WIDTH, WIDTH, generator=generator)
+    biases = torch.randn(2, WIDTH, generator=generator)
+    return x, weights[0], biases[0], weights[1], biases[1], 0.2, torch.tensor([1]), 3
 
 
 def tables(generator):
@@ -55,8 +56,8 @@ def logits_arguments(generator):
 
 
 OPS = {
-    "bias_dropout": bias_dropout_arguments,
     "causal_attention": attention_arguments,
+    "feed_forward": feed_forward_arguments,
     "position_layer_norm": layer_norm_arguments,
     "sampled_logits": logits_arguments,
     "user_item_embedding": embedding_arguments,

@@ -129,25 +129,25 @@ def test_causal_attention(ragged, generator, dtype, heads, head_size, newest_onl
 
 
 @every_batch
-@given(
-    st.integers(0, 90),
-    st.integers(1, 130),
-    generators,
-    dtypes,
-    st.sampled_from(["plain", "relu", "residual"]),
-    dropouts,
-)
-def test_bias_dropout(rows, width, generator, dtype, variant, dropout):
-    shape = (rows, width)
+@given(st.integers(0, 300), st.integers(1, 130), st.integers(0, 130), generators, dtypes, dropouts)
+def test_feed_forward(rows, width, inner, generator, dtype, dropout):
+    p, seed, site = dropout
+
+    def whole_numbers(*shape):
+        return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+
     assert_native_matches_reference(
-        "bias_dropout",
+        "feed_forward",
         generator,
-        shape,
-        normal(generator, dtype, *shape),
+        (rows, width),
+        whole_numbers(rows, width),
+        whole_numbers(inner, width),
+        whole_numbers(inner) + 0.5,  # so that no rounding takes an input of the ReLU across 0
+        normal(generator, dtype, width, inner),
         normal(generator, dtype, width),
-        normal(generator, dtype, *shape) if variant == "residual" else None,
-        variant == "relu",
-        *dropout,
+        p,
+        seed,
+        min(site, 2**32 - 2),
     )
 
 

@@ -69,9 +69,15 @@ def arguments(
                 "scale": 0.4,
                 **dropout,
             }
-        case "bias_dropout":
-            x = normal(tokens, width)
-            return {"x": x, "bias": normal(width), "residual": x + 1, "relu": False, **dropout}
+        case "feed_forward":
+            return {
+                "x": normal(tokens, width),
+                "weight1": normal(num_items, width),
+                "bias1": normal(num_items),
+                "weight2": normal(width, num_items),
+                "bias2": normal(width),
+                **dropout,
+            }
         case "sampled_logits":
             return {
                 "hidden": normal(tokens, width),

@@ -1,4 +1,4 @@
-// The arguments of a `bias_dropout` kernel, on either device. No torch headers: .cu files include
+// The arguments of `feed_forward`'s kernels, on either device. No torch headers: .cu files include
 // this.
 #pragma once
 #include <cstdint>
@@ -7,9 +7,9 @@
 
 namespace ssept {
 
+// What follows a product: bias, ReLU or not, dropout, residual.
 template <class T>
 struct BiasDropout {
-  const T* x;         // (N, C)
   const T* bias;      // (C)
   const T* residual;  // (N, C), or null
   DropoutSite dropout;
@@ -19,10 +19,8 @@ struct BiasDropout {
 
 template <class T>
 struct BiasDropoutBackward {
-  const T* grad;  // (N, C)
-  const T* out;   // (N, C), what the forward gave; read only where there is a ReLU
+  const T* out;  // (N, C), what the forward gave where there is a ReLU, else null
   DropoutSite dropout;
-  bool relu;
   int64_t num_rows, width;  // N, C
 };
 

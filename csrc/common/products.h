@@ -1,0 +1,34 @@
+// Products of matrices by torch's own kernels, into memory that is given. They are called past
+// torch's dispatcher, whose stable interface has no way to pass a Scalar: autocast and autograd do
+// not see them.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include "common/checks.h"
+
+namespace ssept {
+
+// Of one type of device.
+struct Products {
+  decltype(&aoti_torch_cpu_mm_out) mm_out;
+  decltype(&aoti_torch_cpu_addmm_out) addmm_out;
+
+  // out = a · b
+  void multiply(const Tensor& out, const Tensor& a, const Tensor& b) const {
+    STABLE_TORCH_ERROR_CODE_CHECK(mm_out(out.get(), a.get(), b.get()));
+  }
+  // out += a · b
+  void add_product(const Tensor& out, const Tensor& a, const Tensor& b) const {
+    STABLE_TORCH_ERROR_CODE_CHECK(addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1));
+  }
+  // out = a · b + bias, for every row
+  void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& bias) const {
+    STABLE_TORCH_ERROR_CODE_CHECK(addmm_out(out.get(), bias.get(), a.get(), b.get(), 1, 1));
+  }
+};
+
+inline constexpr Products kCpuProducts{&aoti_torch_cpu_mm_out, &aoti_torch_cpu_addmm_out};
+
+inline Tensor transposed(const Tensor& x) { return torch::stable::transpose(x, 0, 1); }
+
+}  // namespace ssept

@@ -1,0 +1,33 @@
+// `feed_forward` as products of torch's and kernels between them, on either device. `steps` has
+// products(), torch's; finish and start, the kernels after and before a product; and sum_biases,
+// which adds up what `start` has left of the gradients of biases.
+#pragma once
+#include "common/products.h"
+#include "ops/feed_forward/args.h"
+
+namespace ssept {
+
+template <class T, class Steps>
+void forward_by_steps(Steps&& steps, const FeedForward& f) {
+  steps.products().multiply(f.hidden, f.x, transposed(f.weight1));
+  steps.finish(f.after_first<T>(), mutable_data<T>(f.hidden));
+  steps.products().multiply(f.out, f.hidden, transposed(f.weight2));
+  steps.finish(f.after_second<T>(), mutable_data<T>(f.out));
+}
+
+template <class T, class Steps>
+void backward_by_steps(Steps&& steps, const FeedForwardBackward& f) {
+  using A = Accumulator<T>;
+  const Tensor grad_out = f.new_rows(f.width), grad_hidden = f.new_rows(f.inner);
+  T* const grad_x = mutable_data<T>(f.grad_x);  // the residual's, to which the rest is added last
+  steps.start(f.before_second<T>(), data<T>(f.grad), mutable_data<T>(grad_out), grad_x, f.inner);
+  steps.products().multiply(f.grad_weight2, transposed(grad_out), f.hidden);
+  steps.products().multiply(grad_hidden, grad_out, f.weight2);
+  steps.start(f.before_first<T>(), data<T>(grad_hidden), mutable_data<T>(grad_hidden),
+              static_cast<T*>(nullptr), 0);
+  steps.products().multiply(f.grad_weight1, transposed(grad_hidden), f.x);
+  steps.products().add_product(f.grad_x, grad_hidden, f.weight1);
+  steps.sum_biases(mutable_data<A>(f.grad_bias1), f.inner, mutable_data<A>(f.grad_bias2), f.width);
+}
+
+}  // namespace ssept

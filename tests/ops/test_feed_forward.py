@@ -1,0 +1,186 @@
+"""`feed_forward`, forward and backward, in every implementation."""
+
+import pytest
+import torch
+from support.implementations import ALL
+from support.samples import amid_traps, outputs_and_gradients
+from support.tolerances import HALF_TYPES, assert_close
+from torch.nn import functional as F
+
+from ssept_ext.ops import reference
+
+every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)
+every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
+SEED, SITE = torch.tensor([-(3**39)]), 2**31 + 5
+# Whole vectors of any registers and rests of them, narrower and wider inside, and blocks and parts of rows with rests.
+SHAPES = [(0, 5, 3), (1, 1, 1), (3, 130, 70), (131, 16, 48), (300, 33, 100), (1100, 50, 20)]
+
+
+def whole_numbers(*shape):
+    return torch.randint(-2, 3, shape).double()
+
+
+def inputs(rows=9, width=13, inner=7, dtype=torch.float64):
+    """x, weights and biases; the ReLU's inputs are .5 or more from 0, so that rounding does not change their sign."""
+    tensors = (
+        whole_numbers(rows, width),
+        whole_numbers(inner, width),
+        whole_numbers(inner) + 0.5,
+        torch.randn(width, inner, dtype=torch.float64),
+        torch.randn(width, dtype=torch.float64),
+    )
+    return [x.to(dtype) for x in tensors]
+
+
+def moved(implementation, arguments):
+    return [x.to(implementation.device) if isinstance(x, torch.Tensor) else x for x in arguments]
+
+
+def run(implementation, *arguments, grad=None):
+    """Output, what the first dropout gives, and the gradients."""
+    op = implementation.op("feed_forward")
+    grad = None if grad is None else grad.to(implementation.device)
+    return outputs_and_gradients(op, moved(implementation, arguments), grad)
+
+
+def plain(x, weight1, bias1, weight2, bias2):
+    hidden = F.relu(F.linear(x, weight1, bias1))
+    return F.linear(hidden, weight2, bias2) + x, hidden.detach()
+
+
+@every_implementation
+def test_each_of_two_layers_has_a_dropout_of_its_own_and_the_residual_is_added_last(implementation):
+    x, weight1, bias1, weight2, bias2 = inputs()
+
+    out, hidden, *_ = run(implementation, x, weight1, bias1, weight2, bias2, 0.4, SEED, SITE)
+
+    first = reference.dropout_keep(torch.arange(9), 7, 0.4, SEED, SITE)
+    second = reference.dropout_keep(torch.arange(9), 13, 0.4, SEED, SITE + 1)
+    exact_hidden = torch.relu(x @ weight1.T + bias1) * first / 0.6
+    assert_close(hidden, exact_hidden)
+    assert_close(out, x + (exact_hidden @ weight2.T + bias2) * second / 0.6)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@every_kernel
+def test_output_and_gradients_match_the_reference(implementation, dropout_p, shape):
+    tensors = inputs(*shape)
+    grad = torch.randn(shape[:2], dtype=torch.float64)
+
+    actual = run(implementation, *tensors, dropout_p, SEED, SITE, grad=grad)
+
+    settings = (dropout_p, SEED, SITE)
+    exact = outputs_and_gradients(reference.feed_forward, [*tensors, *settings], grad)
+    for x, y in zip(actual, exact, strict=True):
+        assert_close(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@every_implementation
+def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
+    tensors = inputs(200, 100, 60, dtype)
+    grad = torch.randn(200, 100).to(dtype)
+
+    actual = run(implementation, *tensors, grad=grad)
+
+    exact = outputs_and_gradients(plain, [t.double() for t in tensors], grad.double())
+    by_torch = outputs_and_gradients(plain, tensors, grad)
+    for x, y, z in zip(actual, exact, by_torch, strict=True):
+        assert x.dtype == dtype
+        assert_close(x, y, z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_kernel
+def test_nothing_beyond_a_tensor_reaches_a_result(implementation, dtype):
+    tensors = [amid_traps(x) for x in inputs(133, 37, 21, dtype)]
+    tensors = moved(implementation, tensors)
+    grad = amid_traps(torch.ones_like(tensors[0]))
+    ops = getattr(torch.ops, implementation.namespace)
+
+    out, hidden = ops.feed_forward(*tensors)
+    x, weight1, _, weight2, _ = tensors
+    gradients = ops.feed_forward_backward(
+        grad, x, amid_traps(hidden), weight1, weight2, 0.0, None, 0
+    )
+
+    assert all(torch.isfinite(y).all() for y in (out, hidden, *gradients))
+
+
+@every_implementation
+def test_gradcheck_with_dropout(implementation):
+    tensors = [t.requires_grad_() for t in moved(implementation, inputs(5, 6, 3))]
+    settings = moved(implementation, (0.4, SEED, SITE))
+    op = implementation.op("feed_forward")
+    torch.autograd.gradcheck(lambda *tensors: op(*tensors, *settings)[0], tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_implementation
+def test_nan_in_a_row_passes_through_the_relu_and_stays_in_its_row(implementation, dtype):
+    tensors = inputs(dtype=dtype)
+    tensors[0][2, 3] = torch.nan
+
+    out, hidden, *_ = run(implementation, *tensors)
+
+    assert out[2].isnan().all()
+    assert hidden[2].isnan().all()
+    assert torch.isfinite(out[[0, 1, *range(3, 9)]]).all()
+
+
+@every_kernel
+def test_inputs_need_not_be_contiguous(implementation):
+    tensors = moved(implementation, inputs())
+    op = implementation.op("feed_forward")
+    strided = [t.t().contiguous().t() for t in tensors]
+    assert torch.equal(op(*strided)[0], op(*tensors)[0])
+
+
+@every_kernel
+def test_opcheck(implementation):
+    tensors = [t.requires_grad_() for t in moved(implementation, inputs(dtype=torch.float32))]
+    op = getattr(torch.ops, implementation.namespace).feed_forward.default
+    torch.library.opcheck(op, (*tensors, 0.3, SEED.to(implementation.device), SITE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_kernel
+def test_gradients_are_the_same_bits_every_time(implementation, dtype):
+    arguments = (*inputs(5000, 20, 30, dtype), 0.3, SEED, SITE)
+    grad = torch.randn(5000, 20).to(dtype)
+    first = run(implementation, *arguments, grad=grad)
+    torch.set_num_threads(1)
+    second = run(implementation, *arguments, grad=grad)
+    torch.set_num_threads(2)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+WRONG = [
+    ("x must have 2 dimensions", {"x": torch.ones(3)}),
+    ("weight1 must have", {"weight1": torch.ones(4, 2)}),
+    ("bias1 must have", {"bias1": torch.ones(3)}),
+    ("weight2 must have", {"weight2": torch.ones(4, 3)}),
+    ("bias2 must have", {"bias2": torch.ones(4)}),
+    ("bias2.*[fF]loat", {"bias2": torch.ones(3).half()}),
+    ("dropout_p must be in", {"dropout_p": 1.0}),
+    ("seed must be an int64 tensor of one element", {"dropout_p": 0.5}),
+    ("site must be in 0..4294967295, got 4294967296", {"site": 2**32 - 1}),
+]
+
+
+@pytest.mark.parametrize(("match", "changes"), WRONG, ids=[match for match, _ in WRONG])
+@every_implementation
+def test_a_wrong_argument_is_a_value_error(implementation, match, changes):
+    arguments = {
+        "x": torch.ones(2, 3),
+        "weight1": torch.ones(4, 3),
+        "bias1": torch.ones(4),
+        "weight2": torch.ones(3, 4),
+        "bias2": torch.ones(3),
+    } | changes
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            arguments[name] = value.to(implementation.device)
+    with pytest.raises(ValueError, match=match):
+        implementation.op("feed_forward")(**arguments)
