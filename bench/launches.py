@@ -35,8 +35,9 @@ class Cost:
     """Further kernels, by which cuBLAS and sums of torch prepare or finish their work on a GPU."""
     flops: Formula = lambda a, lengths: 0
     """Of products only: everything else waits for memory."""
-    gathered: Formula = lambda a, lengths: 0
-    """Bytes of rows that are read, or added to, again and again. All other tensors count once."""
+    further_bytes: Formula = lambda a, lengths: 0
+    """Beside arguments and results, which count once: rows that are read, or added to, again and again, and what one
+    kernel of the op leaves for another."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def call_of(op: torch._ops.OpOverload, args: Any, kwargs: Any, out: Any, lengths
     helpers = cost.helpers if isinstance(cost.helpers, int) else cost.helpers(given, lengths)
     written = [given[x.name] for x in parameters if x.is_write] or out
     num_bytes = sum(map(size_of, _tensors(given) + _tensors(written)))
-    num_bytes += cost.gathered(given, lengths)
+    num_bytes += cost.further_bytes(given, lengths)
     return Call(name, kernels + helpers, num_bytes, cost.flops(given, lengths), helpers)
 
 
