@@ -107,8 +107,10 @@ def _and_for_users(kernels: int, for_users: int, a: Arguments, _: Tensor) -> int
     return kernels + for_users * (a["users"] is not None)
 
 
-def _attention_flops(products: int, a: Arguments, lengths: Tensor) -> int:
-    return products * attention_flops(lengths, a["q"].shape[1] * a["q"].shape[2]) // 2
+def _attention_flops(products: int, projections: int, a: Arguments, lengths: Tensor) -> int:
+    tokens, width = a["x_k"].shape
+    of_scores = products * attention_flops(lengths, width) // 2
+    return int(of_scores + projections * 2 * tokens * width**2)
 
 
 def _layer_flops(products: int, a: Arguments, _: Tensor) -> int:
@@ -135,8 +137,8 @@ OURS: dict[str, Cost] = {
     "user_item_embedding_backward": Cost(partial(_and_for_users, 2, 1)),
     "position_layer_norm": Cost(),
     "position_layer_norm_backward": Cost(2),
-    "causal_attention": Cost(1, 0, partial(_attention_flops, 2)),
-    "causal_attention_backward": Cost(2, 0, partial(_attention_flops, 5)),
+    "multi_head_attention": Cost(4, 1, partial(_attention_flops, 2, 3)),
+    "multi_head_attention_backward": Cost(8, 2, partial(_attention_flops, 5, 6)),
     "feed_forward": Cost(4, 2, partial(_layer_flops, 2), partial(_bytes_between_products, 3, 3)),
     "feed_forward_backward": Cost(
         7, 2, partial(_layer_flops, 4), partial(_bytes_between_products, 5, 6)

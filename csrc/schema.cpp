@@ -25,6 +25,21 @@ SSEPT_LIBRARY(m) {
       "Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
       "SymInt max_seqlen_k, float scale, float dropout_p, Tensor? seed, int site, "
       "bool allow_tf32) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+  // The other outputs are for the backward, whose q, k and v may come without their biases.
+  m.def(
+      "multi_head_attention(Tensor x_q, Tensor x_k, Tensor q_weight, Tensor q_bias, "
+      "Tensor k_weight, Tensor k_bias, Tensor v_weight, Tensor v_bias, Tensor cu_seqlens_q, "
+      "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, int num_heads, float scale, "
+      "float dropout_p=0.0, Tensor? seed=None, int site=0, bool allow_tf32=False) "
+      "-> (Tensor out, Tensor attended, Tensor lse, Tensor q, Tensor k, Tensor v)");
+  // Of weights and biases: those of queries, keys and values, one after another.
+  m.def(
+      "multi_head_attention_backward(Tensor grad_out, Tensor x_q, Tensor x_k, Tensor q_weight, "
+      "Tensor q_bias, Tensor k_weight, Tensor k_bias, Tensor v_weight, Tensor v_bias, "
+      "Tensor attended, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, "
+      "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, int num_heads, float scale, "
+      "float dropout_p, Tensor? seed, int site, bool allow_tf32) "
+      "-> (Tensor grad_x_q, Tensor grad_x_k, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "sampled_logits(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor items, "
       "Tensor? users, Tensor cu_seqlens) -> Tensor");

@@ -19,6 +19,7 @@ OPS = (
     "position_layer_norm",
     "causal_attention",
     "feed_forward",
+    "multi_head_attention",
     "sampled_logits",
 )
 

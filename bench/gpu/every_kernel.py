@@ -69,6 +69,13 @@ def attention(batch: Batch, dtype: torch.dtype, width: int) -> None:
             for p in (0.0, 0.2):
                 out, _ = ops.causal_attention(q, k, v, *lengths, width**-0.5, p, batch.seed)
                 backward(out, q, k, v)
+            x, *rows = (batch.leaf(dtype, n, width) for n in (batch.num_tokens, *[width] * 3))
+            biases = (batch.leaf(dtype, width) for _ in rows)
+            layers = [x for layer in zip(rows, biases, strict=True) for x in layer]
+            out = ops.multi_head_attention(
+                x, x, *layers, *lengths, heads, width**-0.5, 0.2, batch.seed
+            )
+            backward(out, x, *layers)
 
 
 def tables(batch: Batch, dtype: torch.dtype, width: int) -> None:

@@ -160,11 +160,11 @@ SSEPT_INLINE void add_product(bool finite, int64_t columns, int64_t depth, const
         for (int64_t i = 0; i < columns; ++i) c[r * c_row + i] += factor * b[d * b_row + i];
 }
 
-// Rows of x as (tile_rows, width in whole vectors), zeros where there is nothing. Returns whether
-// all are finite.
+// Rows of x, plus `bias` if there is one, as (tile_rows, width in whole vectors), zeros where there
+// is nothing. Returns whether all are finite.
 template <class S, class T, class A>
 SSEPT_INLINE bool pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t width, A scale,
-                            int64_t tile_rows, A* tile) {
+                            int64_t tile_rows, A* tile, const A* bias = nullptr) {
   const int64_t tile_width = S::template whole_vectors<A>(width);
   A zero = 0;
   for (int64_t r = 0; r < tile_rows; ++r) {
@@ -172,7 +172,7 @@ SSEPT_INLINE bool pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t wid
     const int64_t filled = r < rows ? width : 0;
 #pragma omp simd reduction(+ : zero)
     for (int64_t i = 0; i < filled; ++i) {
-      out[i] = scale * static_cast<A>(x[r * x_row + i]);
+      out[i] = scale * (static_cast<A>(x[r * x_row + i]) + (bias ? bias[i] : A(0)));
       zero += 0 * out[i];
     }
     for (int64_t i = filled; i < tile_width; ++i) out[i] = 0;
@@ -202,28 +202,31 @@ SSEPT_INLINE typename S::template Vec<A> interleave(typename S::template Vec<A> 
   return shuffle<S, A, (kFirst + I / 2 + I % 2 * kLanes)...>(x, y);
 }
 
-// Rows of x as (width in whole vectors, tile_columns): column r of the tile is row r of x, zeros
-// where there is none, up to `rows` in whole vectors.
+// Rows of x, plus `bias` if there is one, as (width in whole vectors, tile_columns): column r of
+// the tile is row r of x, zeros where there is none, up to `rows` in whole vectors.
 template <class S, class T, class A>
 SSEPT_INLINE void pack_transposed(const T* x, int64_t x_row, int64_t rows, int64_t width,
-                                  int64_t tile_columns, A* tile) {
+                                  int64_t tile_columns, A* tile, const A* bias = nullptr) {
   constexpr int64_t kLanes = S::template kLanes<A>;
   using Vec = typename S::template Vec<A>;
   constexpr auto kIndices = std::make_index_sequence<static_cast<size_t>(kLanes)>();
   for (int64_t r0 = 0; r0 < rows; r0 += kLanes)
     for (int64_t i0 = 0; i0 < width; i0 += kLanes) {
-      Vec block[kLanes], shuffled[kLanes];
+      Vec block[kLanes], shuffled[kLanes], added{};
+      for (int64_t i = i0; bias && i < std::min(width, i0 + kLanes); ++i) added[i - i0] = bias[i];
       for (int64_t r = 0; r < kLanes; ++r) {
         const T* from = x + (r0 + r) * x_row + i0;
         if (r0 + r >= rows) {
           block[r] = Vec{};
         } else if (std::is_same_v<T, A> && i0 + kLanes <= width) {
           std::memcpy(&block[r], from, sizeof(Vec));
+          block[r] += added;
         } else {
           A row[kLanes];
           for (int64_t i = 0; i < kLanes; ++i)
             row[i] = i0 + i < width ? static_cast<A>(from[i]) : A(0);
           std::memcpy(&block[r], row, sizeof(Vec));
+          block[r] += added;
         }
       }
       // Each perfect shuffle of the rows takes one bit of the element's number to that of the row.

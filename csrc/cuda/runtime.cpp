@@ -19,8 +19,14 @@ namespace ssept::cuda {
 #ifdef SSEPT_CUDA_EMULATION
 cudaStream_t DeviceOf::stream() const { return nullptr; }
 const Products& DeviceOf::products() const {
-  count_emulated_launch();
-  return kCpuProducts;
+  // Of a product with a bias, a profile sees the copy of the bias that torch begins with on a CPU.
+  static constexpr Products counted{
+      [](auto... x) { return count_emulated_launch(), aoti_torch_cpu_mm_out(x...); },
+      [](auto out, auto self, auto... x) {
+        if (out == self) count_emulated_launch();
+        return aoti_torch_cpu_addmm_out(out, self, x...);
+      }};
+  return counted;
 }
 #else
 namespace {

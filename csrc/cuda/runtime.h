@@ -26,7 +26,6 @@ class DeviceOf {
   }
   // The stream torch queues work on.
   cudaStream_t stream() const;
-  // Ask again for each product: the emulation counts them.
   const Products& products() const;
   BadIdNote* note() const { return bad_id_note(index_); }
 

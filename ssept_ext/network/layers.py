@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -80,18 +79,8 @@ class LayerNormalization(nn.Module):
         )
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)`, avoiding PyTorch's first step on a CPU: copying the bias to every row of the output.
-
-    Under autocast PyTorch makes no such copy, and adding a float32 bias here would be slower.
-    """
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return cast("Tensor", layer(x))
-    return F.linear(x, layer.weight).add_(layer.bias)
-
-
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention without an output projection (Kang & McAuley 2018, section 3.2)."""
+    """Causal self-attention with a residual and no output projection (Kang & McAuley 2018, section 3.2)."""
 
     def __init__(self, width: int, num_heads: int, backend: Backend) -> None:
         super().__init__()
@@ -102,23 +91,27 @@ class MultiHeadAttention(nn.Module):
         self.V = nn.Linear(width, width)
 
     def forward(self, queries: Tokens, keys: Tokens, drop: Dropout, site: int) -> Tensor:
-        """Attend from each query token to the tokens of its sequence up to itself; returns (Nq, D)."""
-        head_size = queries.x.shape[1] // self.num_heads
-        out, _ = ops.causal_attention(
-            _linear(self.Q, queries.x).view(-1, self.num_heads, head_size),
-            _linear(self.K, keys.x).view(-1, self.num_heads, head_size),
-            _linear(self.V, keys.x).view(-1, self.num_heads, head_size),
+        """Attend from each query token to the tokens of its sequence up to itself; returns (Nq, D), plus queries.x."""
+        return ops.multi_head_attention(
+            queries.x,
+            keys.x,
+            self.Q.weight,
+            self.Q.bias,
+            self.K.weight,
+            self.K.bias,
+            self.V.weight,
+            self.V.bias,
             queries.cu_seqlens,
             keys.cu_seqlens,
             queries.max_seqlen,
             keys.max_seqlen,
-            head_size**-0.5,
+            self.num_heads,
+            (queries.x.shape[1] // self.num_heads) ** -0.5,
             drop.p,
             drop.seed,
             site,
             backend=self.backend,
         )
-        return out.reshape(queries.x.shape)
 
 
 class PointWiseFeedForward(nn.Module):
@@ -169,7 +162,7 @@ class EncoderLayer(nn.Module):
         """
         queries = tokens.last() if last_only else tokens
         n = replace(queries, x=self.layer_normalization(queries))  # (Nq, D)
-        a = replace(queries, x=self.mha(n, tokens, drop, site) + n.x)  # (Nq, D)
+        a = replace(queries, x=self.mha(n, tokens, drop, site))  # (Nq, D)
         if self.layer_normalization2 is not None:
             a = replace(queries, x=self.layer_normalization2(a))  # (Nq, D)
         return replace(queries, x=self.ffn(a.x, drop, site + 1))  # (Nq, D)

@@ -3,8 +3,8 @@
 Under `torch.autocast`, hidden states have autocast's dtype and tables keep their own. `user_item_embedding` reads the
 tables in their dtype and returns autocast's; `position_layer_norm` and `feed_forward` cast their inputs, as
 `torch.nn.functional.linear` does; `sampled_logits` widens the hidden states to the dtype of the tables, so that neither
-logits nor gradients of tables are rounded; `causal_attention` computes in the dtype of q, k and v, which the linear
-layers before it have already cast. float64 is never cast.
+logits nor gradients of tables are rounded; `multi_head_attention` casts hidden states and weights, and
+`causal_attention` computes in the dtype of q, k and v. float64 is never cast.
 """
 
 import sys
@@ -13,6 +13,7 @@ from ssept_ext._extension import OPS, native_available
 from ssept_ext.ops.causal_attention import causal_attention, padded_causal_attention
 from ssept_ext.ops.errors import raise_pending_errors
 from ssept_ext.ops.feed_forward import feed_forward
+from ssept_ext.ops.multi_head_attention import multi_head_attention
 from ssept_ext.ops.position_layer_norm import position_layer_norm
 from ssept_ext.ops.sampled_logits import sampled_logits
 from ssept_ext.ops.user_item_embedding import user_item_embedding
@@ -20,6 +21,7 @@ from ssept_ext.ops.user_item_embedding import user_item_embedding
 __all__ = [
     "causal_attention",
     "feed_forward",
+    "multi_head_attention",
     "padded_causal_attention",
     "position_layer_norm",
     "raise_pending_errors",

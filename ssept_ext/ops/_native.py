@@ -41,6 +41,15 @@ def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
+def matmul_takes_tf32() -> bool:
+    """Whether matmul may use TF32. torch.compile recompiles when this changes, as it guards this global state."""
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+# torch.compiler.assume_constant_result sets this too, but imports torch._dynamo: half the time of `import ssept_ext`.
+matmul_takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def register_op(
     namespace: str,
     op: str,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssept_ext._extension import Backend
-from ssept_ext.ops._native import call, register_op
+from ssept_ext.ops._native import call, matmul_takes_tf32, register_op
 
 
 def causal_attention(
@@ -87,17 +87,8 @@ def causal_attention(
     tensor([1.0000, 1.5000, 2.0000])
     """
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    args = (q, k, v, *lengths, scale, dropout_p, seed, site, _matmul_takes_tf32())
+    args = (q, k, v, *lengths, scale, dropout_p, seed, site, matmul_takes_tf32())
     return call("causal_attention", q.device, backend, *args)  # type: ignore[no-any-return]
-
-
-def _matmul_takes_tf32() -> bool:
-    """Whether matmul may use TF32. torch.compile recompiles when this changes, as it guards this global state."""
-    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
-
-
-# torch.compiler.assume_constant_result sets this too, but imports torch._dynamo: half the time of `import ssept_ext`.
-_matmul_takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def padded_causal_attention(
@@ -185,9 +176,12 @@ def register(namespace: str) -> None:
         qkv, offsets, seed = inputs[:3], inputs[3:5], inputs[9]
         ctx.before_seed, ctx.after_seed = inputs[5:9], inputs[10:]
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*qkv, *output, *offsets, seed)
 
-    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad_out is None:
+            return (None,) * 12
         *tensors, seed = ctx.saved_tensors
         gradients = backward_op(grad_out, *tensors, *ctx.before_seed, seed, *ctx.after_seed)
         return *gradients, *(None,) * 9

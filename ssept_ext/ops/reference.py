@@ -208,6 +208,60 @@ def causal_attention(
     return out.to(q.dtype), lse.detach()
 
 
+def multi_head_attention(
+    x_q: Tensor,
+    x_k: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    v_weight: Tensor,
+    v_bias: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    num_heads: int,
+    scale: float,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    allow_tf32: bool = False,
+) -> tuple[Tensor]:
+    """`causal_attention` of linear projections, plus x_q: see `ssept_ext.ops`.
+
+    Returns the first of the kernels' outputs; the others are for their backward.
+    """
+    _check_dims("x_q", x_q, 2)
+    width = x_q.shape[1]
+    _check_shape("x_k", x_k, (*x_k.shape[:1], width))
+    _check_same_type(x_q=x_q, x_k=x_k)
+    if num_heads < 1 or width % num_heads or width == 0:
+        raise ValueError(f"num_heads must divide the width of x_q, {width}, got {num_heads}")
+    layers = {"q": (q_weight, q_bias), "k": (k_weight, k_bias), "v": (v_weight, v_bias)}
+    for name, (weight, bias) in layers.items():
+        _check_shape(f"{name}_weight", weight, (width, width))
+        _check_shape(f"{name}_bias", bias, (width,))
+        if not {weight.dtype, bias.dtype} <= {x_q.dtype, torch.float32}:
+            raise ValueError(
+                f"{name}_weight and {name}_bias must be {x_q.dtype} or float32, got {weight.dtype} and {bias.dtype}"
+            )
+
+    wide = torch.promote_types(x_q.dtype, torch.float32)
+    sources = {"q": x_q, "k": x_k, "v": x_k}
+    q, k, v = (
+        F.linear(sources[name].to(wide), weight.to(x_q.dtype).to(wide), bias.to(wide)).view(
+            -1, num_heads, width // num_heads
+        )
+        for name, (weight, bias) in layers.items()
+    )
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    attended, _ = causal_attention(q, k, v, *lengths, scale, dropout_p, seed, site)
+    _, real = _sequence_of_token(cu_seqlens_q, x_q.shape[0])
+    out = torch.where(real[:, None], attended.flatten(1) + x_q, 0).to(x_q.dtype)
+    return (out,)
+
+
 def feed_forward(
     x: Tensor,
     weight1: Tensor,

@@ -42,7 +42,7 @@ def test_verbose_shows_times(capsys):
 def test_profile_names_the_ops_of_our_step(capsys):
     importlib.import_module("train_step").main(["--quick", "--profile"])
 
-    assert "ssept_ext::causal_attention" in capsys.readouterr().out
+    assert "ssept_ext::multi_head_attention" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ ATTENTION_TESTS = ("ops/test_causal_attention.py", "ops/test_attention_exactness
 TESTS = [
     *ATTENTION_TESTS,
     "ops/test_feed_forward.py",
+    "ops/test_multi_head_attention.py",
     "ops/test_position_layer_norm.py",
     "ops/test_sampled_logits.py",
     "ops/test_user_item_embedding.py",

@@ -19,6 +19,7 @@ OPS = [
             "user_item_embedding",
             "position_layer_norm",
             "feed_forward",
+            "multi_head_attention",
             "sampled_logits",
         )
     ),

@@ -58,7 +58,12 @@ def test_a_backend_that_there_is_not_is_an_error_that_names_it(op):
     [
         *(
             (op, name, value, limit)
-            for op in ("user_item_embedding", "causal_attention", "feed_forward")
+            for op in (
+                "user_item_embedding",
+                "causal_attention",
+                "multi_head_attention",
+                "feed_forward",
+            )
             for name, value, limit in [
                 ("dropout_p", -0.1, r"in \[0, 1\)"),
                 ("dropout_p", 1.0, r"in \[0, 1\)"),
@@ -68,9 +73,16 @@ def test_a_backend_that_there_is_not_is_an_error_that_names_it(op):
             ]
         ),
         *(("position_layer_norm", "eps", x, "at least 0") for x in (-1.0, math.nan, math.inf)),
-        *(("causal_attention", "scale", x, "finite") for x in (math.nan, -math.inf)),
-        ("causal_attention", "max_seqlen_q", -1, "at least 0"),
-        ("causal_attention", "max_seqlen_k", -(2**63), "at least 0"),
+        *(
+            (op, name, value, limit)
+            for op in ("causal_attention", "multi_head_attention")
+            for name, value, limit in [
+                ("scale", math.nan, "finite"),
+                ("scale", -math.inf, "finite"),
+                ("max_seqlen_q", -1, "at least 0"),
+                ("max_seqlen_k", -(2**63), "at least 0"),
+            ]
+        ),
     ],
 )
 def test_a_number_out_of_range_is_an_error_with_its_name_and_limit(op, name, value, limit, backend):
@@ -100,11 +112,20 @@ def test_an_op_takes_tensors_of_no_elements(implementation, op, missing, dropout
         with pytest.raises(ValueError, match=r"head size of q must be in 1\.\.256, got 0"):
             implementation.op(op)(*given)
         return
+    if op == "multi_head_attention" and given[0].shape[1] == 0:
+        with pytest.raises(ValueError, match="num_heads must divide the width of x_q, 0, got"):
+            implementation.op(op)(*given)
+        return
     moved = [x.to(implementation.device) if isinstance(x, torch.Tensor) else x for x in given]
 
-    actual = outputs_and_gradients(implementation.op(op), moved)
+    def results(function, tensors):
+        if op == "multi_head_attention":  # whose other outputs are for its backward
+            return outputs_and_gradients(lambda *x: function(*x)[0], tensors)
+        return outputs_and_gradients(function, tensors)
 
-    expected = outputs_and_gradients(getattr(reference, op), given)
+    actual = results(implementation.op(op), moved)
+
+    expected = results(getattr(reference, op), given)
     for x, y in zip(actual, expected, strict=True):
         torch.testing.assert_close(x.cpu(), y)
 

@@ -16,6 +16,15 @@ def attention_arguments(generator):
     return q, k, v, *lengths, WIDTH**-0.5, 0.2, torch.tensor([1]), 3
 
 
+def multi_head_arguments(generator):
+    x_q, x_k = torch.randn(2, BATCH.num_tokens, WIDTH, generator=generator)
+    weights = torch.randn(3, WIDTH, WIDTH, generator=generator) / WIDTH**0.5
+    biases = torch.randn(3, WIDTH, generator=generator)
+    layers = [x for layer in zip(weights, biases, strict=True) for x in layer]
+    lengths = (BATCH.cu_seqlens(), BATCH.cu_seqlens(), BATCH.max_seqlen, BATCH.max_seqlen)
+    return x_q, x_k, *layers, *lengths, 2, 0.2, 0.2, torch.tensor([1]), 3
+
+
 def layer_norm_arguments(generator):
     x = torch.randn(BATCH.num_tokens, WIDTH, generator=generator)
     gamma, beta = torch.randn(2, SEQ_MAX_LEN, WIDTH, generator=generator)
@@ -58,6 +67,7 @@ def logits_arguments(generator):
 OPS = {
     "causal_attention": attention_arguments,
     "feed_forward": feed_forward_arguments,
+    "multi_head_attention": multi_head_arguments,
     "position_layer_norm": layer_norm_arguments,
     "sampled_logits": logits_arguments,
     "user_item_embedding": embedding_arguments,

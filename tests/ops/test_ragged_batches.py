@@ -129,6 +129,37 @@ def test_causal_attention(ragged, generator, dtype, heads, head_size, newest_onl
 
 
 @every_batch
+@given(ragged_batches, generators, dtypes, st.integers(1, 4), st.integers(1, 40), dropouts)
+def test_multi_head_attention(ragged, generator, dtype, heads, head_size, dropout):
+    n, width = ragged.num_tokens, heads * head_size
+    x_q, x_k = (normal(generator, dtype, n, width) for _ in range(2))
+    weights = [normal(generator, dtype, width, width) / width**0.5 for _ in "qkv"]
+    biases = [normal(generator, dtype, width) for _ in "qkv"]
+    offsets, lengths = (ragged.cu_seqlens(),) * 2, (ragged.max_seqlen,) * 2
+    arguments = (*offsets, *lengths, heads, head_size**-0.5, *dropout)
+
+    def only_out(op):
+        def of(x_q, x_k, q_weight, q_bias, k_weight, v_weight, v_bias):
+            layers = (q_weight, q_bias, k_weight, biases[1].to(x_q.dtype), v_weight, v_bias)
+            return op(x_q, x_k, *layers, *arguments)[0]
+
+        return of
+
+    leaves = (x_q, x_k, weights[0], biases[0], *weights[1:], biases[2])
+    grad = normal(generator, torch.float64, n, width)
+    actual = outputs_and_gradients(
+        only_out(torch.ops.ssept_ext.multi_head_attention), leaves, grad.to(dtype)
+    )
+    exact = outputs_and_gradients(
+        only_out(reference.multi_head_attention),
+        [x.double() for x in leaves],
+        grad.to(dtype).double(),
+    )
+    for x, y in zip(actual, exact, strict=True):
+        assert_close(x, torch.where(y.abs() < 1e-14, 0, y))
+
+
+@every_batch
 @given(st.integers(0, 300), st.integers(1, 130), st.integers(0, 130), generators, dtypes, dropouts)
 def test_feed_forward(rows, width, inner, generator, dtype, dropout):
     p, seed, site = dropout

@@ -78,6 +78,25 @@ def arguments(
                 "bias2": normal(width),
                 **dropout,
             }
+        case "multi_head_attention":
+            inner = heads * item_width
+            layers = {
+                f"{of}_{kind}": normal(*shape)
+                for of in "qkv"
+                for kind, shape in (("weight", (inner, inner)), ("bias", (inner,)))
+            }
+            return {
+                "x_q": normal(tokens, inner),
+                "x_k": normal(tokens, inner),
+                **layers,
+                "cu_seqlens_q": cu_seqlens,
+                "cu_seqlens_k": cu_seqlens,
+                "max_seqlen_q": max(lengths, default=0),
+                "max_seqlen_k": max(lengths, default=0),
+                "num_heads": heads,
+                "scale": 0.4,
+                **dropout,
+            }
         case "sampled_logits":
             return {
                 "hidden": normal(tokens, width),

@@ -10,7 +10,7 @@ import torch
 from support.processes import program
 from support.ring import Stub, train
 
-from ssept_ext.ops.causal_attention import _matmul_takes_tf32
+from ssept_ext.ops._native import matmul_takes_tf32
 from ssept_ext.training.environment import kept_memory, matmul_precision
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
@@ -74,8 +74,8 @@ def test_torch_is_left_as_it_was_where_a_step_in_tf32_raises(dataset, before):
 
 def test_attention_takes_tf32_where_training_lets_torch_take_it():
     with matmul_precision("tf32"):
-        assert _matmul_takes_tf32()
-    assert not _matmul_takes_tf32()
+        assert matmul_takes_tf32()
+    assert not matmul_takes_tf32()
 
 
 def test_memory_is_kept_over_all_epochs_and_given_back_where_one_fails(dataset, monkeypatch):

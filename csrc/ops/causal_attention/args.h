@@ -1,9 +1,12 @@
-// From the tensors of a `causal_attention` call to checked, contiguous arguments for its kernels.
+// From the tensors of a `causal_attention` or `multi_head_attention` call to checked, contiguous
+// arguments for the kernels.
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
-#include "common/checks.h"
+#include "common/dtype.h"
+#include "common/products.h"
 #include "ops/causal_attention/params.h"
 
 namespace ssept {
@@ -73,5 +76,130 @@ class CausalAttentionArgs {
   Tensor q_, k_, v_, cu_seqlens_q_, cu_seqlens_k_;
   DropoutSite dropout_;
 };
+
+// What `multi_head_attention` makes queries, keys and values of: checked and contiguous, in the
+// type of x_q. All scores of a query have the keys' bias in common, which softmax therefore does
+// not see.
+class ProjectionArgs {
+ public:
+  ScalarType type;
+  int64_t num_heads, width, head_size;
+  Tensor x_q, x_k, q_weight, k_weight, v_weight;
+
+  ProjectionArgs(const Tensor& x_q, const Tensor& x_k, const Tensor& q_weight, const Tensor& q_bias,
+                 const Tensor& k_weight, const Tensor& k_bias, const Tensor& v_weight,
+                 const Tensor& v_bias, int64_t num_heads)
+      : type(x_q.scalar_type()), num_heads(num_heads) {
+    check_devices({{"x_q", &x_q},
+                   {"x_k", &x_k},
+                   {"q_weight", &q_weight},
+                   {"q_bias", &q_bias},
+                   {"k_weight", &k_weight},
+                   {"k_bias", &k_bias},
+                   {"v_weight", &v_weight},
+                   {"v_bias", &v_bias}});
+    dispatch_floating<float, float>("x_q", type, []<class T>() {});
+    this->x_q = contiguous("x_q", x_q, {kAnySize, kAnySize}, type);
+    width = x_q.size(1);
+    this->x_k = contiguous("x_k", x_k, {kAnySize, width}, type);
+    check(num_heads >= 1 && width % num_heads == 0 && width > 0,
+          "num_heads must divide the width of x_q, ", width, ", got ", num_heads);
+    head_size = width / num_heads;
+    this->q_weight = parameter("q_weight", q_weight, {width, width}, type);
+    this->k_weight = parameter("k_weight", k_weight, {width, width}, type);
+    this->v_weight = parameter("v_weight", v_weight, {width, width}, type);
+    parameter("k_bias", k_bias, {width}, k_bias.scalar_type());
+    q_bias_ = parameter("q_bias", q_bias, {width}, q_bias.scalar_type());
+    v_bias_ = parameter("v_bias", v_bias, {width}, v_bias.scalar_type());
+  }
+
+  Tensor q_bias(ScalarType as) const { return torch::stable::to(q_bias_, as); }
+  Tensor v_bias(ScalarType as) const { return torch::stable::to(v_bias_, as); }
+
+  // A tensor like queries, keys or values for all tokens of x; such a tensor as a matrix.
+  Tensor heads(const Tensor& x) const {
+    return torch::stable::new_empty(x, {x.size(0), num_heads, head_size});
+  }
+  Tensor rows(const Tensor& heads) const {
+    return torch::stable::view(heads, {heads.size(0), width});
+  }
+
+ private:
+  Tensor parameter(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes,
+                   ScalarType as) const {
+    check(x.scalar_type() == type || x.scalar_type() == ScalarType::Float, name, " must be ",
+          torch::headeronly::toString(type), " or Float, got ",
+          torch::headeronly::toString(x.scalar_type()));
+    return torch::stable::to(contiguous(name, x, sizes, x.scalar_type()), as);
+  }
+
+  Tensor q_bias_, v_bias_;
+};
+
+// What the forward of `multi_head_attention` writes.
+struct MultiHeadOutputs {
+  Tensor out, attended, lse, q, k, v;
+};
+
+// What the kernels of its backward read and write. grad_kv has the gradients of a token's key and
+// value side by side, so that one product makes those of both weights.
+struct MultiHeadGradients {
+  Tensor grad_out, attended, lse, grad_x_q, grad_q, grad_kv, grad_bias;
+};
+
+// Device::forward and Device::backward run what is not a product common to all devices.
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention(
+    const Tensor& x_q, const Tensor& x_k, const Tensor& q_weight, const Tensor& q_bias,
+    const Tensor& k_weight, const Tensor& k_bias, const Tensor& v_weight, const Tensor& v_bias,
+    const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
+    int64_t max_seqlen_k, int64_t num_heads, double scale, double dropout_p,
+    const std::optional<Tensor>& seed, int64_t site, bool allow_tf32) {
+  const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
+  const Tensor q = p.heads(p.x_q), k = p.heads(p.x_k), v = p.heads(p.x_k);
+  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                                 scale, dropout_p, seed, site);
+  const Tensor out = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
+  const Tensor attended = p.heads(p.x_q);
+  const Tensor lse =
+      torch::stable::new_empty(p.x_q, {x_q.size(0), num_heads}, accumulator_type(p.type));
+  Device::forward(p, args, {out, attended, lse, q, k, v}, allow_tf32);
+  return {out, attended, lse, q, k, v};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> multi_head_attention_backward(
+    const Tensor& grad_out, const Tensor& x_q, const Tensor& x_k, const Tensor& q_weight,
+    const Tensor& q_bias, const Tensor& k_weight, const Tensor& k_bias, const Tensor& v_weight,
+    const Tensor& v_bias, const Tensor& attended, const Tensor& lse, const Tensor& q,
+    const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+    int64_t max_seqlen_q, int64_t max_seqlen_k, int64_t num_heads, double scale, double dropout_p,
+    const std::optional<Tensor>& seed, int64_t site, bool allow_tf32) {
+  const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
+  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+                                 scale, dropout_p, seed, site);
+  const ScalarType wide = accumulator_type(p.type);
+  const Tensor grad_x_q = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
+  const Tensor grad_x_k = torch::stable::new_empty(p.x_k, {x_k.size(0), p.width});
+  const Tensor grad_q = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
+  Tensor grad_kv = torch::stable::new_empty(p.x_k, {x_k.size(0), 2 * p.width});
+  Tensor grad_weight = torch::stable::new_empty(p.x_q, {3 * p.width, p.width});
+  const Tensor grad_bias = torch::stable::new_empty(p.x_q, {3, p.width}, wide);
+  const Products products =
+      Device::backward(p, args,
+                       {contiguous("grad_out", grad_out, {x_q.size(0), p.width}, p.type),
+                        args.contiguous_like_q("attended", attended),
+                        args.contiguous_lse(lse, wide), grad_x_q, grad_q, grad_kv, grad_bias},
+                       allow_tf32);
+  const auto of_weights = [&](int64_t from, int64_t count) {
+    return torch::stable::narrow(grad_weight, 0, from * p.width, count * p.width);
+  };
+  products.add_product(grad_x_q, grad_q, p.q_weight);
+  products.multiply(grad_x_k, torch::stable::narrow(grad_kv, 1, 0, p.width), p.k_weight);
+  products.add_product(grad_x_k, torch::stable::narrow(grad_kv, 1, p.width, p.width), p.v_weight);
+  products.multiply(of_weights(0, 1), transposed(grad_q), p.x_q);
+  products.multiply(of_weights(1, 2), transposed(grad_kv), p.x_k);
+  return {grad_x_q, grad_x_k, grad_weight, grad_bias};
+}
 
 }  // namespace ssept

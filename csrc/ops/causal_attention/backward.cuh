@@ -57,8 +57,8 @@ __device__ __forceinline__ void query_score_gradients(Sums<A> (&scores)[COLUMNS 
 
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
 __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
-    backward_queries_kernel(CausalAttention<T> in, const T* grad_out, const T* out, const A* lse,
-                            A* delta, T* grad_q, int copy_bytes, int tiles_per_sequence) {
+    backward_queries_kernel(CausalAttention<T> in, CausalAttentionGradients<T> g, int copy_bytes,
+                            int tiles_per_sequence) {
   using S = Tiles<M, WIDTH>;
   constexpr int kRows = S::kRows, kKeys = S::kKeys, kLd = S::kLd, kThreads = S::kThreads;
   T* const q_tile = reinterpret_cast<T*>(smem_raw);
@@ -69,10 +69,11 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   const Heads heads{size.num_heads * size.head_size, static_cast<int>(size.head_size), copy_bytes};
   Segment segment(size, in.cu_seqlens_q, in.cu_seqlens_k, tiles_per_sequence);
   segment.order_queries();
+  const int first_feature = segment.slice * S::kQueriesSlice;
+  const int num_features = min(S::kQueriesSlice, heads.size - first_feature);
   if (segment.first_tile * int64_t{kRows} >= segment.num_queries) return;
 
   const int shift = segment.shift();
-  const int first_feature = segment.slice * S::kQueriesSlice;
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
   const T* const k = in.k + segment.k_begin * heads.row + segment.head * heads.size;
   const T* const v = in.v + segment.k_begin * heads.row + segment.head * heads.size;
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       clear_padding<WIDTH, kLd, kThreads>(q_tile, 2 * kRows + 2 * kKeys, heads.size);
       const int64_t offset = (segment.q_begin + q0) * heads.row + segment.head * heads.size;
       load_tile<kRows, WIDTH, kLd, kThreads>(q_tile, in.q + offset, tile.num_rows, heads);
-      load_tile<kRows, WIDTH, kLd, kThreads>(grad_tile, grad_out + offset, tile.num_rows, heads);
+      load_tile<kRows, WIDTH, kLd, kThreads>(grad_tile, g.grad_out + offset, tile.num_rows, heads);
       load_keys(v_tile, v, 0, tile.num_keys);
     }
     for (int k0 = 0; k0 < tile.num_keys; k0 += kKeys) {
@@ -105,12 +106,12 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       if (k0 == 0) {
         q.fetch();
         grad.fetch();
-        load_row_numbers<kLd>(tile, grad_tile + warp_row * kLd, out + warp_offset, lse, heads,
+        load_row_numbers<kLd>(tile, grad_tile + warp_row * kLd, g.out + warp_offset, g.lse, heads,
                               row_delta, log2_sum);
 #pragma unroll
         for (int r = 0; r < 2; ++r)
           if (segment.slice == 0 && lane_column() == 0 && lane_row() + 8 * r < tile.warp_rows)
-            delta[tile.entry[r]] = row_delta[r];
+            g.delta[tile.entry[r]] = row_delta[r];
       }
       if (k0 < tile.warp_keys) multiply_rows<M, WIDTH, kLd, kKeys>(grad_weights, grad, v_tile);
       wait_for_copies();
@@ -124,10 +125,20 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       }
     }
     const A scale[2] = {static_cast<A>(size.scale), static_cast<A>(size.scale)};
-    if (tile.warp_rows > 0)
-      store_sums<S::kQueriesSlice, kLd>(sums, scale, q_tile + warp_row * kLd,
-                                        grad_q + warp_offset + first_feature, tile.warp_rows,
-                                        min(S::kQueriesSlice, heads.size - first_feature), heads);
+    if (tile.warp_rows > 0) {
+      T* const stage = q_tile + warp_row * kLd;
+      const int64_t to = warp_offset + first_feature;
+      store_sums<S::kQueriesSlice, kLd>(sums, scale, stage, g.grad_q + to, tile.warp_rows,
+                                        num_features, heads);
+      if (g.grad_residual != nullptr)
+        for_packs_of<S::kQueriesSlice, T>(
+            heads, tile.warp_rows, num_features, [&]<int VEC>(int r, int i) {
+              using P = Pack<T, VEC>;
+              const int64_t at = to + r * heads.row + i;
+              *reinterpret_cast<P*>(g.grad_residual + at) =
+                  segment.is_spare ? P{} : *reinterpret_cast<const P*>(g.grad_out + at);
+            });
+    }
     __syncthreads();  // the next tile's queries go where this one's gradient was
   }
 }
@@ -209,8 +220,8 @@ struct KeysShared {
 // and columns are queries.
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
 __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
-    backward_keys_kernel(CausalAttention<T> in, const T* grad_out, const A* lse, const A* delta,
-                         T* grad_k, T* grad_v, int copy_bytes, int tiles_per_sequence) {
+    backward_keys_kernel(CausalAttention<T> in, CausalAttentionGradients<T> g, int copy_bytes,
+                         int tiles_per_sequence) {
   using S = Tiles<M, WIDTH>;
   constexpr int kRows = S::kRows, kQueries = S::kQueries, kLd = S::kLd, kThreads = S::kThreads;
   constexpr int kSlice = S::kKeysSlice;
@@ -241,7 +252,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
                                           heads.size);
       load_tile<kRows, WIDTH, kLd, kThreads>(shared.k, in.k + offset, tile.num_rows, heads);
       load_tile<kRows, WIDTH, kLd, kThreads>(shared.v, in.v + offset, tile.num_rows, heads);
-      load_queries(grad_tile, grad_out, tile.first_query);
+      load_queries(grad_tile, g.grad_out, tile.first_query);
     }
     for (int q0 = tile.first_query; q0 < segment.num_queries; q0 += kQueries) {
       Sums<A> weights[kQueries / 8], grad_scores[kQueries / 8];
@@ -253,12 +264,12 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       wait_for_copies();
       __syncthreads();  // the gradients are there, and no warp reads the last queries any more
       load_queries(shared.q, in.q, q0);
-      load_query_numbers(shared, lse, delta, segment, size.num_heads, q0);
+      load_query_numbers(shared, g.lse, g.delta, segment, size.num_heads, q0);
       if (q0 == tile.first_query) k.fetch(), v.fetch();
       if (meets) multiply_rows<M, WIDTH, kLd, kQueries>(grad_scores, v, grad_tile);
       wait_for_copies();
       __syncthreads();  // the queries are there
-      if (S::kGradTiles == 2 && goes_on) load_queries(next_grad_tile, grad_out, q0 + kQueries);
+      if (S::kGradTiles == 2 && goes_on) load_queries(next_grad_tile, g.grad_out, q0 + kQueries);
       if (meets) {
         multiply_rows<M, WIDTH, kLd, kQueries>(weights, k, shared.q);
         key_score_gradients<M, kQueries>(weights, grad_scores, weighting, shared.lse, shared.delta,
@@ -268,7 +279,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       }
       if constexpr (S::kGradTiles == 1) {
         __syncthreads();  // no warp reads the gradients any more
-        if (goes_on) load_queries(grad_tile, grad_out, q0 + kQueries);
+        if (goes_on) load_queries(grad_tile, g.grad_out, q0 + kQueries);
       }
       if (meets)
         add_weighted_rows<M, kSlice, kLd, kQueries>(k_sums, grad_scores, shared.q + first_feature);
@@ -278,40 +289,87 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
     }
     const auto store = [&](const Sums<A>(&sums)[kSlice / 8], A scale, T* stage, T* to) {
       if (tile.warp_rows == 0) return;
-      store_sums<kSlice, kLd>(sums, {scale, scale}, stage + warp_row * kLd,
-                              to + offset + warp_row * heads.row + first_feature, tile.warp_rows,
-                              min(kSlice, heads.size - first_feature), heads);
+      const Heads gradients{g.grad_kv_row, heads.size, heads.copy_bytes};
+      const int64_t at = (segment.k_begin + tile.first_key) * gradients.row +
+                         segment.head * heads.size + first_feature;
+      store_sums<kSlice, kLd>(sums, {scale, scale}, stage + warp_row * kLd, to + at, tile.warp_rows,
+                              min(kSlice, heads.size - first_feature), gradients);
     };
-    store(k_sums, static_cast<A>(size.scale), shared.k, grad_k);
-    store(v_sums, weighting.kept_scale, shared.v, grad_v);
+    store(k_sums, static_cast<A>(size.scale), shared.k, g.grad_k);
+    store(v_sums, weighting.kept_scale, shared.v, g.grad_v);
     __syncthreads();  // the next tile's keys and values go where this one's gradients were
   }
+}
+
+constexpr int kSumThreads = 512;
+
+// grad_bias: the sums of the gradients of queries and values (blockIdx.y) over all tokens, in a
+// fixed order; zeros for keys, whose bias softmax does not see. A block sums the columns that
+// memory delivers together.
+template <class M, class T = typename M::Element, class A = Accumulator<T>>
+__global__ void __launch_bounds__(kSumThreads)
+    bias_kernel(CausalAttentionGradients<T> g, int64_t num_queries, int64_t num_keys, int64_t width,
+                int copy_bytes) {
+  constexpr int kColumns = 32 / sizeof(T);
+  __shared__ A partial[kSumThreads * 16 / sizeof(T)];
+  const bool of_values = blockIdx.y == 1;
+  const int64_t num_rows = of_values ? num_keys : num_queries;
+  const int64_t row = of_values ? g.grad_kv_row : width;
+  const int64_t first = int64_t{blockIdx.x} * kColumns;
+  for_copies_of<T>(copy_bytes, [&]<int VEC>() {
+    constexpr int kPacks = kColumns / VEC, kLanes = kSumThreads / kPacks;
+    const int lane = threadIdx.x / kPacks, pack = threadIdx.x % kPacks * VEC;
+    const T* const from = (of_values ? g.grad_v : g.grad_q) + first + pack;
+    A sum[VEC] = {};
+    if (first + pack < width)
+#pragma unroll 8
+      for (int64_t n = lane; n < num_rows; n += kLanes) {
+        const auto x = *reinterpret_cast<const Pack<T, VEC>*>(from + n * row);
+#pragma unroll
+        for (int e = 0; e < VEC; ++e) sum[e] += widen(x.value[e]);
+      }
+#pragma unroll
+    for (int e = 0; e < VEC; ++e) partial[lane * kColumns + pack + e] = sum[e];
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < lanes * kColumns; i += kSumThreads)
+        partial[i] += partial[i + lanes * kColumns];
+    }
+  });
+  __syncthreads();
+  const int64_t column = first + threadIdx.x;
+  if (threadIdx.x >= kColumns || column >= width) return;
+  g.grad_bias[(of_values ? 2 : 0) * width + column] = partial[threadIdx.x];
+  if (of_values) g.grad_bias[width + column] = 0;
 }
 
 }  // namespace attention
 
 template <class T, bool kTf32>
 cudaError_t CausalAttentionKernels<T, kTf32>::backward(const CausalAttention<T>& in,
-                                                       const T* grad_out, const T* out,
-                                                       const A* lse, A* delta, T* grad_q, T* grad_k,
-                                                       T* grad_v, cudaStream_t stream) {
+                                                       const CausalAttentionGradients<T>& g,
+                                                       cudaStream_t stream) {
   using M = attention::Arithmetic<T, kTf32>;
   const CausalAttentionSizes& size = in.size;
-  const int copy_bytes = attention::bytes_per_copy<T>(size.head_size, in.q, in.k, in.v, grad_out,
-                                                      grad_q, grad_k, grad_v);
-  return attention::for_width_of<T>(size.head_size, [&]<int WIDTH>() {
+  const int copy_bytes = attention::bytes_per_copy<T>(
+      size.head_size, in.q, in.k, in.v, g.grad_out, g.grad_q, g.grad_k, g.grad_v, g.grad_residual);
+  const cudaError_t error = attention::for_width_of<T>(size.head_size, [&]<int WIDTH>() {
     using S = attention::Tiles<M, WIDTH>;
     const char* op = "causal_attention_backward";
     const cudaError_t error = attention::launch_tiles(
         op, attention::backward_queries_kernel<M, WIDTH>, size, size.max_seqlen_q, S::kRows,
-        S::kQueriesSlice, S::kThreads, S::kBackwardQueriesBytes, stream, in, grad_out, out, lse,
-        delta, grad_q, copy_bytes);
+        S::kQueriesSlice, S::kThreads, S::kBackwardQueriesBytes, stream, in, g, copy_bytes);
     if (error != cudaSuccess) return error;
     return attention::launch_tiles(op, attention::backward_keys_kernel<M, WIDTH>, size,
                                    size.max_seqlen_k, S::kRows, S::kKeysSlice, S::kThreads,
-                                   S::kBackwardKeysBytes, stream, in, grad_out, lse, delta, grad_k,
-                                   grad_v, copy_bytes);
+                                   S::kBackwardKeysBytes, stream, in, g, copy_bytes);
   });
+  if (error != cudaSuccess || g.grad_bias == nullptr) return error;
+  const int64_t width = size.num_heads * size.head_size, columns = 32 / sizeof(T);
+  return launch(attention::bias_kernel<M>,
+                dim3(static_cast<unsigned>((width - 1) / columns + 1), 2), attention::kSumThreads,
+                0, stream, g, size.num_queries, size.num_keys, width,
+                attention::bytes_per_copy<T>(width, g.grad_q, g.grad_v));
 }
 
 }  // namespace ssept::cuda

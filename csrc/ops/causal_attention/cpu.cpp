@@ -1,4 +1,4 @@
-// `causal_attention` on the CPU: from tensors to units of work.
+// `causal_attention` and `multi_head_attention` on the CPU: from tensors to units of work.
 #include <tuple>
 #include <vector>
 
@@ -9,21 +9,25 @@
 namespace ssept::cpu {
 namespace {
 
-// delta of each query and head: what every weight's gradient has in common.
+// delta of each query and head: what every weight's gradient has in common. Copies grad_out for the
+// residual while it is there.
 template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward_delta(const T* grad_out, const T* out, int64_t head_size, A* delta,
+SSEPT_SIMD_CLONES void backward_delta(const CausalAttentionGradients<T>& g, int64_t head_size,
                                       int64_t begin, int64_t end) {
   for (int64_t e = begin; e < end; ++e) {
     A sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = e * head_size; i < (e + 1) * head_size; ++i)
-      sum += static_cast<A>(grad_out[i]) * static_cast<A>(out[i]);
-    delta[e] = sum;
+      sum += static_cast<A>(g.grad_out[i]) * static_cast<A>(g.out[i]);
+    g.delta[e] = sum;
   }
+  if (g.grad_residual)
+    std::copy_n(g.grad_out + begin * head_size, (end - begin) * head_size,
+                g.grad_residual + begin * head_size);
 }
 
 template <class T>
-void check_all_offsets(const CausalAttention<T>& in) {
+void check_all_offsets(const attention::Inputs<T>& in) {
   const auto& s = in.size;
   const auto check_side = [&](const char* name, const int32_t* offsets, int64_t tokens,
                               int64_t max_seqlen) {
@@ -36,6 +40,48 @@ void check_all_offsets(const CausalAttention<T>& in) {
   };
   check_side("cu_seqlens_q", in.cu_seqlens_q, s.num_queries, s.max_seqlen_q);
   check_side("cu_seqlens_k", in.cu_seqlens_k, s.num_keys, s.max_seqlen_k);
+}
+
+template <class T>
+void compute_outputs(const attention::Inputs<T>& in, const CausalAttentionOutputs<T>& outputs) {
+  using A = Accumulator<T>;
+  auto units = attention::forward_units(in);
+  attention::for_each_unit<attention::ForwardTiles<A>>(
+      units, in.size.head_size, [&](const auto& unit, auto& tiles) {
+        with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+          attention::compute_output<S>(in, unit, tiles, outputs);
+        });
+      });
+}
+
+template <class T>
+void compute_all_gradients(const attention::Inputs<T>& in, CausalAttentionGradients<T> g) {
+  using A = Accumulator<T>;
+  const CausalAttentionSizes& s = in.size;
+  const int64_t real = in.cu_seqlens_q[s.num_sequences] * s.num_heads;
+  std::vector<A> delta(real);
+  g.delta = delta.data();
+  torch::stable::parallel_for(0, real, grain(s.head_size), [&](int64_t begin, int64_t end) {
+    backward_delta<T>(g, s.head_size, begin, end);
+  });
+
+  auto units = attention::backward_units(in);
+  const int64_t width = g.grad_bias ? s.head_size : 0;
+  std::vector<A> sums(units.size() * 2 *
+                      width);  // of each unit: its number of threads is no matter
+  attention::for_each_unit<attention::BackwardTiles<A>>(
+      units, s.head_size, [&](const auto& unit, auto& tiles) {
+        A* unit_sums = width ? sums.data() + (&unit - units.data()) * 2 * width : nullptr;
+        with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+          attention::compute_gradients<S>(in, g, unit, tiles, unit_sums);
+        });
+      });
+  for (size_t u = 0; u < units.size(); ++u)
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t feature = units[u].head * s.head_size + i;
+      g.grad_bias[feature] += sums[2 * width * u + i];
+      g.grad_bias[2 * s.num_heads * s.head_size + feature] += sums[2 * width * u + width + i];
+    }
 }
 
 std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -52,17 +98,11 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
       torch::stable::new_empty(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
   dispatch_floating("q", args.type, [&]<class T>() {
     using A = Accumulator<T>;
-    const auto in = args.kernel_args<T>();
+    const attention::Inputs<T> in{args.kernel_args<T>()};
     check_all_offsets(in);
     zero_rows_from(out, in.cu_seqlens_q[s.num_sequences]);
     zero_rows_from(lse, in.cu_seqlens_q[s.num_sequences]);
-    attention::for_each_unit<attention::ForwardTiles<A>>(
-        attention::forward_units(in), s.head_size, [&](const auto& unit, auto& tiles) {
-          with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
-            attention::compute_output<S>(in, unit, tiles, mutable_data<T>(out),
-                                         mutable_data<A>(lse));
-          });
-        });
+    compute_outputs<T>(in, {mutable_data<T>(out), mutable_data<A>(lse)});
   });
   return {out, lse};
 }
@@ -83,28 +123,62 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
   const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
   dispatch_floating("q", args.type, [&]<class T>() {
     using A = Accumulator<T>;
-    const auto in = args.kernel_args<T>();
+    const attention::Inputs<T> in{args.kernel_args<T>()};
     check_all_offsets(in);
     zero_rows_from(grad_q, in.cu_seqlens_q[s.num_sequences]);
     zero_rows_from(grad_k, in.cu_seqlens_k[s.num_sequences]);
     zero_rows_from(grad_v, in.cu_seqlens_k[s.num_sequences]);
-    std::vector<A> delta(s.num_queries * s.num_heads);
-    torch::stable::parallel_for(
-        0, static_cast<int64_t>(delta.size()), grain(s.head_size), [&](int64_t begin, int64_t end) {
-          backward_delta<T>(data<T>(grad), data<T>(result), s.head_size, delta.data(), begin, end);
-        });
-    const attention::Gradients<T, A> gradients{
-        data<T>(grad),           data<A>(log_sum),        delta.data(),
-        mutable_data<T>(grad_q), mutable_data<T>(grad_k), mutable_data<T>(grad_v)};
-    attention::for_each_unit<attention::BackwardTiles<A>>(
-        attention::backward_units(in), s.head_size, [&](const auto& unit, auto& tiles) {
-          with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
-            attention::compute_gradients<S>(in, gradients, unit, tiles);
-          });
-        });
+    compute_all_gradients<T>(
+        in, {data<T>(grad), data<T>(result), data<A>(log_sum), nullptr, mutable_data<T>(grad_q),
+             mutable_data<T>(grad_k), mutable_data<T>(grad_v), s.num_heads * s.head_size});
   });
   return {grad_q, grad_k, grad_v};
 }
+
+// q and v stay without their biases, which the kernels add as they read them.
+struct MultiHeadAttention {
+  // Calls f with the inputs of the kernels.
+  template <class F>
+  static void dispatch(const ProjectionArgs& p, const CausalAttentionArgs& args, F&& f) {
+    const ScalarType wide = accumulator_type(p.type);
+    const Tensor q_bias = p.q_bias(wide), v_bias = p.v_bias(wide);
+    dispatch_floating("x_q", p.type, [&]<class T>() {
+      using A = Accumulator<T>;
+      const attention::Inputs<T> in{args.kernel_args<T>(), data<A>(q_bias), data<A>(v_bias)};
+      check_all_offsets(in);
+      f.template operator()<T, A>(in);
+    });
+  }
+
+  static void forward(const ProjectionArgs& p, const CausalAttentionArgs& args,
+                      const MultiHeadOutputs& to, bool /*allow_tf32*/) {
+    dispatch(p, args, [&]<class T, class A>(const attention::Inputs<T>& in) {
+      kCpuProducts.multiply(p.rows(to.q), p.x_q, transposed(p.q_weight));
+      kCpuProducts.multiply(p.rows(to.k), p.x_k, transposed(p.k_weight));
+      kCpuProducts.multiply(p.rows(to.v), p.x_k, transposed(p.v_weight));
+      for (const Tensor& x : {to.out, to.attended, to.lse})
+        zero_rows_from(x, in.cu_seqlens_q[in.size.num_sequences]);
+      compute_outputs<T>(in, {mutable_data<T>(to.attended), mutable_data<A>(to.lse), data<T>(p.x_q),
+                              mutable_data<T>(to.out)});
+    });
+  }
+
+  static Products backward(const ProjectionArgs& p, const CausalAttentionArgs& args,
+                           const MultiHeadGradients& g, bool /*allow_tf32*/) {
+    dispatch(p, args, [&]<class T, class A>(const attention::Inputs<T>& in) {
+      for (const Tensor& x : {g.grad_q, g.grad_x_q})
+        zero_rows_from(x, in.cu_seqlens_q[in.size.num_sequences]);
+      zero_rows_from(g.grad_kv, in.cu_seqlens_k[in.size.num_sequences]);
+      zero_rows_from(g.grad_bias, 0);
+      T* const grad_k = mutable_data<T>(g.grad_kv);
+      compute_all_gradients<T>(in,
+                               {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), nullptr,
+                                mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
+                                mutable_data<T>(g.grad_x_q), mutable_data<A>(g.grad_bias)});
+    });
+    return kCpuProducts;
+  }
+};
 
 }  // namespace
 }  // namespace ssept::cpu
@@ -112,4 +186,8 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
 SSEPT_LIBRARY_IMPL(CPU, m) {
   m.impl("causal_attention", TORCH_BOX(&ssept::cpu::causal_attention));
   m.impl("causal_attention_backward", TORCH_BOX(&ssept::cpu::causal_attention_backward));
+  m.impl("multi_head_attention",
+         TORCH_BOX(&ssept::multi_head_attention<ssept::cpu::MultiHeadAttention>));
+  m.impl("multi_head_attention_backward",
+         TORCH_BOX(&ssept::multi_head_attention_backward<ssept::cpu::MultiHeadAttention>));
 }

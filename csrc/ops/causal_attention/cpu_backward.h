@@ -20,7 +20,7 @@ constexpr int64_t kWholeBackward = 16 * kTile;
 
 // Whole sequences, or chunks of keys for their gradients and chunks of queries for theirs.
 template <class T>
-std::vector<Unit> backward_units(const CausalAttention<T>& in) {
+std::vector<Unit> backward_units(const Inputs<T>& in) {
   return make_units(in, [](auto& units, const auto& x, Unit unit) {
     if (x.num_queries <= kWholeBackward) {
       units.push_back(unit);
@@ -44,14 +44,6 @@ std::vector<Unit> backward_units(const CausalAttention<T>& in) {
   });
 }
 
-template <class T, class A>
-struct Gradients {
-  const T* grad_out;  // (Nq, H, Dh)
-  const A* lse;       // (Nq, H)
-  const A* delta;     // (Nq, H), the sum of grad_out * out over a head's features
-  T *grad_q, *grad_k, *grad_v;
-};
-
 template <class A>
 struct BackwardTiles {
   Buffer<A> q, grad_out, k, k_transposed, v_transposed;
@@ -73,12 +65,15 @@ struct BackwardTiles {
         words(kTile * kTile + kPhiloxSlack) {}
 };
 
+// Adds the rows to `sum`, if there is one.
 template <class S, class T, class A>
 SSEPT_INLINE void unpack_rows(const A* tile, int64_t rows, int64_t width, A scale, T* x,
-                              int64_t x_row) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < width; ++i)
-      x[r * x_row + i] = static_cast<T>(scale * tile[r * S::template whole_vectors<A>(width) + i]);
+                              int64_t x_row, A* sum) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* row = tile + r * S::template whole_vectors<A>(width);
+    for (int64_t i = 0; i < width; ++i) x[r * x_row + i] = static_cast<T>(scale * row[i]);
+    for (int64_t i = 0; sum && i < width; ++i) sum[i] += scale * row[i];
+  }
 }
 
 // From a row of scores and of the gradient of its weights after dropout, to the weights after
@@ -107,7 +102,7 @@ struct TilePair {
 
 // Computes the tile's weights and the gradient of its scores, and adds to the queries' gradient.
 template <class S, class T, class A>
-SSEPT_INLINE void score_gradients(const CausalAttention<T>& in, const Gradients<T, A>& g,
+SSEPT_INLINE void score_gradients(const Inputs<T>& in, const CausalAttentionGradients<T>& g,
                                   const Unit& unit, const TilePair& pair,
                                   const TileDropout& dropout, BackwardTiles<A>& tile) {
   const auto& s = in.size;
@@ -156,9 +151,10 @@ SSEPT_INLINE void add_key_gradients(const TilePair& pair, int64_t width, Backwar
   }
 }
 
+// bias_sums, (2, Dh), or null: to which the gradients of the unit's queries and values are added.
 template <class S, class T, class A = Accumulator<T>>
-SSEPT_INLINE void compute_gradients(const CausalAttention<T>& in, const Gradients<T, A>& g,
-                                    const Unit& unit, BackwardTiles<A>& tile) {
+SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGradients<T>& g,
+                                    const Unit& unit, BackwardTiles<A>& tile, A* bias_sums) {
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
@@ -172,7 +168,8 @@ SSEPT_INLINE void compute_gradients(const CausalAttention<T>& in, const Gradient
     const T* k = x.k + k0 * x.row;
     const bool k_finite = pack_rows<S>(k, x.row, keys, s.head_size, A(1), keys, tile.k.get());
     pack_transposed<S>(k, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
-    pack_transposed<S>(x.v + k0 * x.row, x.row, keys, s.head_size, kTile, tile.v_transposed.get());
+    pack_transposed<S>(x.v + k0 * x.row, x.row, keys, s.head_size, kTile, tile.v_transposed.get(),
+                       x.v_bias);
     std::fill_n(tile.grad_k.get(), S::whole_rows(keys) * width, A(0));
     std::fill_n(tile.grad_v.get(), S::whole_rows(keys) * width, A(0));
 
@@ -183,8 +180,9 @@ SSEPT_INLINE void compute_gradients(const CausalAttention<T>& in, const Gradient
       TilePair pair{r0, rows, keys, x.query_start + q0, x.visible(q0, k0), k_finite};
       const TileDropout dropout(in, pair.first_token, rows, unit.head, k0,
                                 clamp(pair.visible + rows - 1, 0, keys), tile.words.get());
-      pair.q_finite = pack_rows<S>(x.q + q0 * x.row, x.row, rows, s.head_size,
-                                   static_cast<A>(s.scale), S::whole_rows(rows), tile.q.get());
+      pair.q_finite =
+          pack_rows<S>(x.q + q0 * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
+                       S::whole_rows(rows), tile.q.get(), x.q_bias);
       pair.grad_finite =
           pack_rows<S>(g.grad_out + pair.first_token * x.row + head_offset, x.row, rows,
                        s.head_size, A(1), S::whole_rows(rows), tile.grad_out.get());
@@ -192,14 +190,17 @@ SSEPT_INLINE void compute_gradients(const CausalAttention<T>& in, const Gradient
       if (unit.wants_key_gradient) add_key_gradients<S>(pair, width, tile);
     }
     if (unit.wants_key_gradient) {
-      const int64_t offset = (x.key_start + k0) * x.row + head_offset;
-      unpack_rows<S>(tile.grad_k.get(), keys, s.head_size, A(1), g.grad_k + offset, x.row);
-      unpack_rows<S>(tile.grad_v.get(), keys, s.head_size, A(1), g.grad_v + offset, x.row);
+      const int64_t offset = (x.key_start + k0) * g.grad_kv_row + head_offset;
+      unpack_rows<S>(tile.grad_k.get(), keys, s.head_size, A(1), g.grad_k + offset, g.grad_kv_row,
+                     static_cast<A*>(nullptr));
+      unpack_rows<S>(tile.grad_v.get(), keys, s.head_size, A(1), g.grad_v + offset, g.grad_kv_row,
+                     bias_sums ? bias_sums + s.head_size : nullptr);
     }
   }
   if (unit.wants_query_gradient)
     unpack_rows<S>(tile.grad_q.get(), num_queries, s.head_size, static_cast<A>(s.scale),
-                   g.grad_q + (x.query_start + unit.first_query) * x.row + head_offset, x.row);
+                   g.grad_q + (x.query_start + unit.first_query) * x.row + head_offset, x.row,
+                   bias_sums);
 }
 
 }  // namespace ssept::cpu::attention

@@ -9,7 +9,7 @@ namespace ssept::cpu::attention {
 
 // A chunk of queries and all keys that they see.
 template <class T>
-std::vector<Unit> forward_units(const CausalAttention<T>& in) {
+std::vector<Unit> forward_units(const Inputs<T>& in) {
   return make_units(in, [](auto& units, const auto& x, Unit unit) {
     for (int64_t first = 0; first < x.num_queries; first += kQueryChunk) {
       unit.first_query = first;
@@ -65,17 +65,18 @@ SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns
   sum += horizontal_sum<S, A>(total);
 }
 
-// The output of a unit's queries, and the logarithm of their scores' summed exponentials.
+// The output of a unit's queries, also with the residual added, and the logarithm of their scores'
+// summed exponentials.
 template <class S, class T, class A = Accumulator<T>>
-SSEPT_INLINE void compute_output(const CausalAttention<T>& in, const Unit& unit,
-                                 ForwardTiles<A>& tile, T* out, A* lse) {
+SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardTiles<A>& tile,
+                                 const CausalAttentionOutputs<T>& outputs) {
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
   const int64_t rows = unit.last_query - unit.first_query;
   const int64_t whole_rows = S::whole_rows(rows);
   pack_rows<S>(x.q + unit.first_query * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
-               whole_rows, tile.q.get());
+               whole_rows, tile.q.get(), x.q_bias);
   std::fill_n(tile.out.get(), whole_rows * width, A(0));
   std::fill_n(tile.maximum.get(), rows, -std::numeric_limits<A>::infinity());
   std::fill_n(tile.sum.get(), rows, A(0));
@@ -83,8 +84,8 @@ SSEPT_INLINE void compute_output(const CausalAttention<T>& in, const Unit& unit,
   for (int64_t k0 = 0; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
     pack_transposed<S>(x.k + k0 * x.row, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
-    const bool finite =
-        pack_rows<S>(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), keys, tile.v.get());
+    const bool finite = pack_rows<S>(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), keys,
+                                     tile.v.get(), x.v_bias);
     const int64_t first = clamp(x.first_query_seeing(k0) - unit.first_query, 0, rows);
     for (int64_t r0 = first / kTile * kTile; r0 < rows; r0 += kTile) {
       const int64_t tile_rows = std::min(kTile, rows - r0);
@@ -121,10 +122,13 @@ SSEPT_INLINE void compute_output(const CausalAttention<T>& in, const Unit& unit,
     const int64_t token = x.query_start + unit.first_query + r;
     const A sum = tile.sum.get()[r];
     const A factor = sum > 0 ? kept / sum : A(0);
-    T* to = out + token * x.row + unit.head * s.head_size;
+    const int64_t offset = token * x.row + unit.head * s.head_size;
     for (int64_t i = 0; i < s.head_size; ++i)
-      to[i] = static_cast<T>(factor * tile.out.get()[r * width + i]);
-    lse[token * s.num_heads + unit.head] = tile.maximum.get()[r] + std::log(sum);
+      outputs.out[offset + i] = static_cast<T>(factor * tile.out.get()[r * width + i]);
+    for (int64_t i = 0; outputs.residual && i < s.head_size; ++i)
+      outputs.sum[offset + i] = static_cast<T>(factor * tile.out.get()[r * width + i] +
+                                               static_cast<A>(outputs.residual[offset + i]));
+    outputs.lse[token * s.num_heads + unit.head] = tile.maximum.get()[r] + std::log(sum);
   }
 }
 

@@ -27,10 +27,10 @@ struct Unit {
   int64_t cost() const { return (last_query - first_query) * (last_key - first_key); }
 };
 
-// Calls f(unit, tiles) for all units, the costly first, on torch's threads. Each thread has tiles
-// of its own.
+// Sorts the units, the costly first, and calls f(unit, tiles) for all, on torch's threads. Each
+// thread has tiles of its own.
 template <class Tiles, class F>
-void for_each_unit(std::vector<Unit> units, int64_t head_size, F&& f) {
+void for_each_unit(std::vector<Unit>& units, int64_t head_size, F&& f) {
   std::stable_sort(units.begin(), units.end(),
                    [](const Unit& x, const Unit& y) { return x.cost() > y.cost(); });
   std::atomic<size_t> next{0};
@@ -41,15 +41,22 @@ void for_each_unit(std::vector<Unit> units, int64_t head_size, F&& f) {
   });
 }
 
+template <class T>
+struct Inputs : CausalAttention<T> {
+  // Of `multi_head_attention`, or null: (H, Dh), to be added to every row of q and v.
+  const Accumulator<T>*q_bias = nullptr, *v_bias = nullptr;
+};
+
 // One sequence and head of the inputs.
 template <class T>
 struct HeadOf {
-  int64_t query_start, key_start;  // of the sequence, among all tokens
-  int64_t num_queries, num_keys;   // of the sequence
-  int64_t row;                     // elements between tokens
-  const T *q, *k, *v;              // of the sequence's first token
+  int64_t query_start, key_start;        // of the sequence, among all tokens
+  int64_t num_queries, num_keys;         // of the sequence
+  int64_t row;                           // elements between tokens
+  const T *q, *k, *v;                    // of the sequence's first token
+  const Accumulator<T>*q_bias, *v_bias;  // of the head, or null
 
-  SSEPT_INLINE HeadOf(const CausalAttention<T>& in, int64_t b, int64_t h)
+  SSEPT_INLINE HeadOf(const Inputs<T>& in, int64_t b, int64_t h)
       : query_start(in.cu_seqlens_q[b]),
         key_start(in.cu_seqlens_k[b]),
         num_queries(in.cu_seqlens_q[b + 1] - query_start),
@@ -57,7 +64,9 @@ struct HeadOf {
         row(in.size.num_heads * in.size.head_size),
         q(in.q + query_start * row + h * in.size.head_size),
         k(in.k + key_start * row + h * in.size.head_size),
-        v(in.v + key_start * row + h * in.size.head_size) {}
+        v(in.v + key_start * row + h * in.size.head_size),
+        q_bias(in.q_bias ? in.q_bias + h * in.size.head_size : nullptr),
+        v_bias(in.v_bias ? in.v_bias + h * in.size.head_size : nullptr) {}
 
   // How many of the keys from `first_key` on a query sees.
   SSEPT_INLINE int64_t visible(int64_t query, int64_t first_key) const {
@@ -81,8 +90,8 @@ struct TileDropout {
 
   // For the first `keys` keys from `first_key` on, of rows of queries from `first_token` on.
   template <class T>
-  SSEPT_INLINE TileDropout(const CausalAttention<T>& in, int64_t first_token, int64_t rows,
-                           int64_t head, int64_t first_key, int64_t keys, uint32_t* buffer)
+  SSEPT_INLINE TileDropout(const Inputs<T>& in, int64_t first_token, int64_t rows, int64_t head,
+                           int64_t first_key, int64_t keys, uint32_t* buffer)
       : words(in.dropout.seed ? buffer : nullptr), stride((keys + 3) / 4 * 4), site(in.dropout) {
     const int64_t heads = in.size.num_heads;
     if (words)
@@ -113,7 +122,7 @@ SSEPT_INLINE int64_t columns_for(int64_t seen) {
 // Units for all sequences and heads. add(units, x, unit) appends those of the head x, of which
 // `unit` is the whole.
 template <class T, class F>
-std::vector<Unit> make_units(const CausalAttention<T>& in, F&& add) {
+std::vector<Unit> make_units(const Inputs<T>& in, F&& add) {
   std::vector<Unit> units;
   for (int64_t b = 0; b < in.size.num_sequences; ++b)
     for (int64_t h = 0; h < in.size.num_heads; ++h) {

@@ -1,4 +1,4 @@
-// `causal_attention` on CUDA: from tensors to launches.
+// `causal_attention` and `multi_head_attention` on CUDA: from tensors to launches.
 #include <tuple>
 
 #include "common/library.h"
@@ -36,9 +36,10 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
   const Tensor lse =
       torch::stable::new_empty(q, {s.num_queries, s.num_heads}, accumulator_type(args.type));
   dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
-    check_cuda("causal_attention", CausalAttentionKernels<T, kTf32>::forward(
-                                       args.kernel_args<T>(), mutable_data<T>(out),
-                                       mutable_data<Accumulator<T>>(lse), device.stream()));
+    check_cuda("causal_attention",
+               CausalAttentionKernels<T, kTf32>::forward(
+                   args.kernel_args<T>(), {mutable_data<T>(out), mutable_data<Accumulator<T>>(lse)},
+                   device.stream()));
   });
   return {out, lse};
 }
@@ -64,12 +65,52 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
     using A = Accumulator<T>;
     check_cuda("causal_attention_backward",
                CausalAttentionKernels<T, kTf32>::backward(
-                   args.kernel_args<T>(), data<T>(grad), data<T>(result), data<A>(log_sum),
-                   mutable_data<A>(delta), mutable_data<T>(grad_q), mutable_data<T>(grad_k),
-                   mutable_data<T>(grad_v), device.stream()));
+                   args.kernel_args<T>(),
+                   {data<T>(grad), data<T>(result), data<A>(log_sum), mutable_data<A>(delta),
+                    mutable_data<T>(grad_q), mutable_data<T>(grad_k), mutable_data<T>(grad_v),
+                    s.num_heads * s.head_size},
+                   device.stream()));
   });
   return {grad_q, grad_k, grad_v};
 }
+
+struct MultiHeadAttention {
+  static void forward(const ProjectionArgs& p, const CausalAttentionArgs& args,
+                      const MultiHeadOutputs& to, bool allow_tf32) {
+    const DeviceOf device(p.x_q);
+    dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
+      const Products& products = device.products();
+      products.multiply_add(p.rows(to.q), p.x_q, transposed(p.q_weight), p.q_bias(p.type));
+      products.multiply(p.rows(to.k), p.x_k, transposed(p.k_weight));
+      products.multiply_add(p.rows(to.v), p.x_k, transposed(p.v_weight), p.v_bias(p.type));
+      check_cuda("multi_head_attention",
+                 CausalAttentionKernels<T, kTf32>::forward(
+                     args.kernel_args<T>(),
+                     {mutable_data<T>(to.attended), mutable_data<Accumulator<T>>(to.lse),
+                      data<T>(p.x_q), mutable_data<T>(to.out)},
+                     device.stream()));
+    });
+  }
+
+  static Products backward(const ProjectionArgs& p, const CausalAttentionArgs& args,
+                           const MultiHeadGradients& g, bool allow_tf32) {
+    const DeviceOf device(p.x_q);
+    const Tensor delta = torch::stable::new_empty(p.x_q, {args.size.num_queries, p.num_heads},
+                                                  accumulator_type(p.type));
+    dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
+      using A = Accumulator<T>;
+      T* const grad_k = mutable_data<T>(g.grad_kv);
+      check_cuda("multi_head_attention_backward",
+                 CausalAttentionKernels<T, kTf32>::backward(
+                     args.kernel_args<T>(),
+                     {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse),
+                      mutable_data<A>(delta), mutable_data<T>(g.grad_q), grad_k, grad_k + p.width,
+                      2 * p.width, mutable_data<T>(g.grad_x_q), mutable_data<A>(g.grad_bias)},
+                     device.stream()));
+    });
+    return device.products();
+  }
+};
 
 }  // namespace
 }  // namespace ssept::cuda
@@ -77,4 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
 SSEPT_LIBRARY_IMPL(SSEPT_CUDA_KEY, m) {
   m.impl("causal_attention", TORCH_BOX(&ssept::cuda::causal_attention));
   m.impl("causal_attention_backward", TORCH_BOX(&ssept::cuda::causal_attention_backward));
+  m.impl("multi_head_attention",
+         TORCH_BOX(&ssept::multi_head_attention<ssept::cuda::MultiHeadAttention>));
+  m.impl("multi_head_attention_backward",
+         TORCH_BOX(&ssept::multi_head_attention_backward<ssept::cuda::MultiHeadAttention>));
 }

@@ -89,9 +89,29 @@ __device__ __forceinline__ void finish_rows(const Segment& segment, const QueryT
   }
 }
 
+// Writes the sums of a warp's outputs, which `stage` has, and residuals; zeros behind the last
+// sequence.
+template <int SLICE, int LD, class T>
+__device__ __forceinline__ void add_residual(const CausalAttentionOutputs<T>& outputs,
+                                             int64_t offset, const T* stage, int num_rows,
+                                             int num_features, const Heads& heads, bool is_spare) {
+  for_packs_of<SLICE, T>(heads, num_rows, num_features, [&]<int VEC>(int r, int i) {
+    const int64_t at = offset + r * heads.row + i;
+    auto sum = *reinterpret_cast<const Pack<T, VEC>*>(stage + r * LD + i);
+    if (!is_spare) {
+      const auto residual = *reinterpret_cast<const Pack<T, VEC>*>(outputs.residual + at);
+#pragma unroll
+      for (int e = 0; e < VEC; ++e)
+        sum.value[e] = narrow<T>(widen(sum.value[e]) + widen(residual.value[e]));
+    }
+    *reinterpret_cast<Pack<T, VEC>*>(outputs.sum + at) = sum;
+  });
+}
+
 template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
 __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
-    forward_kernel(CausalAttention<T> in, T* out, A* lse, int copy_bytes, int tiles_per_sequence) {
+    forward_kernel(CausalAttention<T> in, CausalAttentionOutputs<T> outputs, int copy_bytes,
+                   int tiles_per_sequence) {
   using S = Tiles<M, WIDTH>;
   constexpr int kRows = S::kRows, kKeys = S::kKeys, kLd = S::kLd, kThreads = S::kThreads;
   T* const q_tile = reinterpret_cast<T*>(smem_raw);
@@ -149,13 +169,18 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
         add_weighted_rows<M, S::kForwardSlice, kLd, kKeys>(sums, scores, v_tile + first_feature);
     }
 
-    finish_rows(segment, tile, maximum, factor, weighting.kept_scale, sum, lse);
-    if (tile.warp_rows > 0)
-      store_sums<S::kForwardSlice, kLd>(sums, sum, q_tile + warp_row * kLd,
-                                        out + (segment.q_begin + tile.first_query) * heads.row +
-                                            segment.head * heads.size + first_feature,
-                                        tile.warp_rows,
-                                        min(S::kForwardSlice, heads.size - first_feature), heads);
+    finish_rows(segment, tile, maximum, factor, weighting.kept_scale, sum, outputs.lse);
+    if (tile.warp_rows > 0) {
+      const int64_t offset = (segment.q_begin + tile.first_query) * heads.row +
+                             segment.head * heads.size + first_feature;
+      const int num_features = min(S::kForwardSlice, heads.size - first_feature);
+      T* const stage = q_tile + warp_row * kLd;
+      store_sums<S::kForwardSlice, kLd>(sums, sum, stage, outputs.out + offset, tile.warp_rows,
+                                        num_features, heads);
+      if (outputs.sum != nullptr)
+        add_residual<S::kForwardSlice, kLd>(outputs, offset, stage, tile.warp_rows, num_features,
+                                            heads, segment.is_spare);
+    }
     __syncthreads();  // the next tile's queries go where this one's output was
   }
 }
@@ -163,15 +188,17 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
 }  // namespace attention
 
 template <class T, bool kTf32>
-cudaError_t CausalAttentionKernels<T, kTf32>::forward(const CausalAttention<T>& in, T* out, A* lse,
+cudaError_t CausalAttentionKernels<T, kTf32>::forward(const CausalAttention<T>& in,
+                                                      const CausalAttentionOutputs<T>& outputs,
                                                       cudaStream_t stream) {
   using M = attention::Arithmetic<T, kTf32>;
-  const int copy_bytes = attention::bytes_per_copy<T>(in.size.head_size, in.q, in.k, in.v, out);
+  const int copy_bytes = attention::bytes_per_copy<T>(in.size.head_size, in.q, in.k, in.v,
+                                                      outputs.out, outputs.residual, outputs.sum);
   return attention::for_width_of<T>(in.size.head_size, [&]<int WIDTH>() {
     using S = attention::Tiles<M, WIDTH>;
     return attention::launch_tiles("causal_attention", attention::forward_kernel<M, WIDTH>, in.size,
                                    in.size.max_seqlen_q, S::kRows, S::kForwardSlice, S::kThreads,
-                                   S::kForwardBytes, stream, in, out, lse, copy_bytes);
+                                   S::kForwardBytes, stream, in, outputs, copy_bytes);
   });
 }
 

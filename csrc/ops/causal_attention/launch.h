@@ -6,7 +6,6 @@
 
 #include <type_traits>
 
-#include "common/accumulator.h"
 #include "ops/causal_attention/params.h"
 
 namespace ssept::cuda {
@@ -17,14 +16,10 @@ inline constexpr int64_t kMaxHeadSize = std::is_same_v<T, double> ? 128 : 256;
 
 template <class T, bool kTf32>
 struct CausalAttentionKernels {
-  using A = Accumulator<T>;
-
-  static cudaError_t forward(const CausalAttention<T>& in, T* out, A* lse, cudaStream_t stream);
-
-  // delta is scratch of Nq · H elements.
-  static cudaError_t backward(const CausalAttention<T>& in, const T* grad_out, const T* out,
-                              const A* lse, A* delta, T* grad_q, T* grad_k, T* grad_v,
-                              cudaStream_t stream);
+  static cudaError_t forward(const CausalAttention<T>& in, const CausalAttentionOutputs<T>& outputs,
+                             cudaStream_t stream);
+  static cudaError_t backward(const CausalAttention<T>& in,
+                              const CausalAttentionGradients<T>& gradients, cudaStream_t stream);
 };
 
 }  // namespace ssept::cuda

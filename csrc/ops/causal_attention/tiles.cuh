@@ -212,6 +212,19 @@ __device__ __forceinline__ void clear_padding(T* tile, int num_rows, int head_si
     tile[i / padding * LD + head_size + i % padding] = narrow<T>(0);
 }
 
+// Calls f.template operator()<VEC>(r, i) for all packs of VEC features that a warp's rows have,
+// from feature i of row r on.
+template <int SLICE, class T, class F>
+__device__ __forceinline__ void for_packs_of(const Heads& heads, int num_rows, int num_features,
+                                             F&& f) {
+  for_copies_of<T>(heads.copy_bytes, [&]<int VEC>() {
+    constexpr int kLanes = lanes_per_row<SLICE, VEC>();
+    for (int r = lane_index() / kLanes; r < num_rows; r += kWarpSize / kLanes)
+      for (int i = lane_index() % kLanes * VEC; i < num_features; i += kLanes * VEC)
+        f.template operator()<VEC>(r, i);
+  });
+}
+
 // Writes factor[0] and factor[1] times a warp's sums to heads, through the 16 rows of shared memory
 // `stage` that only this warp uses.
 template <int SLICE, int LD, class T, class A>
@@ -226,12 +239,9 @@ __device__ __forceinline__ void store_sums(const Sums<A> (&sums)[SLICE / 8], con
       *reinterpret_cast<Pack<T, 2>*>(stage + (lane_row() + 8 * r) * LD + j * 8 + lane_column()) = {
           {narrow<T>(factor[r] * sums[j].x[2 * r]), narrow<T>(factor[r] * sums[j].x[2 * r + 1])}};
   __syncwarp();
-  for_copies_of<T>(heads.copy_bytes, [&]<int VEC>() {
-    constexpr int kLanes = lanes_per_row<SLICE, VEC>();
-    for (int r = lane_index() / kLanes; r < num_rows; r += kWarpSize / kLanes)
-      for (int i = lane_index() % kLanes * VEC; i < num_features; i += kLanes * VEC)
-        *reinterpret_cast<Pack<T, VEC>*>(to + r * heads.row + i) =
-            *reinterpret_cast<const Pack<T, VEC>*>(stage + r * LD + i);
+  for_packs_of<SLICE, T>(heads, num_rows, num_features, [&]<int VEC>(int r, int i) {
+    *reinterpret_cast<Pack<T, VEC>*>(to + r * heads.row + i) =
+        *reinterpret_cast<const Pack<T, VEC>*>(stage + r * LD + i);
   });
 }
 
