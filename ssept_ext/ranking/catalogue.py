@@ -116,11 +116,13 @@ def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Te
     width = max(width // _WIDTH, 1) * _WIDTH
     scores = queries.new_empty(len(queries), width)
     for first in range(1, num_items + 1, width):
-        vectors = item_weight[first : first + width].to(queries.dtype)
-        count = len(vectors)
+        # With the row before, so that the vectors of all blocks have the same address modulo a cache line, on which the
+        # order of a sum may depend.
+        vectors = item_weight[first - 1 : first + width].to(queries.dtype)
+        count = len(vectors) - 1
         if count < width:
             vectors = torch.cat([vectors, vectors.new_zeros(width - count, vectors.shape[1])])
-        torch.mm(queries, vectors.T, out=scores)
+        torch.mm(queries, vectors[1:].T, out=scores)
         scores[:, count:] = -math.inf
         yield first, scores
 
