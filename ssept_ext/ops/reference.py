@@ -1,6 +1,6 @@
 """Every op in plain PyTorch: the specification, the fallback, and the oracle in tests of the kernels.
 
-Imports nothing of this package. Works on any device, through autograd and under `torch.compile`.
+Imports nothing of this package but `ops.dropout`. Works on any device, through autograd and under `torch.compile`.
 
 Shared conventions: the N tokens of B sequences are packed one after another; sequence b has the tokens
 `cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`. Tokens from `cu_seqlens[B]` on are tail padding: they are never
@@ -17,64 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_MASK32 = 0xFFFFFFFF
-
-
-def philox4x32_10(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32 with ten rounds (Salmon et al., SC 2011), on 32-bit words in int64 tensors."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        # The int64 products overflow, but their low and high words are still right.
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK32) ^ c1 ^ k0,
-            p1 & _MASK32,
-            ((p0 >> 32) & _MASK32) ^ c3 ^ k1,
-            p0 & _MASK32,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
-    return c0, c1, c2, c3
-
-
-def dropout_keep(rows: Tensor, num_columns: int, p: float, seed: Tensor, site: int) -> Tensor:
-    """Return which elements dropout keeps, as a pure function of (seed, site, row, column).
-
-    Element (row, column) is kept where word `column % 4` of Philox under key `seed` at counter
-    (column // 4, row low, row high, site) is at least `p * 2**32`.
-
-    Parameters
-    ----------
-    rows
-        (...) int64 row numbers.
-    seed
-        (1,) int64 dropout seed.
-    site
-        Number of this dropout in the model, 0 <= site < 2**32.
-
-    Returns
-    -------
-    Tensor
-        (..., num_columns) bool.
-    """
-    row = rows.unsqueeze(-1)
-    quads = torch.arange((num_columns + 3) // 4, device=rows.device)
-    counter = (quads, row & _MASK32, (row >> 32) & _MASK32, torch.full_like(quads, site))
-    key = (seed & _MASK32, (seed >> 32) & _MASK32)
-    words = torch.stack(philox4x32_10(counter, key), -1)
-    return words.flatten(-2)[..., :num_columns] >= int(p * 2**32)
-
-
-def dropout(x: Tensor, p: float, seed: Tensor | None, site: int) -> Tensor:
-    """Apply dropout to (N, C) rows by `dropout_keep`; the identity if p is 0."""
-    _check_dropout(p, seed, site)
-    if p == 0 or x.numel() == 0:
-        return x
-    assert seed is not None
-    keep = dropout_keep(torch.arange(x.shape[0], device=x.device), x.shape[1], p, seed, site)
-    return torch.where(keep, x / (1 - p), 0)
+from ssept_ext.ops.dropout import check_dropout, dropout, dropout_keep
 
 
 def user_item_embedding(
@@ -90,7 +33,7 @@ def user_item_embedding(
     site: int = 0,
 ) -> Tensor:
     """`concat(item·sqrt(Di), user·sqrt(Du)) + position`, then dropout: see `ssept_ext.ops`."""
-    _check_dropout(dropout_p, seed, site)
+    check_dropout(dropout_p, seed, site)
     _check_dims("items", items, 1)
     _check_ids_type("items", items)
     _check_ids_type("positions", positions)
@@ -165,7 +108,7 @@ def causal_attention(
     The dropout row of query token i and head h is `i * H + h`; its column is the key's index in its sequence.
     `allow_tf32` has no effect here, only on kernels: PyTorch's products follow `torch.backends.cuda.matmul`.
     """
-    _check_dropout(dropout_p, seed, site)
+    check_dropout(dropout_p, seed, site)
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_dims(name, x, 3)
     if not 1 <= q.shape[2] <= 256:
@@ -276,8 +219,8 @@ def feed_forward(
 
     Also returns what the first dropout gives, (N, C), without gradient.
     """
-    _check_dropout(dropout_p, seed, site)
-    _check_dropout(dropout_p, seed, site + 1)
+    check_dropout(dropout_p, seed, site)
+    check_dropout(dropout_p, seed, site + 1)
     _check_dims("x", x, 2)
     _check_dims("weight1", weight1, 2)
     inner, width = weight1.shape[0], x.shape[1]
@@ -377,15 +320,6 @@ def checked_ids(
         bad = int(ids[wrong][0])
         raise IndexError(f"{name} has id {bad}, outside its table of {size} rows (0..{size - 1})")
     return torch.where(wrong, 0, ids)
-
-
-def _check_dropout(p: float, seed: Tensor | None, site: int) -> None:
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {p}")
-    if not 0 <= site < 2**32:
-        raise ValueError(f"site must be in 0..{2**32 - 1}, got {site}")
-    if p > 0 and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1):
-        raise ValueError("seed must be an int64 tensor of one element where dropout_p > 0")
 
 
 def _check_dims(name: str, x: Tensor, dims: int) -> None:

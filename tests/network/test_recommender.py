@@ -11,7 +11,7 @@ from support.tolerances import relative_error
 
 from ssept_ext import SASREC, PackedBatch, pack
 from ssept_ext.network import losses
-from ssept_ext.ops import reference
+from ssept_ext.ops import dropout, reference
 
 
 def test_a_state_dict_with_missing_extra_or_misshapen_entries_is_torchs_usual_error():
@@ -121,7 +121,8 @@ def test_no_two_dropouts_of_a_forward_pass_share_a_mask(monkeypatch):
         sites.append(args[-1])
         return original(*args)
 
-    monkeypatch.setattr(reference, "dropout_keep", recording)
+    for module in (dropout, reference):
+        monkeypatch.setattr(module, "dropout_keep", recording)
     tiny(dropout_rate=0.3, backend="reference")(padded_inputs())
     # The embedding, then attention and two in the feed-forward layer of each of two blocks.
     assert sorted(sites) == [0, 1, 2, 3, 4, 5, 6]

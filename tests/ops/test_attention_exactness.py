@@ -17,7 +17,7 @@ from support.samples import RAGGED, Ragged
 from support.tolerances import HALF_TYPES, LIMITS, assert_close, relative_error, tf32_matmul
 
 from ssept_ext.ops import reference
-from ssept_ext.ops.reference import dropout_keep
+from ssept_ext.ops.dropout import dropout_keep
 
 # Lengths around the tiles of the kernels, and long enough for work on one sequence to be split.
 LENGTHS = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssept_ext.ops.reference import dropout, dropout_keep, philox4x32_10
+from ssept_ext.ops.dropout import dropout, dropout_keep, philox4x32_10
 
 # Known answers of Philox4x32-10, published with the Random123 library: counter, key, result.
 KNOWN_ANSWERS = [

@@ -8,6 +8,7 @@ from support.tolerances import HALF_TYPES, assert_close
 from torch.nn import functional as F
 
 from ssept_ext.ops import reference
+from ssept_ext.ops.dropout import dropout_keep
 
 every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
@@ -54,8 +55,8 @@ def test_each_of_two_layers_has_a_dropout_of_its_own_and_the_residual_is_added_l
 
     out, hidden, *_ = run(implementation, x, weight1, bias1, weight2, bias2, 0.4, SEED, SITE)
 
-    first = reference.dropout_keep(torch.arange(9), 7, 0.4, SEED, SITE)
-    second = reference.dropout_keep(torch.arange(9), 13, 0.4, SEED, SITE + 1)
+    first = dropout_keep(torch.arange(9), 7, 0.4, SEED, SITE)
+    second = dropout_keep(torch.arange(9), 13, 0.4, SEED, SITE + 1)
     exact_hidden = torch.relu(x @ weight1.T + bias1) * first / 0.6
     assert_close(hidden, exact_hidden)
     assert_close(out, x + (exact_hidden @ weight2.T + bias2) * second / 0.6)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.building import CSRC, LANGUAGE, ROOT, build_shared
 
-from ssept_ext.ops.reference import philox4x32_10
+from ssept_ext.ops.dropout import philox4x32_10
 
 GUARD = 0xDEADBEEF
 

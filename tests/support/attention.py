@@ -8,7 +8,7 @@ import torch
 from support.implementations import ALL
 from support.samples import Ragged
 
-from ssept_ext.ops.reference import dropout_keep
+from ssept_ext.ops.dropout import dropout_keep
 
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
 
