@@ -37,10 +37,11 @@ void replace_ids(const SseSettings& sse, PhiloxKey key, uint64_t index, const Se
       if (is_hit(of_users[b], sse.user_prob))
         replace_if_there(ids.users[b], drawn(of_users[b], sse.user_num));
   }
+  if (sse.item_prob == 0 && sse.target_prob == 0) return;
   const int64_t num_tokens = ids.offsets[ids.num_sequences];
   std::vector<uint64_t> of_items, of_targets;
   if (sse.item_prob > 0) of_items = words(key, index, kItems, ids.first_token, num_tokens);
-  if (sse.target_prob > 0 || (sse.joint && sse.item_prob > 0))
+  if (sse.joint || sse.target_prob > 0)
     of_targets = words(key, index, kTargets, ids.first_token, num_tokens);
   for (int64_t b = 0; b < ids.num_sequences; ++b) {
     bool was_hit = true;  // the event before; a sequence's first has none

@@ -100,12 +100,14 @@ class SSE:
         first_sequence, first_token
             The numbers that b and n start from, where the arrays are a part of a batch.
         """
-        num_tokens = int(offsets[-1])
-        items, positives = items[:num_tokens], positives[:num_tokens]
         if self.user_prob > 0:
             w = words(key, index, _USERS, first_sequence, len(users))
             hit = _is_hit(w, self.user_prob) & (users != 0)
             users[hit] = _drawn(w[hit], self.user_num)
+        if self.item_prob == 0 and self.target_prob == 0:
+            return
+        num_tokens = int(offsets[-1])
+        items, positives = items[:num_tokens], positives[:num_tokens]
         has_target = positives != 0
         hit = np.zeros(num_tokens, bool)
         if self.item_prob > 0:
@@ -118,7 +120,7 @@ class SSE:
             followed = np.append(hit, False)[1:] & ~is_last[1:]
             followed &= has_target
             positives[followed] = items[1:][followed[:-1]]
-        if self.target_prob > 0 or self.joint:
+        if self.joint or self.target_prob > 0:
             w = words(key, index, _TARGETS, first_token, num_tokens)
             hit = (hit if self.joint else _is_hit(w, self.target_prob)) & has_target
             positives[hit] = _drawn(w[hit], self.item_num)
@@ -137,7 +139,7 @@ def replace_ids(batch: PackedBatch, sse: SSE, seed: int) -> PackedBatch:
     sse
         What to replace.
     seed
-        From 0.
+        Any int64.
 
     Raises
     ------
@@ -153,7 +155,7 @@ def replace_ids(batch: PackedBatch, sse: SSE, seed: int) -> PackedBatch:
     )
     native = sse.native()
     (sse if native is None else native).replace_in(
-        key=philox_key(seed),
+        key=philox_key(seed % 2**64),
         users=users.numpy(),
         items=items.numpy(),
         positives=positives.numpy(),

@@ -192,6 +192,12 @@ def test_a_batch_is_replaced_in_a_copy():
     assert all(map(torch.equal, (batch.users, batch.items, batch.positives), before))
 
 
+def test_a_seed_may_be_negative():
+    batch, sse = make_batch(), sse_of(1.0, 1.0, joint=True)
+
+    assert not torch.equal(replace_ids(batch, sse, -1).items, replace_ids(batch, sse, 1).items)
+
+
 @pytest.mark.parametrize(
     "offsets", [[0, 5, 6, 6, 13, 17], [1, 5, 6, 6, 13, 16], [0, 6, 5, 6, 13, 16], [0, 5, 16], []]
 )
