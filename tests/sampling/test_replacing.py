@@ -2,27 +2,11 @@
 
 import numpy as np
 import pytest
+from support.small_sampler import HISTORIES, NUM_ITEMS, assert_equal_batches, make
 
-from ssept_ext import WarpSampler
 from ssept_ext.data.sse import SSE
 
-NUM_USERS, NUM_ITEMS = 9, 30
-HISTORIES = {1: [4, 9, 2, 7, 30, 1, 4], 3: [8, 6], 6: [11, 12, 13, 14], 9: list(range(1, 29))}
-
-
-def make(**arguments):
-    return WarpSampler(
-        HISTORIES, NUM_USERS, NUM_ITEMS, batch_size=16, maxlen=5, seed=7, **arguments
-    )
-
-
-def assert_equal_batches(left, right):
-    for one, other in zip(left, right, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-ALL_REPLACED = SSE(1.0, 1.0, joint=True, user_num=NUM_USERS, item_num=NUM_ITEMS)
+ALL_REPLACED = SSE(1.0, 1.0, joint=True, user_num=max(HISTORIES), item_num=NUM_ITEMS)
 
 
 def ids_of(sampler, count=3):

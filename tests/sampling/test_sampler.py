@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from support.small_sampler import HISTORIES, NUM_ITEMS, assert_equal_batches, make
 from support.sources import needs_native
 
 from ssept_ext import WarpSampler, pack
@@ -16,33 +17,12 @@ from ssept_ext.data.histories import Histories
 from ssept_ext.data.sse import SSE
 from ssept_ext.sampling.draw import DrawSettings, NativeSource, draw_batch, sampling_table
 
-NUM_ITEMS = 30
-HISTORIES = {
-    1: [4, 9, 2, 7, 30, 1, 4],  # meets item 4 twice
-    2: [5],  # never drawn
-    3: [8, 6],
-    6: [11, 12, 13, 14],  # no users 4 and 5
-    8: [],
-    9: list(range(1, 29)),  # all but 29 and 30
-}
 DRAWABLE = [1, 3, 6, 9]
-
-
-def make(histories=HISTORIES, num_items=NUM_ITEMS, **arguments):
-    arguments = {"batch_size": 16, "maxlen": 5, "seed": 7, **arguments}
-    return WarpSampler(histories, max(histories), num_items, **arguments)
 
 
 def batches(count, **arguments):
     with make(**arguments) as sampler:
         return [sampler.next_batch() for _ in range(count)]
-
-
-def assert_equal_batches(left, right):
-    assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 def chi_square(counts, weights=1):
