@@ -85,9 +85,10 @@ def train_model(
     is the sampler's own. `model.l2_reg` weighs `0.5 * ||table||**2` of the embedding tables only, as in the TensorFlow
     original (recommenders' torch port decays every weight); the loss in the history is that of the data alone.
 
-    The model is left in its mode (train or eval), without gradients. Dropout and SSE draw from a copy of torch's global
-    generator, which then moves on as far: `torch.manual_seed` makes them reproducible, whatever other threads draw. As
-    in recommenders, Ctrl-C without a `checkpoint` ends training and returns the finished epochs, with a warning.
+    The model is left in its mode (train or eval), without gradients. Dropout, and SSE if the sampler does not apply it,
+    draw from a copy of torch's global generator, which then moves on as far: `torch.manual_seed` makes them
+    reproducible, whatever other threads draw. As in recommenders, Ctrl-C without a `checkpoint` ends training and
+    returns the finished epochs, with a warning.
 
     Parameters
     ----------

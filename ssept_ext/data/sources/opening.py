@@ -81,11 +81,8 @@ def _open_member(stream: BinaryIO, path: Path, stack: ExitStack) -> tuple[str, B
         name = _choose(path, [info.filename for info in archive.infolist() if not info.is_dir()])
         source = f"{path}/{name}"
         return source, cast(BinaryIO, stack.enter_context(archive.open(name)))
-    except (
-        RuntimeError,
-        UnicodeError,
-        IndexError,
-    ) as error:  # encrypted, of another compression, or no name
+    # Encrypted, compressed in another way, or with a damaged name.
+    except (RuntimeError, UnicodeError, IndexError) as error:
         raise ValueError(f"{source} cannot be read, unpack it first: {error}") from error
 
 
