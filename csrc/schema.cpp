@@ -62,6 +62,15 @@ SSEPT_LIBRARY(m) {
       "feed_forward_backward(Tensor grad, Tensor x, Tensor hidden, Tensor weight1, "
       "Tensor weight2, float dropout_p, Tensor? seed, int site) -> (Tensor grad_x, "
       "Tensor grad_weight1, Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
+  // Of the tables, the rows `ids` only. learning_rate and step are tensors, so that a captured CUDA
+  // graph reads them anew.
+  m.def(
+      "lazy_adam(Tensor(a!) table, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor ids, "
+      "Tensor grad, Tensor learning_rate, Tensor step, float beta1, float beta2, float eps, "
+      "float weight_decay) -> ()");
+  m.def(
+      "rowwise_adagrad(Tensor(a!) table, Tensor(b!) sum_of_squares, Tensor ids, Tensor grad, "
+      "Tensor learning_rate, float eps, float weight_decay) -> ()");
   // Throws the IndexError of an id that a CUDA kernel met outside its table.
   m.def("raise_pending_errors() -> ()");
 }

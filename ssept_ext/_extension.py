@@ -22,6 +22,8 @@ OPS = (
     "multi_head_attention",
     "sampled_logits",
 )
+IN_PLACE_OPS = ("lazy_adam", "rowwise_adagrad")
+"""Those that update rows of a table, and have no gradients."""
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -43,7 +45,7 @@ def _find_kernels() -> frozenset[tuple[str, str]]:
     """Return the (op, device type) pairs that have a kernel, according to torch's dispatcher."""
     return frozenset(
         (op, device)
-        for op in OPS
+        for op in OPS + IN_PLACE_OPS
         for device in ("cpu", "cuda")
         if hasattr(torch.ops.ssept_ext, op)
         and torch._C._dispatch_has_kernel_for_dispatch_key(f"ssept_ext::{op}", device.upper())
@@ -94,7 +96,7 @@ def build_info() -> BuildInfo:
     except PackageNotFoundError:
         package_version = "unknown (imported from a source tree)"
     ops = {}
-    for op in OPS:
+    for op in OPS + IN_PLACE_OPS:
         missing = {device: why_not_native(op, device) for device in ("cpu", "cuda")}
         if _backend == "reference":
             missing = dict.fromkeys(missing, 'set_backend("reference") was called')

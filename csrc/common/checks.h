@@ -147,4 +147,9 @@ inline void check_offsets(const char* name, const int32_t* cu_seqlens, int64_t n
   throw std::out_of_range(message.str());
 }
 
+// Of ids that name each row once at most.
+inline void check_ascending(int64_t before, int64_t id) {
+  check(before < id, "ids must ascend, got ", id, " after ", before);
+}
+
 }  // namespace ssept

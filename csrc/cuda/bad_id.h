@@ -6,14 +6,14 @@
 
 namespace ssept::cuda {
 
-enum class IdArgument : int32_t { kItems = 0, kUsers = 1, kPositions = 2 };
+enum class IdArgument : int32_t { kItems = 0, kUsers = 1, kPositions = 2, kIds = 3, kOrder = 4 };
 
 struct BadIdNote {
   unsigned int claimed;  // by the first thread that has something to note
   unsigned int ready;    // 1 when that thread has filled in the rest; all the host looks at
   IdArgument argument;
   int64_t id;
-  int64_t table_rows;
+  int64_t table_rows;  // of kOrder, ids that do not ascend: the id before
 };
 
 // The note of a device, the same for the life of the process.

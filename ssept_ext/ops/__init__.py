@@ -4,7 +4,8 @@ Under `torch.autocast`, hidden states have autocast's dtype and tables keep thei
 tables in their dtype and returns autocast's; `position_layer_norm` and `feed_forward` cast their inputs, as
 `torch.nn.functional.linear` does; `sampled_logits` widens the hidden states to the dtype of the tables, so that neither
 logits nor gradients of tables are rounded; `multi_head_attention` casts hidden states and weights, and
-`causal_attention` computes in the dtype of q, k and v. float64 is never cast.
+`causal_attention` computes in the dtype of q, k and v. float64 is never cast. `lazy_adam` and `rowwise_adagrad` change
+rows of a table in place, outside of autograd and autocast.
 """
 
 import sys
@@ -15,16 +16,19 @@ from ssept_ext.ops.errors import raise_pending_errors
 from ssept_ext.ops.feed_forward import feed_forward
 from ssept_ext.ops.multi_head_attention import multi_head_attention
 from ssept_ext.ops.position_layer_norm import position_layer_norm
+from ssept_ext.ops.row_update import lazy_adam, rowwise_adagrad
 from ssept_ext.ops.sampled_logits import sampled_logits
 from ssept_ext.ops.user_item_embedding import user_item_embedding
 
 __all__ = [
     "causal_attention",
     "feed_forward",
+    "lazy_adam",
     "multi_head_attention",
     "padded_causal_attention",
     "position_layer_norm",
     "raise_pending_errors",
+    "rowwise_adagrad",
     "sampled_logits",
     "user_item_embedding",
 ]
@@ -32,7 +36,7 @@ __all__ = [
 
 def register(namespace: str) -> None:
     """Register the fake implementations (for torch.compile) and gradients of the C++ ops in a library namespace."""
-    for op in OPS:
+    for op in (*OPS, "row_update"):
         # Each module has the same name as its function, which hides it here: look it up in sys.modules.
         sys.modules[f"{__name__}.{op}"].register(namespace)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ssept_ext._extension import Backend, use_native
-from ssept_ext.ops import reference
+from ssept_ext.ops import reference, row_update_reference
 
 
 def call(op: str, device: torch.device, backend: Backend | None, *args: Any) -> Any:
@@ -27,6 +27,17 @@ def call(op: str, device: torch.device, backend: Backend | None, *args: Any) -> 
         return getattr(reference, op)(*args)
     with torch.autocast(device.type, enabled=False):
         return getattr(reference, op)(*args)
+
+
+def call_in_place(op: str, backend: Backend | None, changed: Sequence[Tensor], *args: Any) -> None:
+    """Call the kernel of an op that changes its first arguments, or its reference, outside of autograd."""
+    with torch.no_grad():
+        if not use_native(op, changed[0].device, backend):
+            getattr(row_update_reference, op)(*changed, *args)
+            return
+        getattr(torch.ops.ssept_ext, op)(*changed, *args)
+    if not torch.compiler.is_compiling():  # which does this itself
+        torch.autograd.graph.increment_version(changed)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
@@ -69,6 +80,12 @@ def register_op(
     torch.library.register_fake(backward_op, _on_one_device(backward_op, fake_backward))
     torch.library.register_autograd(forward_op, backward, setup_context=setup_context)
     torch.library.register_autograd(backward_op, second_backward)
+
+
+def register_in_place(namespace: str, op: str) -> None:
+    """Register the fake implementation, for torch.compile, of an op that changes its arguments and returns nothing."""
+    name = f"{namespace}::{op}"
+    torch.library.register_fake(name, _on_one_device(name, lambda *_, **__: None))
 
 
 def _has_tangent(x: Any) -> bool:

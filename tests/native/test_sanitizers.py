@@ -20,6 +20,7 @@ OPS = [
             "position_layer_norm",
             "feed_forward",
             "multi_head_attention",
+            "row_update",
             "sampled_logits",
         )
     ),

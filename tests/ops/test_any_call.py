@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.op_calls import arguments, with_gradients
 
-from ssept_ext._extension import OPS
+from ssept_ext._extension import IN_PLACE_OPS, OPS
 
 every_call = settings(max_examples=150)
-every_op = pytest.mark.parametrize("op", OPS)
+every_op = pytest.mark.parametrize("op", OPS + IN_PLACE_OPS)
 
 EXTENTS = (
     "item_rows",
@@ -75,6 +75,8 @@ def changed(draw, name, value):
         return draw(floats)
     if isinstance(value, int):
         return draw(integers)
+    if isinstance(value, tuple):
+        return (*value[1:], draw(floats))
     if name in ("users", "user_weight", "seed", "residual") and draw(st.booleans()):
         return None
     if value.is_floating_point() or not value.numel() or draw(st.booleans()):

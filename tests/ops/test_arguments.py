@@ -8,10 +8,11 @@ from support.implementations import ALL
 from support.op_calls import arguments, call
 from support.samples import outputs_and_gradients
 
-from ssept_ext._extension import OPS
+from ssept_ext._extension import IN_PLACE_OPS, OPS
 from ssept_ext.ops import reference
 
 every_op = pytest.mark.parametrize("op", OPS)
+every_op_of_all = pytest.mark.parametrize("op", OPS + IN_PLACE_OPS)
 every_backend = pytest.mark.parametrize("backend", ["native", "reference"])
 EXTENTS = {
     "sequences": {"lengths": ()},
@@ -26,7 +27,7 @@ EXTENTS = {
 }
 
 
-@every_op
+@every_op_of_all
 def test_tensors_on_two_devices_are_an_error_that_names_the_argument(op):
     given = arguments(op, dropout_p=0.5 if "dropout_p" in arguments(op) else 0.0)
     first, *others = (name for name, x in given.items() if isinstance(x, torch.Tensor))
@@ -46,7 +47,7 @@ def test_on_the_meta_device_an_op_gives_shapes(op):
         assert (x.device.type, x.shape, x.dtype) == ("meta", y.shape, y.dtype)
 
 
-@every_op
+@every_op_of_all
 def test_a_backend_that_there_is_not_is_an_error_that_names_it(op):
     with pytest.raises(ValueError, match='backend must be one of .* got "cuda"'):
         call(op, arguments(op), "cuda")
@@ -72,7 +73,14 @@ def test_a_backend_that_there_is_not_is_an_error_that_names_it(op):
                 ("site", -1, "in 0..4294967295"),
             ]
         ),
-        *(("position_layer_norm", "eps", x, "at least 0") for x in (-1.0, math.nan, math.inf)),
+        *(
+            (op, name, x, "at least 0")
+            for op, name in [
+                ("position_layer_norm", "eps"),
+                *((op, name) for op in IN_PLACE_OPS for name in ("eps", "weight_decay")),
+            ]
+            for x in (-1.0, math.nan, math.inf)
+        ),
         *(
             (op, name, value, limit)
             for op in ("causal_attention", "multi_head_attention")
@@ -142,7 +150,12 @@ def test_rows_without_elements_cost_no_time():
 @pytest.mark.parametrize("id_", [-(2**63), -(2**63) + 1, 2**63 - 1])
 @pytest.mark.parametrize(
     ("op", "name"),
-    [(op, name) for op in OPS for name in ("items", "users", "positions") if name in arguments(op)],
+    [
+        (op, name)
+        for op in OPS + IN_PLACE_OPS
+        for name in ("items", "users", "positions", "ids")
+        if name in arguments(op)
+    ],
 )
 @every_backend
 def test_every_number_outside_a_table_is_an_error(backend, op, name, id_):

@@ -10,7 +10,8 @@ import torch
 from cuda_emulation.build import build_ops
 
 from ssept_ext import build_info, ops
-from ssept_ext.ops import reference
+from ssept_ext._extension import IN_PLACE_OPS
+from ssept_ext.ops import reference, row_update_reference
 
 CPU = ("reference", "native")
 ALL = ("reference", "native", "emulated", pytest.param("cuda", marks=pytest.mark.cuda))
@@ -29,7 +30,7 @@ class Implementation:
 
     def op(self, name: str) -> Callable:
         if self.name == "reference":
-            return getattr(reference, name)
+            return getattr(row_update_reference if name in IN_PLACE_OPS else reference, name)
         return getattr(getattr(torch.ops, self.namespace), name)
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ssept_ext import ops
+from ssept_ext._extension import IN_PLACE_OPS
 
 
 def arguments(
@@ -105,6 +106,20 @@ def arguments(
                 "users": users,
                 "cu_seqlens": cu_seqlens,
             }
+        case "lazy_adam" | "rowwise_adagrad":
+            rows = torch.randperm(max(item_rows - 1, 0), generator=generator)[:num_items] + 1
+            given = {"table": tables["item_weight"]}
+            if op == "lazy_adam":
+                given["exp_avg"] = normal(item_rows, item_width)
+                given["exp_avg_sq"] = normal(item_rows, item_width).abs()
+            else:
+                given["sum_of_squares"] = normal(item_rows).abs()
+            given["ids"] = torch.cat([rows.sort().values, torch.zeros(spare, dtype=torch.int64)])
+            given["grad"] = normal(len(given["ids"]), item_width)
+            given["learning_rate"] = torch.tensor(0.1)
+            if op == "lazy_adam":
+                given |= {"step": torch.tensor(3.0), "betas": (0.9, 0.98)}
+            return given | {"eps": 1e-8, "weight_decay": 0.1}
     raise ValueError(op)
 
 
@@ -113,7 +128,11 @@ def call(op: str, given: dict[str, Any], backend: str) -> Any:
 
 
 def with_gradients(op: str, given: dict[str, Any], backend: str) -> list[torch.Tensor]:
-    """All outputs, and the gradients of all floating tensors, for a gradient of ones."""
+    """All outputs, and the gradients of all floating tensors, for a gradient of ones; or what is changed in place."""
+    if op in IN_PLACE_OPS:
+        given = {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in given.items()}
+        call(op, given, backend)
+        return [x for x in given.values() if isinstance(x, torch.Tensor)]
     leaves = {
         name: x.detach().requires_grad_()
         for name, x in given.items()
