@@ -132,6 +132,13 @@ def _scored_rows(times: int, a: Arguments, _: Tensor) -> int:
     return int(times * a["items"].numel() * row)
 
 
+def _rows_for_tables(a: Arguments, _: Tensor) -> int:
+    """Of tables that count as read and written, only the rows of the batch are."""
+    tables = [a[x] for x in ("table", "exp_avg", "exp_avg_sq", "sum_of_squares") if x in a]
+    rows = (len(a["ids"]) * size_of(x) // len(x) for x in tables)
+    return 2 * (sum(rows) - sum(map(size_of, tables)))
+
+
 OURS: dict[str, Cost] = {
     "user_item_embedding": Cost(),
     "user_item_embedding_backward": Cost(partial(_and_for_users, 2, 1)),
@@ -147,6 +154,8 @@ OURS: dict[str, Cost] = {
     "sampled_logits_backward": Cost(
         partial(_and_for_users, 2, 2), 0, partial(_score_flops, 2), partial(_scored_rows, 2)
     ),
+    "lazy_adam": Cost(further_bytes=_rows_for_tables),
+    "rowwise_adagrad": Cost(further_bytes=_rows_for_tables),
 }
 """With what they call of torch."""
 

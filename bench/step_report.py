@@ -105,7 +105,7 @@ class _OnCuda(TorchFunctionMode):
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
     """Meta tensors are on a GPU, and all of our ops have kernels for it."""
-    kernels = frozenset((op, "cuda") for op in _extension.OPS)
+    kernels = frozenset((op, "cuda") for op in _extension.OPS + _extension.IN_PLACE_OPS)
     with patch.object(_extension, "_kernels", kernels), _OnCuda():
         yield
 

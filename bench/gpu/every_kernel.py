@@ -96,6 +96,20 @@ def tables(batch: Batch, dtype: torch.dtype, width: int) -> None:
     torch.use_deterministic_algorithms(False)
 
 
+def updates_of_rows(batch: Batch, dtype: torch.dtype, width: int) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        return
+    ids = torch.tensor([0, 2, 3, 30, 0]).to(batch.device)
+    table, average, average_sq = (batch.leaf(dtype, NUM_ITEMS, width).detach() for _ in range(3))
+    grad, sums = batch.leaf(dtype, len(ids), width).detach(), average_sq[:, 0].square()
+    numbers = torch.tensor(0.1).to(batch.device), torch.tensor(3.0).to(batch.device)
+    given = {"eps": 1e-8, "weight_decay": 0.1}
+    ops.lazy_adam(
+        table, average, average_sq.square(), ids, grad, *numbers, betas=(0.9, 0.98), **given
+    )
+    ops.rowwise_adagrad(table, sums, ids, grad, numbers[0], **given)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
@@ -110,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             norms_and_feed_forward(batch, dtype, width)
             attention(batch, dtype, width)
             tables(batch, dtype, width)
+            updates_of_rows(batch, dtype, width)
     if device.type == "cuda":
         torch.cuda.synchronize()
     ops.raise_pending_errors()

@@ -12,9 +12,11 @@ import torch
 from cuda_emulation.build import build_ops
 from support.factories import random_batch
 from support.implementations import load_emulated_ops
+from support.op_calls import arguments, call
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ssept_ext._extension import IN_PLACE_OPS
 from ssept_ext.training.step import make_loss
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
@@ -101,11 +103,28 @@ def test_the_emulation_launches_as_many_kernels_for_each_op(name, emulated):
     assert emulated.said == emulated.launched
 
 
-def test_the_settings_together_call_every_op_of_the_list(emulated):
+def test_the_settings_together_call_every_op_of_the_list_with_gradients(emulated):
     for name in step_report.SETTINGS:
         run_tiny_step(name, emulated)
 
-    assert set(emulated.said) == set(launches.OURS)
+    assert set(emulated.said) == set(launches.OURS) - set(IN_PLACE_OPS)
+
+
+@pytest.mark.parametrize("op", IN_PLACE_OPS)
+def test_an_update_of_rows_is_one_kernel(op, emulated):
+    with emulated:
+        call(op, arguments(op), "native")
+
+    assert emulated.said == emulated.launched == {op: 1}
+
+
+def test_an_update_of_rows_reads_and_writes_them_alone():
+    given = arguments("rowwise_adagrad", num_items=3, item_width=7, dtype=torch.float32)
+
+    (update,) = recorded(lambda: call("rowwise_adagrad", given, "native"))
+
+    read_and_written = 2 * 3 * (7 + 1)
+    assert update.num_bytes == 4 * (read_and_written + 3 * 7 + 1) + 8 * 3
 
 
 def recorded(call):
