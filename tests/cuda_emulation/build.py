@@ -57,15 +57,17 @@ def build_library(
         If a source does not compile or link; shows the compiler's output.
     """
     flags = [*FLAGS, *(SANITIZE if mode == "sanitize" else []), *flags]
-    sources = [*sources, EMULATION / "emulator.cpp", EMULATION / "runtime_api.cpp"]
+    emulator = [EMULATION / "emulator.cpp", EMULATION / "runtime_api.cpp"]
     if mode == "race":
-        sources.append(EMULATION / "race_detector.cpp")
+        emulator.append(EMULATION / "race_detector.cpp")
+    sources = [*sources, *emulator]
     includes = [f"-I{folder.relative_to(ROOT)}" for folder in (EMULATION / "include", CSRC)]
     includes.append(f"-isystem{_cuda_include_folder()}")
 
     def arguments(source: Path) -> list[str]:
         race = RACE if mode == "race" and source.suffix == ".cu" else []
-        return [*flags, *race, *includes]
+        fast = ["-O2"] if source in emulator else []  # it runs at every access
+        return [*flags, *race, *fast, *includes]
 
     headers = [
         header

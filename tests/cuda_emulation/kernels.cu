@@ -70,6 +70,17 @@ __global__ void shuffles_of_every_width(float* data) {
   data[192 + i] = __shfl_xor_sync(kAllLanes, 0.5 + i, 1);
 }
 
+// Threads write bytes of the same words, which others wrote and read as a whole.
+__global__ void bytes_of_words(float* data) {
+  __shared__ unsigned long long words[8];
+  const unsigned i = threadIdx.x;
+  if (i < 8) words[i] = 0;
+  __syncthreads();
+  reinterpret_cast<unsigned char*>(words)[i] = i;
+  __syncthreads();
+  data[i] = words[i / 8] >> i % 8 * 8 & 0xff;
+}
+
 // On data of zeros. The last thread reports.
 __global__ void atomics(float* data) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -162,6 +173,21 @@ __global__ void missing_syncwarp(float* data) {
   __syncwarp();
   copy[threadIdx.x] = data[threadIdx.x];
   data[threadIdx.x] = copy[threadIdx.x & ~1u];
+}
+
+// In the middle of 2 KiB, on a page of the race detector where no other kernel's accesses were.
+__global__ void read_of_a_part_of_a_word(float* data) {
+  __shared__ unsigned long long words[256];
+  if (threadIdx.x == 0) words[128] = 1;
+  if (threadIdx.x == 32) data[0] = reinterpret_cast<unsigned char*>(&words[128])[3];
+}
+
+__global__ void read_of_a_word_with_an_unfinished_part(float* data) {
+  __shared__ unsigned long long words[256];
+  if (threadIdx.x == 32) words[128] = 0;
+  __syncthreads();
+  if (threadIdx.x == 0) reinterpret_cast<unsigned char*>(&words[128])[3] = 1;
+  if (threadIdx.x == 32) data[0] = words[128];
 }
 
 __global__ void plain_sum_across_blocks(float* data) {

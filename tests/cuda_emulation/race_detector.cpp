@@ -10,10 +10,10 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <memory>
 #include <sstream>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "emulation/emulator.h"
@@ -30,16 +30,33 @@ struct Access {
   const void* instruction = nullptr;
 };
 
-// The last accesses to one byte of memory.
-struct Byte {
+// The last accesses to one unit of memory.
+struct History {
   Access write;
   Access atomic;
   Access read;
   Access concurrent_read;  // one more, not ordered with the first
 };
 
-constexpr size_t kPageSize = 1024;
-using Page = std::array<Byte, kPageSize>;
+// Of units that no access yet took a part of: every byte of one has the same history.
+class Page {
+ public:
+  static constexpr size_t kSize = 1024;
+  static constexpr size_t kLargestUnit = 16;
+
+  void split(size_t unit) {
+    std::vector<History> parts;
+    for (const History& whole : histories_) parts.insert(parts.end(), unit_ / unit, whole);
+    histories_ = std::move(parts);
+    unit_ = unit;
+  }
+  size_t unit() const { return unit_; }
+  History& at(uintptr_t address) { return histories_[address % kSize / unit_]; }
+
+ private:
+  size_t unit_ = kLargestUnit;  // in bytes, a power of two
+  std::vector<History> histories_ = std::vector<History>(kSize / kLargestUnit);
+};
 
 uint32_t first_block_of_launch = 0;
 uint32_t num_blocks = 0;
@@ -48,17 +65,16 @@ uint32_t epoch = 0;
 // clocks[t][l].
 std::vector<std::array<uint32_t, kWarpSize>> clocks;
 
-Byte& remembered(uintptr_t address) {
-  static std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
-  static uintptr_t last_number = ~uintptr_t{0};
-  static Page* last_page;
-  if (address / kPageSize != last_number) {
-    last_number = address / kPageSize;
-    std::unique_ptr<Page>& page = pages[last_number];
-    if (!page) page = std::make_unique<Page>();
-    last_page = page.get();
+Page& page_of(uintptr_t address) {
+  static std::unordered_map<uintptr_t, Page> pages;
+  static std::array<std::pair<uintptr_t, Page*>, 256> recent;  // by the last bits of their number
+  const uintptr_t number = address / Page::kSize;
+  auto& [found, page] = recent[number % recent.size()];
+  if (!page || found != number) {
+    found = number;
+    page = &pages[number];
   }
-  return (*last_page)[address % kPageSize];
+  return *page;
 }
 
 // "file:line" of the instruction before a return address.
@@ -111,25 +127,25 @@ void check_bounds(uintptr_t address, size_t size, bool write, const void* instru
        " bytes of dynamic shared memory at " + source_line(instruction));
 }
 
-void check_read(Byte& byte, const Access& now, bool shared) {
-  check_order(byte.write, now, shared, "write, then read");
-  check_order(byte.atomic, now, shared, "atomic, then read");
-  (ordered(byte.read, now, shared) ? byte.read : byte.concurrent_read) = now;
+void check_read(History& last, const Access& now, bool shared) {
+  check_order(last.write, now, shared, "write, then read");
+  check_order(last.atomic, now, shared, "atomic, then read");
+  (ordered(last.read, now, shared) ? last.read : last.concurrent_read) = now;
 }
 
-void check_write(Byte& byte, const Access& now, bool shared) {
-  check_order(byte.write, now, shared, "write, then write");
-  check_order(byte.atomic, now, shared, "atomic, then write");
-  check_order(byte.read, now, shared, "read, then write");
-  check_order(byte.concurrent_read, now, shared, "read, then write");
-  byte = {.write = now};  // who races with what came before also races with this
+void check_write(History& last, const Access& now, bool shared) {
+  check_order(last.write, now, shared, "write, then write");
+  check_order(last.atomic, now, shared, "atomic, then write");
+  check_order(last.read, now, shared, "read, then write");
+  check_order(last.concurrent_read, now, shared, "read, then write");
+  last = {.write = now};  // who races with what came before also races with this
 }
 
-void check_atomic(Byte& byte, const Access& now, bool shared) {
-  check_order(byte.write, now, shared, "write, then atomic");
-  check_order(byte.read, now, shared, "read, then atomic");
-  check_order(byte.concurrent_read, now, shared, "read, then atomic");
-  byte.atomic = now;
+void check_atomic(History& last, const Access& now, bool shared) {
+  check_order(last.write, now, shared, "write, then atomic");
+  check_order(last.read, now, shared, "read, then atomic");
+  check_order(last.concurrent_read, now, shared, "read, then atomic");
+  last.atomic = now;
 }
 
 void check_access(void* pointer, size_t size, bool write, const void* instruction) {
@@ -143,13 +159,22 @@ void check_access(void* pointer, size_t size, bool write, const void* instructio
                    .thread = static_cast<uint16_t>(thread),
                    .instruction = instruction};
   const bool shared = execution.shared_memory.contains(begin);
-  for (uintptr_t address = begin; address < begin + size; ++address) {
-    Byte& byte = remembered(address);
-    if (shared && !write && byte.write.block != now.block) {
+  const size_t aligned_to = (begin | size) & -(begin | size);
+  for (uintptr_t address = begin; address < begin + size;) {
+    Page& page = page_of(address);
+    if (page.unit() > aligned_to) page.split(aligned_to);
+    History& last = page.at(address);
+    if (shared && !write && last.write.block != now.block) {
       fail("read of uninitialised shared memory at " + source_line(instruction));
     }
-    const auto check = execution.in_atomic ? check_atomic : write ? check_write : check_read;
-    check(byte, now, shared);
+    if (execution.in_atomic) {
+      check_atomic(last, now, shared);
+    } else if (write) {
+      check_write(last, now, shared);
+    } else {
+      check_read(last, now, shared);
+    }
+    address += page.unit();
   }
 }
 

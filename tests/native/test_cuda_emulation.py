@@ -61,6 +61,7 @@ CORRECT = {  # kernel: how it is launched, and what its data must begin with
     "votes": ({}, [1.0] * 64 + [5.0] * 64 + [5.0] * 64),
     "half_warp_sums": ({}, [sum(range(i // 16 * 16, i // 16 * 16 + 16)) for i in range(64)]),
     "shuffles_of_every_width": ({}, shuffles()),
+    "bytes_of_words": ({}, [float(i) for i in range(64)]),
     "atomics": ({"blocks": 2, "data": [0.0] * 256}, [64.0, 32.0, 127.0, -127.0, 1.0, 128.0]),
     "some_threads_exit_early": ({}, [3.0] * 32 + [35.0] * 8 + DATA[40:]),
     "intrinsics": (
@@ -90,6 +91,12 @@ BUGS = [  # kernel, how it is launched, and what each mode that must catch it sa
     ("missing_barrier", {}, {"race": r"race on shared memory \(write, then read\)"}),
     ("missing_barrier_in_loop", {}, {"race": r"race on shared memory \(read, then write\)"}),
     ("missing_syncwarp", {}, {"race": r"race on shared memory \(write, then read\)"}),
+    ("read_of_a_part_of_a_word", {}, {"race": r"race on shared memory \(write, then read\)"}),
+    (
+        "read_of_a_word_with_an_unfinished_part",
+        {},
+        {"race": r"race on shared memory \(write, then read\)"},
+    ),
     ("plain_sum_across_blocks", {"blocks": 2}, {"race": "race on global memory"}),
     ("atomic_beside_plain_store", {}, {"race": r"global memory \(write, then atomic\)"}),
     ("plain_read_beside_atomic", {}, {"race": r"global memory \(atomic, then read\)"}),
