@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <optional>
@@ -67,20 +68,22 @@ class PrefetchingSampler {
   PrefetchingSampler(const IntArray& users, const IntArray& offsets, const IntArray& items,
                      const UnseenArrays& unseen, PhiloxKey key, int64_t batch_size, int64_t max_len,
                      int64_t num_negatives, double window_prob, const SseSettings& sse,
-                     uint64_t first_batch, int64_t num_threads)
+                     bool numbered, uint64_t first_batch, int64_t num_threads)
       : arrays_{users, offsets, items},
         unseen_(unseen),
         prefetcher_(std::make_unique<Prefetcher>(
-            SamplingTable{users.size(), users.data(), offsets.data(), items.data(), unseen_.view()},
-            DrawSettings{key, batch_size, max_len, num_negatives, window_prob, sse}, first_batch,
-            num_threads)),
-        num_negatives_(num_negatives) {}
+            SamplingTable{users.size(), users.data(), offsets.data(), items.data(), unseen_.view(),
+                          *std::max_element(users.data(), users.data() + users.size())},
+            DrawSettings{key, batch_size, max_len, num_negatives, window_prob, sse, numbered},
+            first_batch, num_threads)),
+        num_negatives_(num_negatives),
+        numbered_(numbered) {}
   ~PrefetchingSampler() {
     if (prefetcher_->is_foreign()) prefetcher_.release();
   }
 
-  // (users, offsets, columns, items, positives, negatives, longest); the arrays share the batch's
-  // memory.
+  // (users, offsets, columns, items, positives, negatives, longest, numbers); the arrays share the
+  // batch's memory. numbers: (item_ids, user_ids, users, items, positives, negatives), or None.
   py::tuple next() {
     std::shared_ptr<const Batch> batch;
     {
@@ -94,9 +97,17 @@ class PrefetchingSampler {
       return py::array_t<T>(values.size(), values.data(), owner);
     };
     const auto count = static_cast<py::ssize_t>(batch->items.size());
+    const auto of_tokens = [&](const std::vector<int64_t>& values) {
+      return array(values).reshape({count, num_negatives_});
+    };
+    const RowNumbers& rows = batch->numbers;
+    py::object numbers = py::none();
+    if (numbered_)
+      numbers = py::make_tuple(array(rows.item_ids), array(rows.user_ids), array(rows.users),
+                               array(rows.items), array(rows.positives), of_tokens(rows.negatives));
     return py::make_tuple(array(batch->users), array(batch->offsets), array(batch->columns),
-                          array(batch->items), array(batch->positives),
-                          array(batch->negatives).reshape({count, num_negatives_}), batch->longest);
+                          array(batch->items), array(batch->positives), of_tokens(batch->negatives),
+                          batch->longest, numbers);
   }
 
   void close() {
@@ -109,6 +120,7 @@ class PrefetchingSampler {
   UnseenArrays unseen_;
   std::unique_ptr<Prefetcher> prefetcher_;
   py::ssize_t num_negatives_;
+  bool numbered_;
 };
 
 }  // namespace
@@ -132,10 +144,11 @@ void add_bindings(py::module_& m) {
   // Called by ssept_ext.sampling.draw only, which checks and documents the arguments.
   py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
       .def(py::init<IntArray, IntArray, IntArray, UnseenArrays, PhiloxKey, int64_t, int64_t,
-                    int64_t, double, SseSettings, uint64_t, int64_t>(),
+                    int64_t, double, SseSettings, bool, uint64_t, int64_t>(),
            py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"), py::arg("unseen"),
            py::arg("key"), py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
-           py::arg("window_prob"), py::arg("sse"), py::arg("first_batch"), py::arg("num_threads"))
+           py::arg("window_prob"), py::arg("sse"), py::arg("numbered"), py::arg("first_batch"),
+           py::arg("num_threads"))
       .def("next", &PrefetchingSampler::next)
       .def("close", &PrefetchingSampler::close);
 }

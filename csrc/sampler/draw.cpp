@@ -82,6 +82,10 @@ void draw(const SamplingTable& table, const DrawSettings& settings, uint64_t ind
     replace_ids(settings.sse, settings.key, index,
                 {size, batch.offsets.data(), batch.users.data(), batch.items.data(),
                  batch.positives.data(), 0, 0});
+  if (settings.numbered)
+    batch.numbers.assign(batch.users, batch.items, batch.positives, batch.negatives,
+                         std::max(table.unseen.item_num, settings.sse.item_num),
+                         std::max(table.largest_user, settings.sse.user_num));
 }
 
 }  // namespace ssept::sampler

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "sampler/numbering.h"
 #include "sampler/philox.h"
 #include "sampler/sse.h"
 #include "sampler/unseen.h"
@@ -17,6 +18,7 @@ struct SamplingTable {
   const int64_t* offsets;  // (R + 1) of the rows' events
   const int64_t* items;    // (E) events, oldest first
   UnseenItems unseen;      // of the same rows
+  int64_t largest_user;
 };
 
 struct DrawSettings {
@@ -26,6 +28,7 @@ struct DrawSettings {
   int64_t num_negatives;  // K
   double window_prob;     // of a window anywhere in a longer history
   SseSettings sse;
+  bool numbered;  // whether `Batch::numbers` is wanted
 
   // Throws std::invalid_argument where a batch could be too large for its 32-bit offsets, or for
   // any memory.
@@ -41,6 +44,7 @@ struct Batch {
   std::vector<int64_t> positives;  // (N) the event after each, unless SSE replaced it
   std::vector<int64_t> negatives;  // (N, K) items not in the user's history
   int64_t longest = 0;
+  RowNumbers numbers;  // empty unless wanted
 };
 
 // Draws batch `index`: a pure function of its arguments.

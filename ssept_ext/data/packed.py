@@ -6,6 +6,7 @@ need to know that the newest event of a sequence is in the last column, `seq_max
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,31 @@ from ssept_ext.data.histories import Histories, IntArray, to_offsets
 
 TENSORS = ("users", "items", "positions", "cu_seqlens", "positives", "negatives")
 """The fields of a `PackedBatch` that are tensors."""
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """The rows of the embedding tables that a batch reads, and the batch's ids as numbers of these rows.
+
+    A training step then gathers these rows into small tables, and its cost does not depend on the size of the whole.
+    """
+
+    item_ids: Tensor
+    """(M,) int64: 0 and the distinct items, positives and negatives, ascending. Zeros after them are spare capacity."""
+    user_ids: Tensor
+    """(V,) int64: 0 and the distinct users, ascending; then spare capacity."""
+    users: Tensor
+    """(B,) int64 index of each user in `user_ids`."""
+    items: Tensor
+    """(N,) int64 index of each item in `item_ids`; `positives` and `negatives` likewise."""
+    positives: Tensor
+    """(N,)"""
+    negatives: Tensor
+    """(N, K)"""
+
+    def to(self, device: torch.device | str) -> RowNumbers:
+        """Copy every tensor to `device`."""
+        return RowNumbers(**{name: x.to(device) for name, x in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -51,16 +77,26 @@ class PackedBatch:
     """(N, K) int64 sampled items of each token."""
     ids_replaced: bool = False
     """Whether SSE has been applied, see `ssept_ext.data.sse`: a model does not apply it again."""
+    numbers: RowNumbers | None = None
+    """The rows that this batch reads, if they were asked for."""
+    tables: tuple[Tensor, Tensor | None] | None = None
+    """Vectors of the rows in `numbers`, (M, Di) and (V, Du), which a model then uses instead of its own tables."""
 
     @classmethod
     def from_numpy(
-        cls, *, max_seqlen: int, ids_replaced: bool = False, **arrays: NDArray[Any]
+        cls,
+        *,
+        max_seqlen: int,
+        ids_replaced: bool = False,
+        numbers: Sequence[NDArray[Any]] | None = None,
+        **arrays: NDArray[Any],
     ) -> PackedBatch:
         """Make a batch on the CPU that shares the memory of NumPy arrays, named as the fields."""
         return cls(
             max_seqlen=max_seqlen,
             ids_replaced=ids_replaced,
-            **{name: torch.from_numpy(array) for name, array in arrays.items()},
+            numbers=None if numbers is None else RowNumbers(*map(torch.from_numpy, numbers)),
+            **{name: torch.from_numpy(array) for name, array in arrays.items()},  # type: ignore[arg-type]
         )
 
     def to(self, device: torch.device | str) -> PackedBatch:
@@ -68,6 +104,8 @@ class PackedBatch:
         moved: dict[str, Any] = {
             name: x.to(device) for name in TENSORS if (x := getattr(self, name)) is not None
         }
+        if self.numbers is not None:
+            moved["numbers"] = self.numbers.to(device)
         return replace(self, **moved)
 
 
@@ -180,7 +218,33 @@ def align(batch: PackedBatch, maxlen: int, seq_max_len: int) -> PackedBatch:
         max_seqlen=min(batch.max_seqlen, seq_max_len),
         positives=None if batch.positives is None else batch.positives[keep],
         negatives=None if batch.negatives is None else batch.negatives[keep],
+        numbers=None,
     )
+
+
+def number_rows(batch: PackedBatch) -> PackedBatch:
+    """Find the `numbers` of a batch on the CPU with positives and negatives, unless it has them.
+
+    `WarpSampler` does so by itself, in its own threads, when `train_model` asks for it.
+    """
+    if batch.numbers is not None:
+        return batch
+    assert batch.positives is not None
+    assert batch.negatives is not None
+    of_items = [x.numpy() for x in (batch.items, batch.positives, batch.negatives)]
+    item_ids, *numbers = _numbered(*of_items)
+    user_ids, users = _numbered(batch.users.numpy())
+    arrays = (item_ids, user_ids, users, *numbers)
+    return replace(batch, numbers=RowNumbers(*map(torch.from_numpy, arrays)))
+
+
+def _numbered(*arrays: IntArray) -> list[IntArray]:
+    """Return the distinct ids and 0, ascending, and then, for each array, the index of each of its ids among them."""
+    zero = np.zeros(1, np.int64)
+    ids, index = np.unique(np.concatenate([zero, *map(np.ravel, arrays)]), return_inverse=True)
+    ends = 1 + np.cumsum([x.size for x in arrays])
+    parts = np.split(index[1:], ends[:-1] - 1)
+    return [ids, *(part.reshape(x.shape) for part, x in zip(parts, arrays, strict=True))]
 
 
 def columns_of(offsets: IntArray, seq_max_len: int) -> IntArray:

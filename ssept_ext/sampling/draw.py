@@ -104,6 +104,8 @@ class DrawSettings:
     num_negatives: int
     window_prob: float
     sse: SSE = field(default_factory=SSE)
+    numbered: bool = False
+    """Whether `Draw.numbers` is wanted."""
 
 
 class Draw(NamedTuple):
@@ -123,6 +125,8 @@ class Draw(NamedTuple):
     """(N, K) items not in the user's history."""
     longest: int
     """Length of the longest sequence."""
+    numbers: tuple[IntArray, ...] | None = None
+    """The fields of `ssept_ext.data.packed.RowNumbers`, if they are wanted and the compiled extension draws."""
 
 
 def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw:

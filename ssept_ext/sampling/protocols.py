@@ -67,3 +67,11 @@ class ReplacingSampler(Protocol):
 
     def replacing(self, sse: SSE) -> AbstractContextManager[None]:
         """Replace ids as `sse` says until the end of the context; batches then have `ids_replaced`."""
+
+
+@runtime_checkable
+class NumberingSampler(Protocol):
+    """A sampler that can find the rows of tables that its batches read."""
+
+    def numbering_rows(self) -> AbstractContextManager[None]:
+        """Give batches their `numbers` until the end of the context."""

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from secrets import randbits
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import PackedBatch, number_rows
 from ssept_ext.data.sse import SSE
 from ssept_ext.sampling.draw import Draw, DrawSettings, NativeSource, NumPySource, sampling_table
 from ssept_ext.sampling.options import SamplerOptions
@@ -167,7 +168,7 @@ class WarpSampler:
             After `close`, or in a forked child.
         """
         draw = self._next()
-        return PackedBatch.from_numpy(
+        batch = PackedBatch.from_numpy(
             users=draw.users,
             items=draw.items,
             positions=draw.columns,
@@ -176,7 +177,9 @@ class WarpSampler:
             positives=draw.positives,
             negatives=draw.negatives,
             ids_replaced=self._draw_settings.sse.is_active,
+            numbers=draw.numbers,
         )
+        return number_rows(batch) if self._draw_settings.numbered else batch
 
     def sequence_lengths(self) -> IntArray:
         """(R,) length of the sequence of each user who can be drawn; all are drawn as often, window or not."""
@@ -236,16 +239,35 @@ class WarpSampler:
         RuntimeError
             After `close`, or in a forked child.
         """
-        self._set_sse(sse)
+        with self._drawing(sse=sse):
+            yield
+
+    @contextmanager
+    def numbering_rows(self) -> Iterator[None]:
+        """Until the end of the context, give packed batches their `numbers`. The worker threads find them.
+
+        Raises
+        ------
+        RuntimeError
+            After `close`, or in a forked child.
+        """
+        with self._drawing(numbered=True):
+            yield
+
+    @contextmanager
+    def _drawing(self, **changes: Any) -> Iterator[None]:
+        """Until the end of the context, draw with other settings."""
+        before = {name: getattr(self._draw_settings, name) for name in changes}
+        self._change_drawing(changes)
         try:
             yield
         finally:
             if not self._closed:
-                self._set_sse(SSE())
+                self._change_drawing(before)
 
-    def _set_sse(self, sse: SSE) -> None:
+    def _change_drawing(self, settings: Mapping[str, Any]) -> None:
         with self._in_use():
-            self._draw_settings = replace(self._draw_settings, sse=sse)
+            self._draw_settings = replace(self._draw_settings, **settings)
             self._reopen(self._index)
 
     def _reopen(self, index: int) -> None:
