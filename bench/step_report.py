@@ -138,7 +138,7 @@ def report_of(name: str, quick: bool) -> Report:
 
 def _step(recipe: Recipe[Any], model: Any, sampler: Any) -> EagerStep:
     """As `Run` and `CudaGraphStep` make it on a GPU."""
-    optimizer = make_optimizer(model, recipe.loop.learning_rate, recipe.training.adam_betas)
+    optimizer = make_optimizer(model, recipe.loop.learning_rate, recipe.training)
     for group in optimizer.param_groups:
         group |= {"lr": torch.tensor(group["lr"], device=CUDA), "capturable": True}
     loss = make_loss(model, sampler, recipe.training)

@@ -44,9 +44,11 @@ class TrainingState:
     """State of the optimizer, keyed by index of the parameter and name, such as "3.exp_avg"."""
     best: dict[str, Tensor]
     """State dict of the model at the best validation so far; empty unless `restore_best`."""
+    tables: dict[str, Tensor]
+    """State of a row-wise optimizer of the tables; empty for Adam."""
 
 
-_TENSORS, _GROUPS = ("rng", "losses"), ("model", "optimizer", "best")
+_TENSORS, _GROUPS = ("rng", "losses"), ("model", "optimizer", "best", "tables")
 
 
 def save_training(state: TrainingState, folder: str | os.PathLike[str]) -> None:

@@ -116,14 +116,15 @@ class SequentialRecommender(nn.Module):
         Tensor
             (N, D), or (B, D) with `last_only`.
         """
+        item_table, own_users, rows = self._tables_for(batch)
         if user_table is None:
-            user_table = self._user_table()
+            user_table = own_users
         x = ops.user_item_embedding(
-            self.item_embedding_layer.weight,  # (I + 1, Di)
+            item_table,  # (I + 1, Di)
             user_table,  # (U + 1, Du)
             self.positional_embedding_layer.weight,  # (T, D)
-            batch.items,  # (N,)
-            None if user_table is None else batch.users,  # (B,)
+            rows.items,  # (N,)
+            None if user_table is None else rows.users,  # (B,)
             batch.positions,  # (N,)
             batch.cu_seqlens,  # (B + 1,)
             drop.p,
@@ -179,6 +180,9 @@ class SequentialRecommender(nn.Module):
         if loss == "bpr":
             return losses.bpr(logits, batch.positives)
         if loss == "sampled_softmax":
+            if negative_log_probs is not None and batch.tables is not None:
+                assert batch.numbers is not None
+                negative_log_probs = negative_log_probs[batch.numbers.item_ids]
             log_q = None if negative_log_probs is None else negative_log_probs[items]
             return losses.sampled_softmax(logits, batch.positives, log_q, logq_correction)
         check_one_of("loss", loss, get_args(losses.LossName))
@@ -295,6 +299,15 @@ class SequentialRecommender(nn.Module):
             tables.append(self.user_embedding_layer.weight)
         return cast("list[nn.Parameter]", tables)
 
+    def lookup_tables(self) -> dict[str, nn.Parameter]:
+        """Return the tables of which a batch reads some rows, items and users, by their names in the state dict."""
+        layers = {"item": self.item_embedding_layer, "user": self.user_embedding_layer}
+        return {
+            f"{name}_embedding_layer.weight": cast("nn.Parameter", layer.weight)
+            for name, layer in layers.items()
+            if layer is not None
+        }
+
     @property
     def item_num(self) -> int:
         """Items have the ids 1..item_num."""
@@ -343,11 +356,28 @@ class SequentialRecommender(nn.Module):
         return batch, self.encode(batch, drop)
 
     def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (N, 1 + K) logits and the items that they score, positives in column 0."""
-        assert batch.positives is not None
-        assert batch.negatives is not None
-        items = torch.cat([batch.positives.unsqueeze(1), batch.negatives], 1)
-        return self._score(hidden, items, self._user_table(), batch.users, batch.cu_seqlens), items
+        """Return the (N, 1 + K) logits and the rows of the item table that they score, positives in column 0."""
+        item_table, user_table, rows = self._tables_for(batch)
+        assert rows.positives is not None
+        assert rows.negatives is not None
+        items = torch.cat([rows.positives.unsqueeze(1), rows.negatives], 1)
+        logits = self._score(hidden, items, user_table, rows.users, batch.cu_seqlens, item_table)
+        return logits, items
+
+    def _tables_for(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
+        """Return tables of items and of users, and the batch with rows of these as its ids."""
+        if batch.tables is None:
+            return self.item_embedding_layer.weight, self._user_table(), batch
+        assert batch.numbers is not None
+        items, users = batch.tables
+        rows = replace(
+            batch,
+            users=batch.numbers.users,
+            items=batch.numbers.items,
+            positives=batch.numbers.positives,
+            negatives=batch.numbers.negatives,
+        )
+        return items, users, rows
 
     def _user_table(self) -> Tensor | None:
         layer = self.user_embedding_layer
@@ -374,6 +404,7 @@ class SequentialRecommender(nn.Module):
         table: Tensor | None,
         users: Tensor,
         cu_seqlens: Tensor,
+        item_weight: Tensor | None = None,
     ) -> Tensor:
         """Score (N, K) items for (N, D) hidden states; without a table of users, without the user's part.
 
@@ -381,7 +412,8 @@ class SequentialRecommender(nn.Module):
         """
         if table is None:
             hidden = hidden[:, : self.config.item_dim]
-        item_weight = self.item_embedding_layer.weight
+        if item_weight is None:
+            item_weight = self.item_embedding_layer.weight
         wide = torch.promote_types(hidden.dtype, item_weight.dtype)
         return ops.sampled_logits(
             hidden.to(wide),

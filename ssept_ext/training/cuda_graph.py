@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssept_ext.data.packed import TENSORS, PackedBatch
+from ssept_ext.data.packed import TENSORS, PackedBatch, RowNumbers
 from ssept_ext.training.step import EagerStep, Step
 
 Replay = Callable[[], Tensor]
 """Replays the captured step and returns its loss."""
 
+_ITEMS = ("items", "positives", "negatives")
 _EAGER_STEPS_BEFORE_CAPTURE = 3
 _MISFIT_RATES = (1e-4, 1e-8, 0.0)
 """Expected rates of batches that exceed the capacity of the first graph and of its two replacements."""
@@ -32,6 +33,7 @@ def training_step(
     num_processes: int = 1,
     lengths: NDArray[np.int64] | None = None,
     capture: bool = True,
+    table_sizes: Sequence[int] = (),
 ) -> Step:
     """Make the fastest step for a device: CUDA graphs (see `growing_step`) on a GPU, if this is the only process."""
     if device.type == "cuda" and num_processes > 1:
@@ -41,7 +43,9 @@ def training_step(
         )
     if device.type != "cuda" or num_processes > 1 or not capture:
         return lambda batch, seed: eager_step(batch.to(device), seed.to(device))
-    return growing_step(eager_step, optimizer, device, seq_max_len, lengths)
+    return growing_step(
+        eager_step, optimizer, device, seq_max_len, lengths, table_sizes=table_sizes
+    )
 
 
 def growing_step(
@@ -51,6 +55,7 @@ def growing_step(
     seq_max_len: int,
     lengths: NDArray[np.int64] | None = None,
     gpu: _Gpu | None = None,
+    table_sizes: Sequence[int] = (),
 ) -> Step:
     """Make a step that replays a CUDA graph, and captures a larger one if a batch has too many tokens.
 
@@ -61,6 +66,8 @@ def growing_step(
     ----------
     lengths
         The lengths that the lengths of sequences are drawn from; by default those of the first batch.
+    table_sizes
+        Rows of the item table and, if there is one, of the user table, for batches with `numbers`.
     """
     if gpu is None and device.type == "cuda":
         gpu = _Gpu(device)
@@ -74,7 +81,9 @@ def growing_step(
         if graphed is None or graphed.may_grow_for(batch):
             if graphed is not None:
                 graphed.close()
-            shape = BatchShape.like(batch, seq_max_len, lengths, next(misfit_rates, 0.0))
+            shape = BatchShape.like(
+                batch, seq_max_len, lengths, next(misfit_rates, 0.0), table_sizes
+            )
             graphed = CudaGraphStep(eager_step, optimizer, device, seq_max_len, shape, gpu)
         return graphed(batch, seed)
 
@@ -91,6 +100,9 @@ class BatchShape:
     """Number of sequences."""
     num_negatives: int
     """Number of negatives per token."""
+    num_item_ids: int = 0
+    """Room for distinct items in `PackedBatch.numbers`; 0 for batches without."""
+    num_user_ids: int = 0
 
     @staticmethod
     def like(
@@ -98,6 +110,7 @@ class BatchShape:
         seq_max_len: int,
         lengths: NDArray[np.int64] | None = None,
         misfit_rate: float = _MISFIT_RATES[0],
+        table_sizes: Sequence[int] = (),
     ) -> BatchShape:
         """Choose a shape that fits this batch and all but a share `misfit_rate` of the batches like it.
 
@@ -111,8 +124,13 @@ class BatchShape:
         capacity = tokens_for(lengths.clip(max=seq_max_len), batch_size, misfit_rate)
         if misfit_rate == 0:
             capacity = batch_size * seq_max_len
-        capacity = max(capacity, len(batch.items))
-        return BatchShape(-(-capacity // 64) * 64, batch_size, batch.negatives.shape[1])
+        capacity = -(-max(capacity, len(batch.items)) // 64) * 64
+        num_negatives = batch.negatives.shape[1]
+        num_ids = [0, 0]
+        if batch.numbers is not None:  # and 0, which is in every list
+            most = (capacity * (2 + num_negatives) + 1, batch_size + 1)
+            num_ids = [min(x, y) for x, y in zip(most, [*table_sizes, 1], strict=False)]
+        return BatchShape(capacity, batch_size, num_negatives, *num_ids)
 
     def fits(self, batch: PackedBatch) -> bool:
         """Whether the batch can be copied into the captured buffers."""
@@ -158,6 +176,9 @@ class _Buffer:
             "negatives": tokens * shape.num_negatives,
             "cu_seqlens": (sequences + 2) // 2,  # int32, two to an int64
         }
+        if shape.num_item_ids:
+            sizes |= {f"numbers.{name}": sizes[name] for name in ("users", *_ITEMS)}
+            sizes |= {"item_ids": shape.num_item_ids, "user_ids": shape.num_user_ids}
         self.memory = torch.zeros(
             sum(sizes.values()), dtype=torch.int64, device=device, pin_memory=pinned
         )
@@ -173,12 +194,26 @@ class _Buffer:
             negatives=part["negatives"].view(tokens, shape.num_negatives),
             ids_replaced=True,  # where the model has SSE: a captured step cannot
         )
+        if shape.num_item_ids:
+            numbers = RowNumbers(
+                item_ids=part["item_ids"],
+                user_ids=part["user_ids"],
+                users=part["numbers.users"],
+                items=part["numbers.items"],
+                positives=part["numbers.positives"],
+                negatives=part["numbers.negatives"].view(tokens, shape.num_negatives),
+            )
+            self.batch = replace(self.batch, numbers=numbers)
 
     def fill(self, batch: PackedBatch, seed: Tensor) -> None:
         """Copy a batch and a seed on the CPU into this buffer; tail padding becomes zeros."""
         self.seed.copy_(seed)
-        for name in TENSORS:
-            mine, given = getattr(self.batch, name), getattr(batch, name)
+        tensors = [(getattr(self.batch, name), getattr(batch, name)) for name in TENSORS]
+        if self.batch.numbers is not None:
+            tensors += zip(
+                vars(self.batch.numbers).values(), vars(batch.numbers).values(), strict=True
+            )
+        for mine, given in tensors:
             mine[: len(given)] = given
             mine[len(given) :] = 0
 

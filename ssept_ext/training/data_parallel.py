@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssept_ext.data.packed import BatchPart, PackedBatch
+from ssept_ext.data.packed import BatchPart, PackedBatch, RowNumbers
 from ssept_ext.distributed import check_same, raise_if_peer_lost, size
 from ssept_ext.training.step import Loss
 
@@ -51,10 +54,22 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
         positives=positives,
         negatives=batch.negatives[start:end],
         ids_replaced=batch.ids_replaced,
+        numbers=None if batch.numbers is None else _part(batch.numbers, first, last, start, end),
         process=process,
         first_sequence=first,
         first_token=int(start),
         target_share=int(positives.count_nonzero()) / max(1, num_targets),
+    )
+
+
+def _part(numbers: RowNumbers, first: int, last: int, start: int, end: int) -> RowNumbers:
+    """Return the numbers of some sequences, in the rows of the whole batch: gradients of these can be averaged."""
+    return replace(
+        numbers,
+        users=numbers.users[first:last],
+        items=numbers.items[start:end],
+        positives=numbers.positives[start:end],
+        negatives=numbers.negatives[start:end],
     )
 
 
@@ -79,13 +94,19 @@ class LossModule(nn.Module):
         return self._loss(batch, seed)
 
 
-def data_parallel(model: nn.Module, loss: Loss) -> Loss:
+def data_parallel(model: nn.Module, loss: Loss, apart: Iterable[str] = ()) -> Loss:
     """Make a loss of a `BatchPart` whose average over the processes, and that of its gradients, is the whole batch's.
 
-    All processes start from the parameters of process 0.
+    All processes start from the parameters of process 0. The gradients of the parameters named in `apart` are not
+    averaged.
     """
+    module = LossModule(model, loss)
+    names = [f"model.{name}" for name in apart]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
     with raise_if_peer_lost():
-        parallel = DistributedDataParallel(LossModule(model, loss), gradient_as_bucket_view=True)
+        for name in names:
+            dist.broadcast(module.get_parameter(name).data, 0)
+        parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def weighted(batch: PackedBatch, seed: Tensor) -> Tensor:
         assert isinstance(batch, BatchPart)

@@ -219,7 +219,7 @@ def train_run(
         distributed.check_same(**{"epochs done by checkpoint": run.epoch})
     display = Display(loop.num_epochs, run.num_steps, verbose and distributed.rank() == 0)
     stop = StopRequest(listen=checkpoint is not None)
-    with stop, kept_memory(model.device), run.in_training_mode(), run.replacing_ids():
+    with stop, kept_memory(model.device), run.in_training_mode(), run.drawing():
         while not stop and not run.is_over():
             epoch = run.epoch + 1
             distributed.share_generator(run.generator)

@@ -19,6 +19,8 @@ from ssept_ext.utils.options import (
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["float32", "tf32", "bf16"]
+TableOptimizer = Literal["adam", "lazy_adam", "rowwise_adagrad"]
+"""Updates of the item and user tables, see `ssept_ext.training.table_rows`."""
 Validation = Literal["sampled", "full"]
 """What a validation ranks the held-out item among: negatives, as recommenders does, or all items."""
 
@@ -72,6 +74,11 @@ class TrainingOptions:
     adam_betas: tuple[float, float] = option(
         (0.9, 0.999), "decay rates of Adam's moments", PROPER_FRACTION
     )
+    table_optimizer: TableOptimizer = option(
+        "adam",
+        "what trains the item and user tables: Adam of all rows, or of the rows that a batch reads (lazy_adam, "
+        "rowwise_adagrad), whose cost does not grow with the tables",
+    )
     schedule: Schedule = option(
         "constant", 'schedule of the learning rate: "cosine" decays it to 0 over all epochs'
     )
@@ -106,6 +113,11 @@ class TrainingOptions:
                 f'bf16={bf16} contradicts precision="{self.precision}": leave bf16 out'
             )
         check_options(self)
+        if self.loss == "softmax" and self.table_optimizer != "adam":
+            raise ValueError(
+                f'table_optimizer must be "adam" with loss="softmax", whose gradient has all items, '
+                f'got "{self.table_optimizer}"'
+            )
 
     def learning_rate_factor(self, step: int, num_steps: int) -> float:
         """Return the factor of the learning rate at step `step`, counted from 0, of `num_steps`."""

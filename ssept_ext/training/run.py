@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +16,13 @@ from torch import Tensor
 from ssept_ext import distributed
 from ssept_ext.checkpoint.training_state import TrainingState, load_training, save_training
 from ssept_ext.data.fingerprint import Fingerprint
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import PackedBatch, number_rows
 from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.protocols import (
     DigestingSampler,
     LengthKnowingSampler,
+    NumberingSampler,
     ReplacingSampler,
     Sampler,
     SeekableSampler,
@@ -31,6 +32,7 @@ from ssept_ext.training.callbacks import Callback, EpochFigures, Progress
 from ssept_ext.training.cuda_graph import training_step
 from ssept_ext.training.options import LoopOptions, TrainingOptions
 from ssept_ext.training.step import draw_seeds, eager_step, make_loss, make_optimizer
+from ssept_ext.training.table_rows import table_rows
 
 History = dict[str, list[float]]
 
@@ -68,7 +70,8 @@ class Run:
         """Start a run of `num_steps` steps an epoch; the seeds of dropout and SSE are drawn from `generator`."""
         self.model, self.sampler, self.generator = model, sampler, generator
         self.loop, self.options, self.num_steps = loop, options, num_steps
-        self.optimizer = make_optimizer(model, loop.learning_rate, options.adam_betas)
+        self.optimizer = make_optimizer(model, loop.learning_rate, options)
+        self._rows = table_rows(model, options, self.optimizer)
         self.history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
         self.epoch = 0
         self.stopped = False
@@ -84,15 +87,17 @@ class Run:
                 group["lr"] = torch.tensor(loop.learning_rate, device=model.device)
         loss = make_loss(model, sampler, options)
         if distributed.size() > 1:
-            loss = data_parallel.data_parallel(model, loss)
+            apart = [] if self._rows is None else [*self._rows.tables]
+            loss = data_parallel.data_parallel(model, loss, apart)
         self._step = training_step(
-            eager_step(self.optimizer, loss, options.max_grad_norm),
+            eager_step(self.optimizer, loss, options.max_grad_norm, self._rows),
             self.optimizer,
             model.device,
             model.seq_max_len,
             distributed.size(),
             sampler.sequence_lengths() if isinstance(sampler, LengthKnowingSampler) else None,
             capture=model.is_capturable,
+            table_sizes=[] if self._rows is None else [*map(len, self._rows.tables.values())],
         )
         self._must_compare_batches = distributed.size() > 1
 
@@ -109,6 +114,8 @@ class Run:
         self.steps_done += 1
         if self._sse.is_active and not batch.ids_replaced:
             batch = replace_ids(batch, self._sse, int(seed))
+        if self._rows is not None:
+            batch = number_rows(batch)
         if distributed.size() > 1:
             if self._must_compare_batches:
                 data_parallel.check_same_batch(batch)
@@ -138,11 +145,18 @@ class Run:
             self.model.train(was_training)
             self.optimizer.zero_grad()  # they may be in the memory of a CUDA graph
 
-    def replacing_ids(self) -> AbstractContextManager[None]:
-        """Let the sampler apply SSE, if it can, until the end of the context. For other samplers, each step does."""
-        if self._sse.is_active and isinstance(self.sampler, ReplacingSampler):
-            return self.sampler.replacing(self._sse)
-        return nullcontext()
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Until the end of the context, let the sampler apply SSE, and find the rows that batches read.
+
+        Each step does it for samplers that cannot.
+        """
+        with ExitStack() as stack:
+            if self._sse.is_active and isinstance(self.sampler, ReplacingSampler):
+                stack.enter_context(self.sampler.replacing(self._sse))
+            if self._rows is not None and isinstance(self.sampler, NumberingSampler):
+                stack.enter_context(self.sampler.numbering_rows())
+            yield
 
     def is_over(self) -> bool:
         """Whether all epochs are completed, a callback has ended the training, or patience has run out."""
@@ -239,6 +253,7 @@ class Run:
             losses=self.losses,
             model=self.model.state_dict(),
             optimizer={f"{i}.{name}": x for i, xs in moments.items() for name, x in xs.items()},
+            tables={} if self._rows is None else self._rows.state,
             best=self.best,
         )
         save_training(state, folder)
@@ -281,6 +296,9 @@ class Run:
             moments.setdefault(int(index), {})[name] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for name, x in state.tables.items():
+            assert self._rows is not None
+            self._rows.state[name].copy_(x)
         self.sampler.seek(state.next_batch)
         self.generator.set_state(state.rng)
         self.history, self.best = state.history, state.best

@@ -13,6 +13,7 @@ from ssept_ext.data.packed import PackedBatch
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.protocols import Sampler
 from ssept_ext.training.options import TrainingOptions
+from ssept_ext.training.table_rows import TableRows
 
 Loss = Callable[[PackedBatch, Tensor], Tensor]
 """(batch, (1,) int64 seed), both on the model's device -> scalar loss. Tail padding does not count."""
@@ -56,12 +57,18 @@ def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingO
 
 
 def make_optimizer(
-    model: SequentialRecommender, learning_rate: float, betas: tuple[float, float]
+    model: SequentialRecommender, learning_rate: float, options: TrainingOptions
 ) -> torch.optim.Adam:
-    """Make Adam with the epsilon of Keras. Its coupled weight decay on the tables is the gradient of the L2 term."""
+    """Make Adam with the epsilon of Keras. Its coupled weight decay on the tables is the gradient of the L2 term.
+
+    It has all parameters but those that a row-wise `table_optimizer` trains.
+    """
     tables = model.embedding_tables()
     ids = {id(table) for table in tables}
     others = [p for p in model.parameters() if id(p) not in ids]
+    if options.table_optimizer != "adam":
+        apart = {id(table) for table in model.lookup_tables().values()}
+        tables = [table for table in tables if id(table) not in apart]
     groups: list[dict[str, Any]] = [
         {"params": tables, "weight_decay": model.l2_reg},
         {"params": others},
@@ -69,25 +76,36 @@ def make_optimizer(
     return torch.optim.Adam(
         groups,
         lr=learning_rate,
-        betas=betas,
+        betas=options.adam_betas,
         eps=1e-7,
         fused=tables[0].device.type in ("cpu", "cuda"),
     )
 
 
 def eager_step(
-    optimizer: torch.optim.Optimizer, loss: Loss, max_grad_norm: float | None = None
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    max_grad_norm: float | None = None,
+    rows: TableRows | None = None,
 ) -> EagerStep:
-    """Make an eager training step, with gradient clipping if a norm is given. It never waits for the device."""
+    """Make an eager training step, with gradient clipping if a norm is given. It never waits for the device.
+
+    With `rows`, batches must have `numbers`.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(batch: PackedBatch, seed: Tensor) -> Tensor:
         optimizer.zero_grad()
+        if rows is not None:
+            batch = rows.gather(batch)
         value = loss(batch, seed)
         value.backward()  # type: ignore[no-untyped-call]
+        more = rows.collect(batch) if rows is not None else []
         if max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            torch.nn.utils.clip_grad_norm_([*parameters, *more], max_grad_norm)
         optimizer.step()
+        if rows is not None:
+            rows.finish(batch)
         return value.detach()
 
     return step

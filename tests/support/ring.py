@@ -32,6 +32,9 @@ class Stub(nn.Module):
     def embedding_tables(self):
         return [self.table]
 
+    def lookup_tables(self):
+        return {}
+
     def training_loss(self, batch, **options):
         self.loss_options = options
         return bce(self.sampled_logits(batch), batch.positives)

@@ -138,6 +138,7 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
         "max_grad_norm": 1.0,
         "precision": "tf32",
         "logq_correction": "negatives",
+        "table_optimizer": "rowwise_adagrad",
         "validation": "sampled",
         "patience": 2,
         "restore_best": True,

@@ -1,0 +1,186 @@
+"""Training the item and user tables by the rows that a batch reads, so that a step does not pay for all the others.
+
+A step gathers the rows that its batch reads (see `ssept_ext.data.packed.RowNumbers`) into small tables, and computes
+the gradients of these. What they do to the whole tables depends on `TrainingOptions.table_optimizer`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ssept_ext import distributed, ops
+from ssept_ext.data.packed import PackedBatch
+from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.training.options import TrainingOptions
+
+_LARGE_TABLES = 1_000_000
+"""Elements of tables from which gathering rows is faster than adding up gradients of whole tables."""
+_MANY_ROWS = 1_000_000
+"""Rows from which a warning says what Adam of a whole table costs."""
+
+
+class TableRows(ABC):
+    """Gathers the rows that a batch reads, and takes their gradients to the tables.
+
+    Attributes
+    ----------
+    tables
+        The item table and, if there is one, the user table, by their names in the model's state dict.
+    state
+        What the update of the tables keeps from step to step, apart from the state of Adam.
+    """
+
+    def __init__(self, model: SequentialRecommender) -> None:
+        self.tables = model.lookup_tables()
+        self.state: dict[str, Tensor] = {}
+
+    def gather(self, batch: PackedBatch) -> PackedBatch:
+        """Give a batch with `numbers` its `tables`, which collect gradients instead of the model's."""
+        assert batch.numbers is not None
+        ids = (batch.numbers.item_ids, batch.numbers.user_ids)
+        rows = [
+            table.detach()[of_table].requires_grad_()
+            for table, of_table in zip(self.tables.values(), ids, strict=False)
+        ]
+        return replace(batch, tables=(rows[0], rows[1] if len(rows) > 1 else None))
+
+    @abstractmethod
+    def collect(self, batch: PackedBatch) -> list[Tensor]:
+        """Take gradients from the rows of a batch after the backward pass, before the optimizer's step.
+
+        Returns
+        -------
+        list[Tensor]
+            Those that have gradients besides the parameters of the optimizer.
+        """
+
+    @abstractmethod
+    def finish(self, batch: PackedBatch) -> None:
+        """Do what is to be done after the optimizer's step."""
+
+    def _gathered(self, batch: PackedBatch) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Names of the tables, the ids of the rows, and the rows that were gathered."""
+        assert batch.numbers is not None
+        assert batch.tables is not None
+        ids = (batch.numbers.item_ids, batch.numbers.user_ids)
+        for name, of_table, rows in zip(self.tables, ids, batch.tables, strict=False):
+            assert rows is not None
+            yield name, of_table, rows
+
+
+class RowsOfWholeTables(TableRows):
+    """For Adam of the whole tables: puts the gradients of rows into those of the tables.
+
+    These are made once. Zeroing what a step has written is cheaper than gradients of whole tables for each of the ops
+    that read them, and their sum; the update is the same.
+    """
+
+    def __init__(self, model: SequentialRecommender) -> None:
+        super().__init__(model)
+        self._gradients = {name: torch.zeros_like(table) for name, table in self.tables.items()}
+
+    def collect(self, batch: PackedBatch) -> list[Tensor]:
+        for name, ids, rows in self._gathered(batch):
+            table = self.tables[name]
+            if table.grad is None:  # but a subclass may read the table itself
+                table.grad = self._gradients[name]
+            if rows.grad is not None:
+                table.grad.index_add_(0, ids, rows.grad)
+        return []
+
+    def finish(self, batch: PackedBatch) -> None:
+        for name, ids, _ in self._gathered(batch):
+            self.tables[name].grad = None
+            self._gradients[name].index_fill_(0, ids, 0)
+
+
+class RowOptimizer(TableRows):
+    """Changes the rows that a batch reads, and only them, by "lazy_adam" or "rowwise_adagrad"."""
+
+    def __init__(
+        self, model: SequentialRecommender, options: TrainingOptions, optimizer: torch.optim.Adam
+    ) -> None:
+        """Prepare to update tables that the optimizer does not have, by its learning rate."""
+        super().__init__(model)
+        self._how, self._betas, self._l2_reg = (
+            options.table_optimizer,
+            options.adam_betas,
+            model.l2_reg,
+        )
+        self._group = optimizer.param_groups[0]
+        for name, table in self.tables.items():
+            if self._how == "lazy_adam":
+                self.state[f"{name}.exp_avg"] = torch.zeros_like(table)
+                self.state[f"{name}.exp_avg_sq"] = torch.zeros_like(table)
+            else:
+                self.state[f"{name}.sum_of_squares"] = table.new_zeros(table.shape[0])
+        self.state["step"] = torch.zeros((), device=model.device)
+
+    def collect(self, batch: PackedBatch) -> list[Tensor]:
+        found = []
+        for name, _, rows in self._gathered(batch):
+            if self.tables[name].grad is not None:
+                raise RuntimeError(
+                    f"table_optimizer must be 'adam' for a model that reads {name} itself, got {self._how!r}"
+                )
+            if rows.grad is None:
+                rows.grad = torch.zeros_like(rows)
+            rows.grad = distributed.average(rows.grad)
+            found.append(rows)
+        return found
+
+    def finish(self, batch: PackedBatch) -> None:
+        self.state["step"] += 1
+        for name, ids, rows in self._gathered(batch):
+            assert rows.grad is not None
+            table, rate, eps = self.tables[name], self._group["lr"], self._group["eps"]
+            if self._how == "lazy_adam":
+                ops.lazy_adam(
+                    table,
+                    self.state[f"{name}.exp_avg"],
+                    self.state[f"{name}.exp_avg_sq"],
+                    ids,
+                    rows.grad,
+                    rate,
+                    self.state["step"],
+                    betas=self._betas,
+                    eps=eps,
+                    weight_decay=self._l2_reg,
+                )
+            else:
+                ops.rowwise_adagrad(
+                    table,
+                    self.state[f"{name}.sum_of_squares"],
+                    ids,
+                    rows.grad,
+                    rate,
+                    eps=eps,
+                    weight_decay=self._l2_reg,
+                )
+
+
+def table_rows(
+    model: SequentialRecommender, options: TrainingOptions, optimizer: torch.optim.Adam
+) -> TableRows | None:
+    """Choose how to train the tables of a model; None if the optimizer needs their whole gradients anyway."""
+    if options.table_optimizer != "adam":
+        return RowOptimizer(model, options, optimizer)
+    tables = model.lookup_tables().values()
+    if sum(map(len, tables)) > _MANY_ROWS and options.loss != "softmax":
+        warnings.warn(
+            f"Adam moves all {sum(map(len, tables))} rows of the item and user tables in every step; "
+            'table_optimizer="lazy_adam" moves those that a batch reads',
+            stacklevel=5,
+        )
+    # Softmax over all items has a gradient for every row.
+    may_gather = (
+        model.device.type == "cpu" and distributed.size() == 1 and options.loss != "softmax"
+    )
+    is_worth_it = sum(table.numel() for table in tables) >= _LARGE_TABLES
+    return RowsOfWholeTables(model) if may_gather and is_worth_it else None
