@@ -25,7 +25,10 @@ from torch import Tensor, nn
 from workload import DROPOUT, SHARED, Batch, Name, Workload, encoder_flops, load
 
 from ssept_ext import SSEPT
-from ssept_ext.network.losses import bce
+from ssept_ext.data.packed import PackedBatch, number_rows
+from ssept_ext.training.options import TrainingOptions
+from ssept_ext.training.step import eager_step, make_optimizer
+from ssept_ext.training.table_rows import table_rows
 
 BASELINE = "eager baseline"
 YARDSTICK = "yardstick"
@@ -41,8 +44,8 @@ class Case:
 CASES = (Case("ML-1M", 1.45), Case("Games", 1.18))
 
 
-def step_of(model: nn.Module, loss: Callable[[], Tensor], fused: bool) -> Call:
-    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Call:
+    optimizer = torch.optim.Adam(model.parameters())
 
     def step() -> None:
         loss().backward()
@@ -55,26 +58,31 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor], fused: bool) -> Call:
 def packed_step(
     model: SSEPT, batch: Batch, compiler: str | None = None, bf16: bool = False
 ) -> Call:
-    packed = batch.packed
-    assert packed.positives is not None
+    """The step of `train_model`."""
     # Every batch has another number of tokens, hence `dynamic`.
-    logits = (
-        torch.compile(model.sampled_logits, dynamic=True, backend=compiler)
+    training_loss = (
+        torch.compile(model.training_loss, dynamic=True, backend=compiler)
         if compiler
-        else model.sampled_logits
+        else model.training_loss
     )
 
-    def loss() -> Tensor:
+    def loss(batch: PackedBatch, seed: Tensor) -> Tensor:
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return bce(logits(packed), packed.positives)
+            return training_loss(batch, seed=seed)
 
-    return step_of(model, loss, fused=True)
+    options = TrainingOptions()
+    adam = make_optimizer(model, 1e-3, options)
+    rows = table_rows(model, options, adam)
+    packed = batch.packed if rows is None else number_rows(batch.packed)
+    step = eager_step(adam, loss, rows=rows)
+    seed = torch.ones(1, dtype=torch.int64, device=model.device)
+    return lambda: step(packed, seed)
 
 
 def padded_step(model: EagerSSEPT, batch: Batch, compiler: str | None = None) -> Call:
     loss = torch.compile(model.loss, backend=compiler) if compiler else model.loss
     inputs = (batch.users, batch.seq, batch.pos, batch.neg)
-    return step_of(model, lambda: loss(*inputs), fused=False)
+    return step_of(model, lambda: loss(*inputs))
 
 
 def yardstick_step(workload: Workload, batch: Batch, options: Options) -> Call | None:
@@ -97,7 +105,7 @@ def yardstick_step(workload: Workload, batch: Batch, options: Options) -> Call |
         dropout=DROPOUT,
     )
     inputs = (batch.users, batch.seq, batch.pos, batch.neg)
-    return step_of(model, lambda: model.loss(*inputs), fused=False)
+    return step_of(model, lambda: model.loss(*inputs))
 
 
 def alternatives_of(workload: Workload, batch: Batch, options: Options) -> dict[str, Call]:

@@ -39,6 +39,16 @@ def test_verbose_shows_times(capsys):
 
 
 @pytest.mark.usefixtures("_one_thread")
+def test_large_tables_are_drawn_over_their_sizes(tmp_path, capsys):
+    pytest.importorskip("torchrec")
+
+    importlib.import_module("large_tables").main(["--quick", "--plot", str(tmp_path / "times.png")])
+
+    assert len(re.findall("TorchRec's rowwise Adagrad +[0-9]", capsys.readouterr().out)) == 2
+    assert (tmp_path / "times.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_profile_names_the_ops_of_our_step(capsys):
     importlib.import_module("train_step").main(["--quick", "--profile"])
 
