@@ -69,10 +69,9 @@ def make_optimizer(
     if options.table_optimizer != "adam":
         apart = {id(table) for table in model.lookup_tables().values()}
         tables = [table for table in tables if id(table) not in apart]
-    groups: list[dict[str, Any]] = [
-        {"params": tables, "weight_decay": model.l2_reg},
-        {"params": others},
-    ]
+    groups: list[dict[str, Any]] = [{"params": [*tables, *others]}]  # a kernel each on a GPU
+    if model.l2_reg:
+        groups = [{"params": tables, "weight_decay": model.l2_reg}, {"params": others}]
     return torch.optim.Adam(
         groups,
         lr=learning_rate,
