@@ -9,6 +9,9 @@ SOURCES := pyproject.toml CMakeLists.txt README.md \
 
 # A wheel is for the GPUs of CMakeLists.txt's default, or for those that the caller names.
 WHEEL_ENV := $(if $(CUDAARCHS),,env -u CUDAARCHS)
+# pip does not compile modules that may never be imported, of torch's build environment least of all. It turns a no-option
+# on by a false value.
+export PIP_NO_COMPILE := no
 # One GPU generation is enough for a development build; a plain `pip install .` takes CMakeLists.txt's default.
 export CUDAARCHS ?= 90-real
 # Two processes: many tests wait for one thread. Tests of one file stay together, as they share what they compiled. In the
@@ -97,10 +100,9 @@ $(VENV)/installed: $(SOURCES)
 	$(BIN)/pip install --quiet tensordict==0.15.3 pyre-extensions==0.0.32 lightning-utilities==0.15.3
 	touch $@
 
-# Without build isolation, which would unpack torch a second time, and without compiling modules that are never imported.
+# Without build isolation, which would unpack torch a second time.
 $(VENV)/demo-installed: $(SOURCES)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile "$(TORCH)" "scikit-build-core>=0.10" "pybind11>=2.13" "ninja>=1.11" \
-	  "cmake>=3.26"
-	$(DEMO_BUILD_ENV) $(BIN)/pip install --quiet --no-compile --no-build-isolation .
+	$(BIN)/pip install --quiet "$(TORCH)" "scikit-build-core>=0.10" "pybind11>=2.13" "ninja>=1.11" "cmake>=3.26"
+	$(DEMO_BUILD_ENV) $(BIN)/pip install --quiet --no-build-isolation .
 	touch $@
