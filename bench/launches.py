@@ -123,13 +123,18 @@ def _bytes_between_products(outer: int, inner: int, a: Arguments, _: Tensor) -> 
     return int(elements * a["x"].element_size())
 
 
+def _num_scored(a: Arguments) -> int:
+    # Both ids of the forward, or the backward's `items`.
+    return sum(a[x].numel() for x in ("positives", "negatives", "items") if x in a)
+
+
 def _score_flops(products: int, a: Arguments, _: Tensor) -> int:
-    return int(products * 2 * a["items"].numel() * a["hidden"].shape[1])
+    return int(products * 2 * _num_scored(a) * a["hidden"].shape[1])
 
 
 def _scored_rows(times: int, a: Arguments, _: Tensor) -> int:
     row = a["item_weight"].shape[1] * a["item_weight"].element_size()
-    return int(times * a["items"].numel() * row)
+    return int(times * _num_scored(a) * row)
 
 
 def _rows_for_tables(a: Arguments, _: Tensor) -> int:
@@ -150,8 +155,8 @@ OURS: dict[str, Cost] = {
     "feed_forward_backward": Cost(
         7, 2, partial(_layer_flops, 4), partial(_bytes_between_products, 5, 6)
     ),
-    "sampled_logits": Cost(1, 0, partial(_score_flops, 1), partial(_scored_rows, 1)),
-    "sampled_logits_backward": Cost(
+    "sampled_loss": Cost(2, 0, partial(_score_flops, 1), partial(_scored_rows, 1)),
+    "sampled_loss_backward": Cost(
         partial(_and_for_users, 2, 2), 0, partial(_score_flops, 2), partial(_scored_rows, 2)
     ),
     "lazy_adam": Cost(further_bytes=_rows_for_tables),

@@ -1,4 +1,6 @@
 // The signature of every op, and nothing else. `ssept_ext.ops` documents them.
+#include <string>
+
 #include "common/library.h"
 
 SSEPT_LIBRARY(m) {
@@ -43,10 +45,19 @@ SSEPT_LIBRARY(m) {
   m.def(
       "sampled_logits(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor items, "
       "Tensor? users, Tensor cu_seqlens) -> Tensor");
+  // Of sampled_loss, grad_logits is the gradient of the sum of the tokens' losses, and their mean
+  // is this sum times inverse_count.
   m.def(
-      "sampled_logits_backward(Tensor grad_logits, Tensor hidden, Tensor item_weight, "
-      "Tensor? user_weight, Tensor items, Tensor? users, Tensor cu_seqlens, Tensor? item_order) "
-      "-> (Tensor grad_hidden, Tensor grad_item, Tensor grad_user)");
+      "sampled_loss(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor positives, "
+      "Tensor negatives, Tensor? users, Tensor cu_seqlens, str loss, float beta=1.0, "
+      "Tensor? log_q=None, bool corrects_positive=True) "
+      "-> (Tensor loss, Tensor grad_logits, Tensor inverse_count, Tensor items)");
+  for (const std::string op : {"sampled_logits", "sampled_loss"})
+    m.def((op + "_backward(Tensor grad_logits, Tensor hidden, Tensor item_weight, "
+                "Tensor? user_weight, Tensor items, Tensor? users, Tensor cu_seqlens, "
+                "Tensor? item_order, Tensor? grad_loss=None, Tensor? inverse_count=None) "
+                "-> (Tensor grad_hidden, Tensor grad_item, Tensor grad_user)")
+              .c_str());
   m.def(
       "position_layer_norm(Tensor x, Tensor gamma, Tensor beta, Tensor positions, "
       "Tensor cu_seqlens, float eps=1e-08) -> Tensor");

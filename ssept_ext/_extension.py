@@ -21,6 +21,7 @@ OPS = (
     "feed_forward",
     "multi_head_attention",
     "sampled_logits",
+    "sampled_loss",
 )
 IN_PLACE_OPS = ("lazy_adam", "rowwise_adagrad")
 """Those that update rows of a table, and have no gradients."""

@@ -93,6 +93,10 @@ def tables(batch: Batch, dtype: torch.dtype, width: int) -> None:
             scored = batch.ids(NUM_ITEMS, batch.num_tokens, k)
             out = ops.sampled_logits(hidden, items, users, scored, batch.users, batch.cu_seqlens)
             backward(out, hidden, items, users)
+            ids = (batch.items, scored, batch.users, batch.cu_seqlens)
+            for loss in ("bce", "bpr", "sampled_softmax"):
+                mean = ops.sampled_loss(hidden, items, users, *ids, loss)
+                backward(mean, hidden, items, users)
     torch.use_deterministic_algorithms(False)
 
 

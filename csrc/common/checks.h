@@ -112,6 +112,11 @@ const T* data(const Tensor& x) {
 }
 
 template <class T>
+const T* data(const std::optional<Tensor>& x) {
+  return x ? data<T>(*x) : nullptr;
+}
+
+template <class T>
 T* mutable_data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }

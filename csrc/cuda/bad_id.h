@@ -6,7 +6,7 @@
 
 namespace ssept::cuda {
 
-enum class IdArgument : int32_t { kItems = 0, kUsers = 1, kPositions = 2, kIds = 3, kOrder = 4 };
+enum class IdArgument { kItems, kUsers, kPositions, kIds, kPositives, kNegatives, kOrder };
 
 struct BadIdNote {
   unsigned int claimed;  // by the first thread that has something to note

@@ -59,10 +59,15 @@ def gbce(logits: Tensor, positives: Tensor, item_num: int, t: float) -> Tensor:
     t
         Degree of calibration, in [0, 1].
     """
-    alpha = (logits.shape[1] - 1) / (item_num - 1)
-    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    beta = gbce_beta(logits.shape[1] - 1, item_num, t)
     wide = _wide(logits)
     return _mean(beta * F.softplus(-wide[:, 0]) + F.softplus(wide[:, 1:]).sum(1), positives)
+
+
+def gbce_beta(num_negatives: int, item_num: int, t: float) -> float:
+    """Compute the weight of the positive's term in `gbce`."""
+    alpha = num_negatives / (item_num - 1)
+    return alpha * (t * (1 - 1 / alpha) + 1 / alpha)
 
 
 def bpr(logits: Tensor, positives: Tensor) -> Tensor:

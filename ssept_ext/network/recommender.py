@@ -167,6 +167,7 @@ class SequentialRecommender(nn.Module):
             (1,) int64 on the model's device, for dropout and SSE; drawn on the host from torch's global
             generator if not given.
         """
+        check_one_of("loss", loss, get_args(losses.LossName))
         _check_has_targets(batch, need_negatives=loss != "softmax")
         batch, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
         assert batch.positives is not None
@@ -174,19 +175,31 @@ class SequentialRecommender(nn.Module):
             weight = self.item_embedding_layer.weight
             item_part = hidden[:, : weight.shape[1]]  # the user's part is the same for every item
             return losses.softmax(item_part, weight, batch.positives)
-        logits, items = self._sampled_logits(batch, hidden)  # both (N, 1 + K)
+        assert batch.negatives is not None
+        beta = 1.0
         if loss == "gbce":
-            return losses.gbce(logits, batch.positives, self.item_num, gbce_t)
-        if loss == "bpr":
-            return losses.bpr(logits, batch.positives)
-        if loss == "sampled_softmax":
-            if negative_log_probs is not None and batch.tables is not None:
-                assert batch.numbers is not None
-                negative_log_probs = negative_log_probs[batch.numbers.item_ids]
-            log_q = None if negative_log_probs is None else negative_log_probs[items]
-            return losses.sampled_softmax(logits, batch.positives, log_q, logq_correction)
-        check_one_of("loss", loss, get_args(losses.LossName))
-        return losses.bce(logits, batch.positives)
+            beta = losses.gbce_beta(batch.negatives.shape[1], self.item_num, gbce_t)
+        log_q = negative_log_probs if loss == "sampled_softmax" else None
+        if log_q is not None and batch.tables is not None:
+            assert batch.numbers is not None
+            log_q = log_q[batch.numbers.item_ids]
+        item_table, user_table, rows = self._tables_for(batch)
+        assert rows.positives is not None
+        assert rows.negatives is not None
+        return ops.sampled_loss(
+            hidden,
+            item_table,
+            user_table,
+            rows.positives,
+            rows.negatives,
+            None if user_table is None else rows.users,
+            batch.cu_seqlens,
+            "bce" if loss == "gbce" else loss,
+            beta=beta,
+            log_q=log_q,
+            corrects_positive=logq_correction == "all",
+            backend=self.backend,
+        )
 
     def sampled_logits(
         self, batch: PackedBatch, training: bool = True, seed: Tensor | None = None
@@ -208,7 +221,12 @@ class SequentialRecommender(nn.Module):
             (N, 1 + K) logits, the positive's in column 0; 0 where the scored id is 0.
         """
         _check_has_targets(batch, need_negatives=True)
-        return self._sampled_logits(*self._encode_targets(batch, training, seed))[0]
+        batch, hidden = self._encode_targets(batch, training, seed)
+        item_table, user_table, rows = self._tables_for(batch)
+        assert rows.positives is not None
+        assert rows.negatives is not None
+        items = torch.cat([rows.positives.unsqueeze(1), rows.negatives], 1)
+        return self._score(hidden, items, user_table, rows.users, batch.cu_seqlens, item_table)
 
     def score(
         self,
@@ -354,15 +372,6 @@ class SequentialRecommender(nn.Module):
                 own = seed + batch.process if isinstance(batch, BatchPart) else seed
                 drop = Dropout(self.dropout_rate, own)
         return batch, self.encode(batch, drop)
-
-    def _sampled_logits(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (N, 1 + K) logits and the rows of the item table that they score, positives in column 0."""
-        item_table, user_table, rows = self._tables_for(batch)
-        assert rows.positives is not None
-        assert rows.negatives is not None
-        items = torch.cat([rows.positives.unsqueeze(1), rows.negatives], 1)
-        logits = self._score(hidden, items, user_table, rows.users, batch.cu_seqlens, item_table)
-        return logits, items
 
     def _tables_for(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
         """Return tables of items and of users, and the batch with rows of these as its ids."""

@@ -2,10 +2,10 @@
 
 Under `torch.autocast`, hidden states have autocast's dtype and tables keep their own. `user_item_embedding` reads the
 tables in their dtype and returns autocast's; `position_layer_norm` and `feed_forward` cast their inputs, as
-`torch.nn.functional.linear` does; `sampled_logits` widens the hidden states to the dtype of the tables, so that neither
-logits nor gradients of tables are rounded; `multi_head_attention` casts hidden states and weights, and
-`causal_attention` computes in the dtype of q, k and v. float64 is never cast. `lazy_adam` and `rowwise_adagrad` change
-rows of a table in place, outside of autograd and autocast.
+`torch.nn.functional.linear` does; `sampled_logits` and `sampled_loss` widen the hidden states to the dtype of the
+tables, so that neither logits nor gradients of tables are rounded; `multi_head_attention` casts hidden states and
+weights, and `causal_attention` computes in the dtype of q, k and v. float64 is never cast. `lazy_adam` and
+`rowwise_adagrad` change rows of a table in place, outside of autograd and autocast.
 """
 
 import sys
@@ -18,6 +18,7 @@ from ssept_ext.ops.multi_head_attention import multi_head_attention
 from ssept_ext.ops.position_layer_norm import position_layer_norm
 from ssept_ext.ops.row_update import lazy_adam, rowwise_adagrad
 from ssept_ext.ops.sampled_logits import sampled_logits
+from ssept_ext.ops.sampled_loss import sampled_loss
 from ssept_ext.ops.user_item_embedding import user_item_embedding
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "raise_pending_errors",
     "rowwise_adagrad",
     "sampled_logits",
+    "sampled_loss",
     "user_item_embedding",
 ]
 

@@ -247,8 +247,68 @@ def sampled_logits(
 ) -> Tensor:
     """Score K items for each token: see `ssept_ext.ops`."""
     _check_dims("items", items, 2)
-    _check_ids_type("items", items)
-    num_tokens = _check_packed(items, cu_seqlens)
+    logits = _logits(hidden, item_weight, user_weight, {"items": items}, users, cu_seqlens)
+    return logits.to(item_weight.dtype)
+
+
+def sampled_loss(
+    hidden: Tensor,
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    positives: Tensor,
+    negatives: Tensor,
+    users: Tensor | None,
+    cu_seqlens: Tensor,
+    loss: str,
+    beta: float = 1.0,
+    log_q: Tensor | None = None,
+    corrects_positive: bool = True,
+) -> Tensor:
+    """Average a loss of sampled logits over the tokens that have a target: see `ssept_ext.ops`."""
+    if loss not in ("bce", "bpr", "sampled_softmax"):
+        raise ValueError(f"loss must be bce, bpr or sampled_softmax, got {loss}")
+    if not math.isfinite(beta):
+        raise ValueError(f"beta must be finite, got {beta}")
+    _check_dims("negatives", negatives, 2)
+    _check_shape("positives", positives, (negatives.shape[0],))
+    named = {"positives": positives[:, None], "negatives": negatives}
+    logits = _logits(hidden, item_weight, user_weight, named, users, cu_seqlens)
+    rows, num_negatives = item_weight.shape[0], max(negatives.shape[1], 1)
+    _, real = _sequence_of_token(cu_seqlens, len(positives))
+    items = torch.cat(
+        [checked_ids(n, x, rows, real[:, None], padding=True) for n, x in named.items()], 1
+    )
+    if log_q is not None:
+        _check_shape("log_q", log_q, (rows,))
+        if log_q.dtype != logits.dtype:
+            raise ValueError(f"log_q must be {logits.dtype}, got {log_q.dtype}")
+        drawn = _embedding(items, log_q.detach()[:, None])[..., 0]
+        if not corrects_positive:
+            drawn = F.pad(drawn[:, 1:] + math.log(num_negatives), (1, 0))
+        logits = logits - drawn
+    if loss == "bce":
+        # softplus(x) is -logsigmoid(-x); torch's own softplus is cruder beyond 20.
+        of_tokens = -beta * F.logsigmoid(logits[:, 0]) - F.logsigmoid(-logits[:, 1:]).sum(1)
+    elif loss == "bpr":
+        of_tokens = -F.logsigmoid(logits[:, :1] - logits[:, 1:]).sum(1) / num_negatives
+    else:
+        of_tokens = logits.logsumexp(1) - logits[:, 0]
+    has_target = items[:, 0] != 0
+    return torch.where(has_target, of_tokens, 0).sum() / has_target.sum().clamp(min=1)
+
+
+def _logits(
+    hidden: Tensor,
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    named: dict[str, Tensor],
+    users: Tensor | None,
+    cu_seqlens: Tensor,
+) -> Tensor:
+    """Score the items of one or several named tensors, side by side, in float32 or wider."""
+    for name, ids in named.items():
+        _check_ids_type(name, ids)
+        num_tokens = _check_packed(ids, cu_seqlens)
     user_width = _check_users(user_weight, users, cu_seqlens)
     _check_dims("item_weight", item_weight, 2)
     item_width = item_weight.shape[1]
@@ -257,7 +317,9 @@ def sampled_logits(
     sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     hidden = torch.where(real[:, None], hidden, 0).to(wide)
-    vectors = _lookup("items", item_weight, items, real[:, None]).to(wide)
+    items = torch.cat(list(named.values()), 1)
+    found = [_lookup(name, item_weight, ids, real[:, None]) for name, ids in named.items()]
+    vectors = torch.cat(found, 1).to(wide)
     logits = torch.einsum("nd,nkd->nk", hidden[:, :item_width], vectors)
     if user_weight is not None and users is not None:
         user = _lookup("users", user_weight, users).to(wide) * user_width**0.5
@@ -265,7 +327,7 @@ def sampled_logits(
             1, keepdim=True
         )
     scored = (items > 0) & (items < item_weight.shape[0]) & real[:, None]
-    return torch.where(scored, logits, 0).to(item_weight.dtype)
+    return torch.where(scored, logits, 0)
 
 
 def _sequence_of_token(cu_seqlens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

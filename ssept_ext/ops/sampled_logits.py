@@ -73,27 +73,29 @@ def sampled_logits(
     return call("sampled_logits", device, backend, *args)  # type: ignore[no-any-return]
 
 
+def fake_backward(
+    grad_logits: Tensor,
+    hidden: Tensor,
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the shapes of the gradients, also of `sampled_loss`."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    user_shape = (0, 0) if user_weight is None else user_weight.shape
+    return (
+        hidden.new_empty(hidden.shape),
+        hidden.new_empty(item_weight.shape, dtype=wide),
+        hidden.new_empty(user_shape, dtype=wide),
+    )
+
+
 def register(namespace: str) -> None:
     """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).sampled_logits_backward
 
     def fake(hidden: Tensor, _: Tensor, __: Tensor | None, items: Tensor, *___: Any) -> Tensor:
         return hidden.new_empty(items.shape)
-
-    def fake_backward(
-        grad_logits: Tensor,
-        hidden: Tensor,
-        item_weight: Tensor,
-        user_weight: Tensor | None,
-        *_: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        user_shape = (0, 0) if user_weight is None else user_weight.shape
-        return (
-            hidden.new_empty(hidden.shape),
-            hidden.new_empty(item_weight.shape, dtype=wide),
-            hidden.new_empty(user_shape, dtype=wide),
-        )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ssept_ext
-from ssept_ext import SSEPT, _extension, ops
+from ssept_ext import SSEPT, _extension, ops, pack
 from ssept_ext.ops import reference
 
 OPS = _extension.OPS
@@ -45,6 +45,8 @@ def run_model(**options):
         item_num=5, user_num=2, seq_max_len=3, embedding_dim=2, conv_dims=[4, 4], **options
     )
     model.predict({"user": [1], "input_seq": [[0, 1, 2]], "candidate": [[3, 4]]})
+    sequence = torch.tensor([[0, 1, 2]])
+    model.training_loss(pack(torch.tensor([1]), sequence, sequence, sequence))
 
 
 def without_native(code):

@@ -22,6 +22,7 @@ OPS = [
             "multi_head_attention",
             "row_update",
             "sampled_logits",
+            "sampled_loss",
         )
     ),
 ]

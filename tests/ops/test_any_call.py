@@ -71,13 +71,15 @@ def changed(draw, name, value):
     """A value of the same kind, maybe one that makes no sense."""
     if isinstance(value, bool):
         return not value
+    if isinstance(value, str):
+        return draw(st.sampled_from(["bce", "bpr", "sampled_softmax", "hinge"]))
     if isinstance(value, float):
         return draw(floats)
     if isinstance(value, int):
         return draw(integers)
     if isinstance(value, tuple):
         return (*value[1:], draw(floats))
-    if name in ("users", "user_weight", "seed", "residual") and draw(st.booleans()):
+    if name in ("users", "user_weight", "seed", "residual", "log_q") and draw(st.booleans()):
         return None
     if value.is_floating_point() or not value.numel() or draw(st.booleans()):
         return draw(shaped(value))

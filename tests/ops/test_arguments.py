@@ -14,6 +14,7 @@ from ssept_ext.ops import reference
 every_op = pytest.mark.parametrize("op", OPS)
 every_op_of_all = pytest.mark.parametrize("op", OPS + IN_PLACE_OPS)
 every_backend = pytest.mark.parametrize("backend", ["native", "reference"])
+IDS = ("items", "users", "positions", "ids", "positives", "negatives")
 EXTENTS = {
     "sequences": {"lengths": ()},
     "tokens": {"lengths": (0, 0)},
@@ -91,6 +92,7 @@ def test_a_backend_that_there_is_not_is_an_error_that_names_it(op):
                 ("max_seqlen_k", -(2**63), "at least 0"),
             ]
         ),
+        *(("sampled_loss", "beta", x, "finite") for x in (math.nan, math.inf)),
     ],
 )
 def test_a_number_out_of_range_is_an_error_with_its_name_and_limit(op, name, value, limit, backend):
@@ -150,12 +152,7 @@ def test_rows_without_elements_cost_no_time():
 @pytest.mark.parametrize("id_", [-(2**63), -(2**63) + 1, 2**63 - 1])
 @pytest.mark.parametrize(
     ("op", "name"),
-    [
-        (op, name)
-        for op in OPS + IN_PLACE_OPS
-        for name in ("items", "users", "positions", "ids")
-        if name in arguments(op)
-    ],
+    [(op, name) for op in OPS + IN_PLACE_OPS for name in IDS if name in arguments(op)],
 )
 @every_backend
 def test_every_number_outside_a_table_is_an_error(backend, op, name, id_):

@@ -64,12 +64,23 @@ def logits_arguments(generator):
     return x, *tables(generator), items, users(generator), BATCH.cu_seqlens()
 
 
+def loss_arguments(generator):
+    x = torch.randn(BATCH.num_tokens, 2 * WIDTH, generator=generator)
+    positives, negatives = (
+        random_ids(generator, shape, ITEM_NUM, padding=0.1)
+        for shape in ((BATCH.num_tokens,), (BATCH.num_tokens, 5))
+    )
+    ids = (positives, negatives, users(generator), BATCH.cu_seqlens())
+    return x, *tables(generator), *ids, "sampled_softmax"
+
+
 OPS = {
     "causal_attention": attention_arguments,
     "feed_forward": feed_forward_arguments,
     "multi_head_attention": multi_head_arguments,
     "position_layer_norm": layer_norm_arguments,
     "sampled_logits": logits_arguments,
+    "sampled_loss": loss_arguments,
     "user_item_embedding": embedding_arguments,
 }
 every_op = pytest.mark.parametrize("name", OPS)

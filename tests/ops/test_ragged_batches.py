@@ -3,6 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.implementations import implementation
 from support.samples import Ragged, outputs_and_gradients, random_ids
 from support.tolerances import assert_close
 
@@ -35,8 +36,9 @@ def widened(x):
 def assert_native_matches_reference(op, generator, shape, *arguments):
     """`shape` is that of the first output."""
     dtype = next(x.dtype for x in arguments if isinstance(x, torch.Tensor))
+    native = implementation("native").op(op)
     grad = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    actual = outputs_and_gradients(getattr(torch.ops.ssept_ext, op), arguments, grad)
+    actual = outputs_and_gradients(native, arguments, grad)
     exact = outputs_and_gradients(
         getattr(reference, op), [widened(x) for x in arguments], grad.double()
     )
@@ -202,4 +204,36 @@ def test_sampled_logits(ragged, generator, dtype, num_items, item_width, user_wi
         random_ids(generator, (n, num_items), ITEM_NUM, padding=0.1),
         users_of(ragged, generator, user_width),
         ragged.cu_seqlens(),
+    )
+
+
+@every_batch
+@given(
+    ragged_batches,
+    generators,
+    st.integers(0, 40),
+    widths,
+    st.one_of(st.just(0), widths),
+    st.sampled_from(["bce", "bpr", "sampled_softmax"]),
+    st.booleans(),
+)
+def test_sampled_loss(
+    ragged, generator, num_negatives, item_width, user_width, loss, corrects_positive
+):
+    # A user's gradient can be the small difference of large sums, which float32 does not hold.
+    n, dtype = ragged.num_tokens, torch.float64
+    assert_native_matches_reference(
+        "sampled_loss",
+        generator,
+        (),
+        normal(generator, dtype, n, item_width + user_width) / item_width,
+        *tables(generator, dtype, item_width, user_width),
+        random_ids(generator, (n,), ITEM_NUM, padding=0.1),
+        random_ids(generator, (n, num_negatives), ITEM_NUM, padding=0.1),
+        users_of(ragged, generator, user_width),
+        ragged.cu_seqlens(),
+        loss,
+        0.5,
+        normal(generator, dtype, ITEM_NUM + 1),
+        corrects_positive,
     )

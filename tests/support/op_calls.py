@@ -106,6 +106,19 @@ def arguments(
                 "users": users,
                 "cu_seqlens": cu_seqlens,
             }
+        case "sampled_loss":
+            return {
+                "hidden": normal(tokens, width),
+                **tables,
+                "positives": ids(item_rows, tokens),
+                "negatives": ids(item_rows, tokens, num_items),
+                "users": users,
+                "cu_seqlens": cu_seqlens,
+                "loss": "sampled_softmax",
+                "beta": 0.5,
+                "log_q": normal(item_rows).to(torch.promote_types(dtype, torch.float32)),
+                "corrects_positive": True,
+            }
         case "lazy_adam" | "rowwise_adagrad":
             rows = torch.randperm(max(item_rows - 1, 0), generator=generator)[:num_items] + 1
             given = {"table": tables["item_weight"]}

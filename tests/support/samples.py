@@ -96,4 +96,5 @@ def outputs_and_gradients(op, arguments, grad=None):
     out = out if isinstance(out, tuple) else (out,)
     leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
     grad = torch.ones_like(out[0]) if grad is None else grad
-    return *out, *torch.autograd.grad(out[0], leaves, grad)
+    gradients = torch.autograd.grad(out[0], leaves, grad, allow_unused=True)
+    return *out, *(x for x in gradients if x is not None)

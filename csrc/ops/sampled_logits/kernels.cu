@@ -1,9 +1,10 @@
-// CUDA kernels of `sampled_logits`.
+// CUDA kernels of `sampled_logits` and `sampled_loss`.
 #include "cuda/column_sums.cuh"
 #include "cuda/ids.cuh"
 #include "cuda/sequences.cuh"
 #include "cuda/shared_memory.h"
 #include "ops/sampled_logits/launch.h"
+#include "ops/sampled_logits/loss.cuh"
 
 namespace ssept::cuda {
 namespace {
@@ -18,23 +19,28 @@ __device__ __forceinline__ Sequences sequences_of(const SampledLogits<T>& in) {
   return {in.cu_seqlens, in.size.num_sequences, in.size.num_tokens};
 }
 
-// One warp scores up to kItemsPerBlock items of one token. The hidden state lies in shared memory;
-// the user's term is computed once for all of them.
-template <class T, int VEC>
+// One warp scores up to kItemsPerBlock items of one token or, with LOSS, all of them, and computes
+// the gradient of the token's loss. The hidden state lies in shared memory; the user's term is
+// computed once for all of them.
+template <class T, int VEC, bool LOSS, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kThreadsPerBlock)
-    forward_kernel(SampledLogits<T> in, T* __restrict__ logits, BadIdNote* note) {
-  using A = Accumulator<T>;
+    forward_kernel(SampledLogits<T> in, SampledLoss<A> loss, T* out, A* logits, A* losses,
+                   BadIdNote* note) {
   const SampledLogitsSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int group = lane / kLanesPerItem, lane_in_group = lane % kLanesPerItem;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (n >= s.num_tokens) return;
   const int64_t first = blockIdx.y * kItemsPerBlock;
-  const int64_t last = min(first + kItemsPerBlock, s.num_items);
-  T* out = logits + n * s.num_items;
+  const int64_t last = LOSS ? s.num_items : min(first + kItemsPerBlock, s.num_items);
+  out += n * s.num_items;
   const Sequences sequences = sequences_of(in);
   if (n >= sequences.num_real()) {
-    for (int64_t k = first + lane; k < last; k += kWarpSize) out[k] = narrow<T>(0);
+    for (int64_t k = first + lane; k < last; k += kWarpSize) {
+      out[k] = narrow<T>(0);
+      if constexpr (LOSS) loss.items[n * s.num_items + k] = 0;
+    }
+    if (LOSS && lane < 2) losses[2 * n + lane] = 0;
     return;
   }
 
@@ -55,8 +61,17 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
   for (int64_t k0 = first; k0 < last; k0 += kItemsPerWarp) {
     const int64_t k = k0 + group;
-    const int64_t item = k < last ? in.items[n * s.num_items + k] : 0;
-    const bool scored = usable(item, s.item_rows, IdArgument::kItems, note);
+    int64_t item = 0;
+    if (k < last) {
+      if constexpr (LOSS)
+        item = k == 0 ? loss.positives[n] : loss.negatives[n * (s.num_items - 1) + k - 1];
+      else
+        item = in.items[n * s.num_items + k];
+    }
+    const IdArgument argument = !LOSS    ? IdArgument::kItems
+                                : k == 0 ? IdArgument::kPositives
+                                         : IdArgument::kNegatives;
+    const bool scored = usable(item, s.item_rows, argument, note);
     A sum = 0;
     if (scored) {
       const T* row = in.item_weight + item * s.item_width;
@@ -67,7 +82,25 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
       }
     }
     sum = group_sum<kLanesPerItem>(sum);
-    if (k < last && lane_in_group == 0) out[k] = narrow<T>(scored ? sum + user_term : A(0));
+    if (k < last && lane_in_group == 0) {
+      A logit = scored ? sum + user_term : A(0);
+      if constexpr (LOSS) {
+        if (!scored) item = 0;
+        loss.items[n * s.num_items + k] = item;
+        if (loss.log_q != nullptr && (k > 0 || loss.corrects_positive))
+          logit -= loss.log_q[item] + loss.log_num_drawn;
+        logits[n * s.num_items + k] = logit;
+      } else {
+        out[k] = narrow<T>(logit);
+      }
+    }
+  }
+  if constexpr (LOSS) {
+    __syncwarp();
+    const bool has_target = loss.items[n * s.num_items] != 0;
+    const A of_token = compute_loss(loss, logits + n * s.num_items, out, s.num_items);
+    for (int64_t k = lane; k < s.num_items && !has_target; k += kWarpSize) out[k] = narrow<T>(0);
+    if (lane < 2) losses[2 * n + lane] = !has_target ? A(0) : lane == 0 ? of_token : A(1);
   }
 }
 
@@ -91,8 +124,8 @@ __device__ __forceinline__ void store_scaled(T* out, const T* row, int64_t width
 template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     backward_tokens_kernel(SampledLogits<T> in, const T* __restrict__ grad_logits,
-                           T* __restrict__ grad_hidden, A* __restrict__ grad_item,
-                           A* __restrict__ grad_sum, BadIdNote* note) {
+                           const A* grad_loss, const A* inverse_count, T* __restrict__ grad_hidden,
+                           A* __restrict__ grad_item, A* __restrict__ grad_sum, BadIdNote* note) {
   constexpr int kAtOnce = 4;  // rows in flight
   const SampledLogitsSizes& s = in.size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -123,7 +156,10 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
       if (k < s.num_items) {
         my_item = in.items[n * s.num_items + k];
         if (!usable(my_item, s.item_rows, IdArgument::kItems, note)) my_item = 0;
-        if (my_item != 0) my_grad = widen(grad_logits[n * s.num_items + k]);
+        if (my_item != 0) {  // the factors are read here, as they would cost a register before
+          my_grad = widen(grad_logits[n * s.num_items + k]);
+          if (grad_loss != nullptr) my_grad *= *grad_loss * *inverse_count;
+        }
       }
       if (first == 0) total += my_grad;
       const int count = static_cast<int>(min(s.num_items - k0, static_cast<int64_t>(kWarpSize)));
@@ -174,6 +210,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     backward_items_in_order_kernel(SampledLogits<T> in, const T* __restrict__ grad_logits,
+                                   const A* grad_loss, const A* inverse_count,
                                    const int64_t* __restrict__ item_order,
                                    A* __restrict__ grad_item) {
   constexpr int kAtOnce = 4;  // rows in flight
@@ -186,6 +223,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   const int64_t item = in.items[item_order[begin]];
   if (item <= 0 || item >= s.item_rows) return;
   if (begin > 0 && in.items[item_order[begin - 1]] == item) return;
+  const A factor = grad_loss != nullptr ? *grad_loss * *inverse_count : A(1);
   for (int64_t first = 0; first < s.item_width; first += kWarpSize * VEC) {
     const int64_t column = first + lane * VEC;
     const bool owner = column < s.item_width;
@@ -196,7 +234,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
       const bool mine = entry >= 0 && in.items[entry] == item;
       in_run = __ballot_sync(kAllLanes, mine);
       const int64_t my_token = mine ? entry / s.num_items : num_real;
-      const A my_grad = my_token < num_real ? widen(grad_logits[entry]) : A(0);
+      const A my_grad = my_token < num_real ? factor * widen(grad_logits[entry]) : A(0);
       for (int j0 = 0; j0 < __popc(in_run); j0 += kAtOnce) {
         A g[kAtOnce];
         Pack<T, VEC> row[kAtOnce];
@@ -253,24 +291,34 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 template <class T>
-cudaError_t SampledLogitsKernels<T>::forward(const SampledLogits<T>& in, T* logits, BadIdNote* note,
+cudaError_t SampledLogitsKernels<T>::forward(const SampledLogits<T>& in, const SampledLoss<A>* loss,
+                                             T* out, A* logits, A* losses, BadIdNote* note,
                                              cudaStream_t stream) {
   const SampledLogitsSizes& s = in.size;
   if (s.num_tokens == 0 || s.num_items == 0) return cudaSuccess;
   const dim3 grid =
-      blocks_of_warps(s.num_tokens, (s.num_items + kItemsPerBlock - 1) / kItemsPerBlock);
-  const size_t smem = kWarpsPerBlock * s.width * sizeof(Accumulator<T>);
+      blocks_of_warps(s.num_tokens, loss ? 1 : (s.num_items + kItemsPerBlock - 1) / kItemsPerBlock);
+  const size_t smem = kWarpsPerBlock * s.width * sizeof(A);
   return with_pack_size<T>({s.item_width}, {in.item_weight}, [&]<int VEC>() {
-    const auto kernel = forward_kernel<T, VEC>;
-    const cudaError_t error =
-        allow_shared_memory(reinterpret_cast<const void*>(kernel), "sampled_logits", smem);
+    const auto kernel = loss ? forward_kernel<T, VEC, true> : forward_kernel<T, VEC, false>;
+    const cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel),
+                                                  loss ? "sampled_loss" : "sampled_logits", smem);
     if (error != cudaSuccess) return error;
-    return launch(kernel, grid, kThreadsPerBlock, smem, stream, in, logits, note);
+    return launch(kernel, grid, kThreadsPerBlock, smem, stream, in, loss ? *loss : SampledLoss<A>{},
+                  out, logits, losses, note);
   });
 }
 
 template <class T>
+cudaError_t SampledLogitsKernels<T>::mean(const A* losses, int64_t num_tokens, A* mean,
+                                          A* inverse_count, cudaStream_t stream) {
+  return launch(mean_kernel<A>, dim3(1), kMeanThreads, 0, stream, losses, num_tokens, mean,
+                inverse_count);
+}
+
+template <class T>
 cudaError_t SampledLogitsKernels<T>::backward(const SampledLogits<T>& in, const T* grad_logits,
+                                              const A* grad_loss, const A* inverse_count,
                                               const int64_t* item_order, T* grad_hidden,
                                               A* grad_item, A* grad_user, A* grad_sum,
                                               BadIdNote* note, cudaStream_t stream) {
@@ -281,12 +329,12 @@ cudaError_t SampledLogitsKernels<T>::backward(const SampledLogits<T>& in, const 
         cudaError_t error = cudaSuccess;
         if (s.num_tokens > 0)
           error = launch(backward_tokens_kernel<T, VEC>, blocks_of_warps(s.num_tokens),
-                         kThreadsPerBlock, 0, stream, in, grad_logits, grad_hidden,
-                         item_order == nullptr ? grad_item : nullptr, grad_sum, note);
+                         kThreadsPerBlock, 0, stream, in, grad_logits, grad_loss, inverse_count,
+                         grad_hidden, item_order == nullptr ? grad_item : nullptr, grad_sum, note);
         if (error == cudaSuccess && item_order != nullptr && s.num_tokens * s.num_items > 0)
           error = launch(backward_items_in_order_kernel<T, VEC>,
                          blocks_of_warps(s.num_tokens * s.num_items), kThreadsPerBlock, 0, stream,
-                         in, grad_logits, item_order, grad_item);
+                         in, grad_logits, grad_loss, inverse_count, item_order, grad_item);
         if (error == cudaSuccess && grad_user != nullptr && s.num_sequences > 0 && s.user_width > 0)
           error = launch(backward_users_kernel<T, VEC>,
                          dim3(static_cast<unsigned>(s.num_sequences), sum_blocks(s.user_width)),

@@ -1,5 +1,5 @@
-// The arguments of a `sampled_logits` kernel, on either device. No torch headers: .cu files include
-// this.
+// The arguments of a `sampled_logits` or `sampled_loss` kernel, on either device. No torch headers:
+// .cu files include this.
 #pragma once
 #include <cstdint>
 
@@ -26,6 +26,20 @@ struct SampledLogits {
   const int64_t* users;       // (B), or null
   const int32_t* cu_seqlens;  // (B + 1)
   SampledLogitsSizes size;
+};
+
+enum class Loss { kBce, kBpr, kSampledSoftmax };
+
+template <class A>
+struct SampledLoss {
+  const int64_t* positives;  // (N)
+  const int64_t* negatives;  // (N, K - 1)
+  int64_t* items;            // (N, K), to be filled in for the logits: both, side by side
+  Loss loss;
+  A beta;                  // of kBce: the weight of the positive's term
+  const A* log_q;          // (I + 1), to be subtracted from the logits; or null
+  A log_num_drawn;         // to be subtracted with log_q
+  bool corrects_positive;  // or only the negatives
 };
 
 }  // namespace ssept
