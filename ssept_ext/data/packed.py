@@ -238,6 +238,35 @@ def number_rows(batch: PackedBatch) -> PackedBatch:
     return replace(batch, numbers=RowNumbers(*map(torch.from_numpy, arrays)))
 
 
+def round_up_tokens(batch: PackedBatch) -> PackedBatch:
+    """Give a batch spare capacity, up to one of 32 numbers of tokens between a power of two and the next.
+
+    Where a kernel is compiled for every new number of rows, as oneDNN's products of bfloat16 matrices are, many batches
+    then share one.
+
+    Examples
+    --------
+    >>> batch = pack(torch.tensor([7]), torch.ones(1, 1001, dtype=torch.int64))
+    >>> len(batch.items), len(round_up_tokens(batch).items)
+    (1001, 1008)
+    """
+    count = len(batch.items)
+    spare = -count % (1 << max(0, count.bit_length() - 6))
+    of_tokens = ("items", "positions", "positives", "negatives")
+
+    def padded(of: PackedBatch | RowNumbers) -> dict[str, Any]:
+        named = [(name, getattr(of, name, None)) for name in of_tokens]
+        shapes = {name: (0, 0) * (x.dim() - 1) + (0, spare) for name, x in named if x is not None}
+        return {name: F.pad(getattr(of, name), shape) for name, shape in shapes.items()}
+
+    if spare == 0:
+        return batch
+    numbers = batch.numbers
+    if numbers is not None:
+        numbers = replace(numbers, **padded(numbers))
+    return replace(batch, **padded(batch), numbers=numbers)
+
+
 def _numbered(*arrays: IntArray) -> list[IntArray]:
     """Return the distinct ids and 0, ascending, and then, for each array, the index of each of its ids among them."""
     zero = np.zeros(1, np.int64)

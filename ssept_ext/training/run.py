@@ -16,7 +16,7 @@ from torch import Tensor
 from ssept_ext import distributed
 from ssept_ext.checkpoint.training_state import TrainingState, load_training, save_training
 from ssept_ext.data.fingerprint import Fingerprint
-from ssept_ext.data.packed import PackedBatch, number_rows
+from ssept_ext.data.packed import PackedBatch, number_rows, round_up_tokens
 from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.protocols import (
@@ -121,6 +121,8 @@ class Run:
                 data_parallel.check_same_batch(batch)
                 self._must_compare_batches = False
             batch = data_parallel.shard(batch, distributed.rank(), distributed.size())
+        if self.options.precision == "bf16" and self.model.device.type == "cpu":
+            batch = round_up_tokens(batch)
         with distributed.raise_if_peer_lost():
             return self._step(batch, seed)
 

@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from support.factories import random_batch
 
 from ssept_ext.data.histories import Histories
-from ssept_ext.data.packed import align, last_events, pack, pack_statically
+from ssept_ext.data.packed import (
+    align,
+    last_events,
+    number_rows,
+    pack,
+    pack_statically,
+    round_up_tokens,
+)
 
 USERS = torch.tensor([7, 8, 9])
 SEQ = torch.tensor([[0, 0, 3, 5], [2, 9, 4, 1], [0, 0, 0, 0]])
@@ -63,3 +71,29 @@ def test_a_batch_is_aligned_at_the_newest_event(seq_max_len):
 
 def test_a_batch_without_targets_is_aligned_too():
     assert_equal(align(pack(USERS, SEQ), 4, 2), pack(USERS, SEQ[:, -2:]))
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_rounding_up_adds_spare_capacity_to_all_that_tokens_have(numbered):
+    batch = random_batch(150, 81, seq_max_len=150, num_negatives=2)
+    batch = number_rows(batch) if numbered else batch
+
+    rounded = round_up_tokens(batch)
+
+    for part, whole in [(batch, rounded)] + [(batch.numbers, rounded.numbers)] * numbered:
+        for name in ("items", "positions", "positives", "negatives"):
+            if (given := getattr(part, name, None)) is not None:
+                assert len(getattr(whole, name)) == 232
+                assert torch.equal(getattr(whole, name)[:231], given)
+                assert not getattr(whole, name)[231:].any()
+    assert torch.equal(rounded.cu_seqlens, batch.cu_seqlens)
+    assert torch.equal(rounded.users, batch.users)
+
+
+def test_rounding_up_leaves_few_numbers_of_tokens_and_adds_little():
+    counts = range(1, 5000)
+
+    rounded = [len(round_up_tokens(random_batch(n, seq_max_len=n)).items) for n in counts]
+
+    assert max(new / n for n, new in zip(counts, rounded, strict=True)) <= 1 + 1 / 32
+    assert len({new for new in rounded if 1024 < new <= 2048}) == 32
