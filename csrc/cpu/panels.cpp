@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/vector_ops.h"
+
 namespace ssept::cpu {
 namespace {
 
@@ -44,6 +46,16 @@ SSEPT_INLINE void multiply_columns(int64_t columns, Args... args) {
       multiply_panel<S, VECS, 32, A>(args...);
     else
       multiply_panel<S, VECS + 1, 0, A>(args...);
+  }
+}
+
+template <class A>
+SSEPT_SIMD_CLONES void add_rows(const std::vector<std::vector<A>>& parts, int64_t from, int64_t row,
+                                A* to, int64_t columns, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    std::copy_n(parts[0].data() + from + r * row, columns, to + r * columns);
+    for (size_t part = 1; part < parts.size(); ++part)
+      add_scaled(to + r * columns, A(1), parts[part].data() + from + r * row, columns);
   }
 }
 
@@ -96,7 +108,19 @@ void Panels<A>::multiply(bool add, int64_t rows, const A* a, int64_t a_row, int6
   });
 }
 
+template <class A>
+void add_parts(const std::vector<std::vector<A>>& parts, int64_t from, int64_t row, A* to,
+               int64_t rows, int64_t columns) {
+  torch::stable::parallel_for(
+      0, rows, grain(static_cast<int64_t>(parts.size()) * columns),
+      [&](int64_t begin, int64_t end) { add_rows(parts, from, row, to, columns, begin, end); });
+}
+
 template class Panels<float>;
 template class Panels<double>;
+template void add_parts(const std::vector<std::vector<float>>&, int64_t, int64_t, float*, int64_t,
+                        int64_t);
+template void add_parts(const std::vector<std::vector<double>>&, int64_t, int64_t, double*, int64_t,
+                        int64_t);
 
 }  // namespace ssept::cpu

@@ -141,13 +141,26 @@ struct MultiHeadOutputs {
   Tensor out, attended, lse, q, k, v;
 };
 
-// What the kernels of its backward read and write. grad_kv has the gradients of a token's key and
-// value side by side, so that one product makes those of both weights.
+// What its backward reads and writes. grad_kv has the gradients of a token's key and value side by
+// side, so that one product makes those of both weights.
 struct MultiHeadGradients {
-  Tensor grad_out, attended, lse, grad_x_q, grad_q, grad_kv, grad_bias;
+  Tensor grad_out, attended, lse, grad_q, grad_kv, grad_x_q, grad_x_k, grad_weight, grad_bias;
 };
 
-// Device::forward and Device::backward run what is not a product common to all devices.
+// From grad_q and grad_kv on, by torch's products. grad_x_q has the residual's gradient already.
+inline void multiply_gradients(const Products& products, const ProjectionArgs& p,
+                               MultiHeadGradients g) {
+  const Tensor grad_k = torch::stable::narrow(g.grad_kv, 1, 0, p.width);
+  const Tensor grad_v = torch::stable::narrow(g.grad_kv, 1, p.width, p.width);
+  products.add_product(g.grad_x_q, g.grad_q, p.q_weight);
+  products.multiply(g.grad_x_k, grad_k, p.k_weight);
+  products.add_product(g.grad_x_k, grad_v, p.v_weight);
+  products.multiply(torch::stable::narrow(g.grad_weight, 0, 0, p.width), transposed(g.grad_q),
+                    p.x_q);
+  products.multiply(torch::stable::narrow(g.grad_weight, 0, p.width, 2 * p.width),
+                    transposed(g.grad_kv), p.x_k);
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention(
     const Tensor& x_q, const Tensor& x_k, const Tensor& q_weight, const Tensor& q_bias,
@@ -179,27 +192,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multi_head_attention_backward(
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
   const ScalarType wide = accumulator_type(p.type);
-  const Tensor grad_x_q = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
-  const Tensor grad_x_k = torch::stable::new_empty(p.x_k, {x_k.size(0), p.width});
-  const Tensor grad_q = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
-  Tensor grad_kv = torch::stable::new_empty(p.x_k, {x_k.size(0), 2 * p.width});
-  Tensor grad_weight = torch::stable::new_empty(p.x_q, {3 * p.width, p.width});
-  const Tensor grad_bias = torch::stable::new_empty(p.x_q, {3, p.width}, wide);
-  const Products products =
-      Device::backward(p, args,
-                       {contiguous("grad_out", grad_out, {x_q.size(0), p.width}, p.type),
-                        args.contiguous_like_q("attended", attended),
-                        args.contiguous_lse(lse, wide), grad_x_q, grad_q, grad_kv, grad_bias},
-                       allow_tf32);
-  const auto of_weights = [&](int64_t from, int64_t count) {
-    return torch::stable::narrow(grad_weight, 0, from * p.width, count * p.width);
-  };
-  products.add_product(grad_x_q, grad_q, p.q_weight);
-  products.multiply(grad_x_k, torch::stable::narrow(grad_kv, 1, 0, p.width), p.k_weight);
-  products.add_product(grad_x_k, torch::stable::narrow(grad_kv, 1, p.width, p.width), p.v_weight);
-  products.multiply(of_weights(0, 1), transposed(grad_q), p.x_q);
-  products.multiply(of_weights(1, 2), transposed(grad_kv), p.x_k);
-  return {grad_x_q, grad_x_k, grad_weight, grad_bias};
+  const MultiHeadGradients g{contiguous("grad_out", grad_out, {x_q.size(0), p.width}, p.type),
+                             args.contiguous_like_q("attended", attended),
+                             args.contiguous_lse(lse, wide),
+                             torch::stable::new_empty(p.x_q, {x_q.size(0), p.width}),
+                             torch::stable::new_empty(p.x_k, {x_k.size(0), 2 * p.width}),
+                             torch::stable::new_empty(p.x_q, {x_q.size(0), p.width}),
+                             torch::stable::new_empty(p.x_k, {x_k.size(0), p.width}),
+                             torch::stable::new_empty(p.x_q, {3 * p.width, p.width}),
+                             torch::stable::new_empty(p.x_q, {3, p.width}, wide)};
+  Device::backward(p, args, g, allow_tf32);
+  return {g.grad_x_q, g.grad_x_k, g.grad_weight, g.grad_bias};
 }
 
 }  // namespace ssept

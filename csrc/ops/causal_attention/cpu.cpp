@@ -5,6 +5,7 @@
 #include "common/library.h"
 #include "ops/causal_attention/cpu_backward.h"
 #include "ops/causal_attention/cpu_forward.h"
+#include "ops/causal_attention/cpu_projections.h"
 
 namespace ssept::cpu {
 namespace {
@@ -153,9 +154,14 @@ struct MultiHeadAttention {
   static void forward(const ProjectionArgs& p, const CausalAttentionArgs& args,
                       const MultiHeadOutputs& to, bool /*allow_tf32*/) {
     dispatch(p, args, [&]<class T, class A>(const attention::Inputs<T>& in) {
-      kCpuProducts.multiply(p.rows(to.q), p.x_q, transposed(p.q_weight));
-      kCpuProducts.multiply(p.rows(to.k), p.x_k, transposed(p.k_weight));
-      kCpuProducts.multiply(p.rows(to.v), p.x_k, transposed(p.v_weight));
+      if constexpr (std::is_same_v<T, A>) {
+        project(p.x_q, data<A>(p.q_weight), {to.q});
+        project(p.x_k, stacked<A>(p.k_weight, p.v_weight).data(), {to.k, to.v});
+      } else {
+        kCpuProducts.multiply(p.rows(to.q), p.x_q, transposed(p.q_weight));
+        kCpuProducts.multiply(p.rows(to.k), p.x_k, transposed(p.k_weight));
+        kCpuProducts.multiply(p.rows(to.v), p.x_k, transposed(p.v_weight));
+      }
       for (const Tensor& x : {to.out, to.attended, to.lse})
         zero_rows_from(x, in.cu_seqlens_q[in.size.num_sequences]);
       compute_outputs<T>(in, {mutable_data<T>(to.attended), mutable_data<A>(to.lse), data<T>(p.x_q),
@@ -163,20 +169,26 @@ struct MultiHeadAttention {
     });
   }
 
-  static Products backward(const ProjectionArgs& p, const CausalAttentionArgs& args,
-                           const MultiHeadGradients& g, bool /*allow_tf32*/) {
+  static void backward(const ProjectionArgs& p, const CausalAttentionArgs& args,
+                       const MultiHeadGradients& g, bool /*allow_tf32*/) {
     dispatch(p, args, [&]<class T, class A>(const attention::Inputs<T>& in) {
-      for (const Tensor& x : {g.grad_q, g.grad_x_q})
-        zero_rows_from(x, in.cu_seqlens_q[in.size.num_sequences]);
+      constexpr bool kOwnProducts = std::is_same_v<T, A>;
+      const int64_t real = in.cu_seqlens_q[in.size.num_sequences];
+      zero_rows_from(g.grad_q, real);
       zero_rows_from(g.grad_kv, in.cu_seqlens_k[in.size.num_sequences]);
       zero_rows_from(g.grad_bias, 0);
       T* const grad_k = mutable_data<T>(g.grad_kv);
-      compute_all_gradients<T>(in,
-                               {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), nullptr,
-                                mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
-                                mutable_data<T>(g.grad_x_q), mutable_data<A>(g.grad_bias)});
+      compute_all_gradients<T>(
+          in, {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), nullptr,
+               mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
+               kOwnProducts ? nullptr : mutable_data<T>(g.grad_x_q), mutable_data<A>(g.grad_bias)});
+      if constexpr (kOwnProducts) {
+        multiply_gradients<A>(p, g, real);
+      } else {
+        zero_rows_from(g.grad_x_q, real);
+        multiply_gradients(kCpuProducts, p, g);
+      }
     });
-    return kCpuProducts;
   }
 };
 

@@ -92,8 +92,8 @@ struct MultiHeadAttention {
     });
   }
 
-  static Products backward(const ProjectionArgs& p, const CausalAttentionArgs& args,
-                           const MultiHeadGradients& g, bool allow_tf32) {
+  static void backward(const ProjectionArgs& p, const CausalAttentionArgs& args,
+                       const MultiHeadGradients& g, bool allow_tf32) {
     const DeviceOf device(p.x_q);
     const Tensor delta = torch::stable::new_empty(p.x_q, {args.size.num_queries, p.num_heads},
                                                   accumulator_type(p.type));
@@ -108,7 +108,7 @@ struct MultiHeadAttention {
                       2 * p.width, mutable_data<T>(g.grad_x_q), mutable_data<A>(g.grad_bias)},
                      device.stream()));
     });
-    return device.products();
+    multiply_gradients(device.products(), p, g);
   }
 };
 

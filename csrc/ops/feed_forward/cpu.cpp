@@ -12,14 +12,6 @@
 namespace ssept::cpu {
 namespace {
 
-// Rows that go through both layers at once: what they need stays in the cache of a core.
-constexpr int64_t kRowsPerBlock = 128;
-// Rows whose gradients of weights and biases are summed together first: fixed, so that sums do not
-// depend on the number of threads, and enough for the sums to take no more memory than the rows.
-int64_t rows_per_part(int64_t width, int64_t inner) {
-  return std::max<int64_t>(512, (width + inner) / kRowsPerBlock * kRowsPerBlock);
-}
-
 // What follows the product of rows [begin, end), of which `x` is the first.
 template <class T, class A = Accumulator<T>>
 SSEPT_SIMD_CLONES void finish(const BiasDropout<T>& in, const T* x, int64_t x_row, T* out,
@@ -62,8 +54,6 @@ SSEPT_SIMD_CLONES void start(const BiasDropoutBackward<T>& in, const T* grad, in
     for (int64_t i = 0; i < in.width; ++i) grad_x[i] = static_cast<T>(g[i]);
   }
 }
-
-int64_t whole(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 template <class A>
 void forward_fused(const FeedForward& args) {
@@ -133,41 +123,20 @@ void backward_part(const FeedForwardBackward& args, const Panels<A>& weight1,
 }
 
 template <class A>
-SSEPT_SIMD_CLONES void add_to_first(std::vector<std::vector<A>>& parts, int64_t begin,
-                                    int64_t end) {
-  for (size_t part = 1; part < parts.size(); ++part)
-    add_scaled(parts[0].data() + begin, A(1), parts[part].data() + begin, end - begin);
-}
-
-template <class A>
 void backward_fused(const FeedForwardBackward& args) {
   const int64_t width = args.width, inner = args.inner;
   Panels<A> weight1(inner, width), weight2(width, inner);
   weight1.pack(data<A>(args.weight1), width, inner);
   weight2.pack(data<A>(args.weight2), inner, width);
   const Sums<A> at(width, inner);
-  const int64_t part_rows = rows_per_part(width, inner);
-  const int64_t num_parts = std::max<int64_t>(1, (args.num_rows + part_rows - 1) / part_rows);
-  std::vector<std::vector<A>> parts(num_parts);
-  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      parts[part].resize(at.end);
-      backward_part(args, weight1, weight2, at, parts[part].data(), part * part_rows,
-                    std::min(args.num_rows, (part + 1) * part_rows));
-    }
-  });
-  torch::stable::parallel_for(0, at.end, grain(num_parts),
-                              [&](int64_t begin, int64_t end) { add_to_first(parts, begin, end); });
-  const auto copy_rows = [](const A* from, int64_t row, const Tensor& to, int64_t rows,
-                            int64_t columns) {
-    for (int64_t r = 0; r < rows; ++r)
-      std::copy_n(from + r * row, columns, mutable_data<A>(to) + r * columns);
-  };
-  const A* sums = parts[0].data();
-  copy_rows(sums, at.row1, args.grad_weight1, inner, width);
-  copy_rows(sums + at.weight2, at.row2, args.grad_weight2, width, inner);
-  copy_rows(sums + at.bias1, inner, args.grad_bias1, 1, inner);
-  copy_rows(sums + at.bias2, width, args.grad_bias2, 1, width);
+  const auto parts = sums_of_parts<A>(args.num_rows, rows_per_part(width + inner), at.end,
+                                      [&](A* sums, int64_t begin, int64_t end) {
+                                        backward_part(args, weight1, weight2, at, sums, begin, end);
+                                      });
+  add_parts(parts, 0, at.row1, mutable_data<A>(args.grad_weight1), inner, width);
+  add_parts(parts, at.weight2, at.row2, mutable_data<A>(args.grad_weight2), width, inner);
+  add_parts(parts, at.bias1, inner, mutable_data<A>(args.grad_bias1), 1, inner);
+  add_parts(parts, at.bias2, width, mutable_data<A>(args.grad_bias2), 1, width);
 }
 
 // The steps of the half types.
