@@ -118,7 +118,9 @@ def register(namespace: str) -> None:
         ctx.set_materialize_grads(False)  # no zeros as their gradients
         ctx.save_for_backward(hidden, item_weight, user_weight, users, cu_seqlens, *for_backward)
 
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 11
         *tables, users, cu_seqlens, grad_logits, inverse_count, items = ctx.saved_tensors
         where = (items, users, cu_seqlens, fixed_order(items))
         grad_hidden, grad_item, grad_user = backward_op(
