@@ -183,7 +183,7 @@ def test_an_override_is_allowed_beside_those_of_its_callers():
 
 
 def test_steps_that_run_overrides_are_not_captured(dataset, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "growing_step", lambda *_: "captured")
+    monkeypatch.setattr(cuda_graph, "growing_step", lambda *_, **__: "captured")
 
     def kind_of_step(model):
         return cuda_graph.training_step(None, None, torch.device("cuda"), 6, capture=model)
