@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_map_only
 from workload import BATCH_SIZE, DIM, DROPOUT, load
 
 from ssept_ext import SASREC, SSEPT, _extension
-from ssept_ext.training.cuda_graph import BatchShape, _Buffer
+from ssept_ext.training.batch_shape import BatchShape
+from ssept_ext.training.cuda_graph import _Buffer
 from ssept_ext.training.presets import PRESETS
 from ssept_ext.training.recipe import Recipe
 from ssept_ext.training.step import EagerStep, eager_step, make_loss, make_optimizer

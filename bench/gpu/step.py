@@ -18,7 +18,8 @@ from workload import BATCH_SIZE, Workload, load
 
 from gpu.parts import Run, main
 from ssept_ext import PackedBatch
-from ssept_ext.training.cuda_graph import BatchShape, CudaGraphStep
+from ssept_ext.training.batch_shape import BatchShape
+from ssept_ext.training.cuda_graph import CudaGraphStep
 from ssept_ext.training.step import EagerStep, draw_seeds, eager_step
 
 KERNELS_FILE = "kernels.txt"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -98,6 +98,30 @@ class PackedBatch:
             numbers=None if numbers is None else RowNumbers(*map(torch.from_numpy, numbers)),
             **{name: torch.from_numpy(array) for name, array in arrays.items()},  # type: ignore[arg-type]
         )
+
+    def targets(self, needs_negatives: bool = True) -> tuple[Tensor, Tensor]:
+        """Return positives and negatives; a ValueError if there are none."""
+        if self.positives is None or (needs_negatives and self.negatives is None):
+            raise ValueError(
+                f"batch must have positives{' and negatives' if needs_negatives else ''}"
+            )
+        return self.positives, cast("Tensor", self.negatives)
+
+    def look_up(
+        self, items: Tensor, users: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, PackedBatch]:
+        """Return the tables of items and users to use, by default these, and the batch with their rows as its ids."""
+        if self.tables is None:
+            return items, users, self
+        assert self.numbers is not None
+        rows = replace(
+            self,
+            users=self.numbers.users,
+            items=self.numbers.items,
+            positives=self.numbers.positives,
+            negatives=self.numbers.negatives,
+        )
+        return *self.tables, rows
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Copy every tensor to `device`."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend
-from ssept_ext.network.config import SASRECConfig
+from ssept_ext.network.config import EmbeddingInit, SASRECConfig
 
 DROPOUTS_PER_LAYER = 3
 
@@ -203,3 +203,19 @@ def mean_row(table: Tensor) -> Tensor:
     wide = torch.promote_types(table.dtype, torch.float32)
     sums = torch.stack([part.sum(0, dtype=wide) for part in torch.split(table, 10_000)])
     return (sums.sum(0) / len(table)).to(table.dtype)
+
+
+def initialise(network: nn.Module, embedding_init: EmbeddingInit) -> None:
+    """Initialise tables as `embedding_init` says, with row 0 zero; weights Xavier-uniform, biases zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            if embedding_init == "xavier":
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.uniform_(module.weight, -0.05, 0.05)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx] = 0
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)

@@ -21,7 +21,7 @@ from ssept_ext.data.sse import replace_ids
 from ssept_ext.network import layers, losses
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
-from ssept_ext.ops.reference import checked_ids
+from ssept_ext.ops.reference_checks import checked_ids
 from ssept_ext.utils.checks import check_one_of
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class SequentialRecommender(nn.Module):
     config: SASRECConfig
     user_embedding_layer: nn.Embedding | None
     known: KnownHistories | None = None
-    """Raw ids and histories, for a model trained by `fit`. If set, `recommend` and `similar_items` take and return
-    raw ids."""
+    """Raw ids and histories of a model trained by `fit`: `recommend` and `similar_items` take and return these ids."""
     is_capturable: bool = True
     """Whether `training_loss` never waits for the device, so that training may capture its steps in a CUDA graph."""
 
@@ -78,18 +77,7 @@ class SequentialRecommender(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise tables as `embedding_init` says, with row 0 zero; weights Xavier-uniform, biases zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                if self.config.embedding_init == "xavier":
-                    nn.init.xavier_uniform_(module.weight)
-                else:
-                    nn.init.uniform_(module.weight, -0.05, 0.05)
-                if module.padding_idx is not None:
-                    with torch.no_grad():
-                        module.weight[module.padding_idx] = 0
-            elif isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        layers.initialise(self, self.config.embedding_init)
 
     def encode(
         self,
@@ -116,7 +104,7 @@ class SequentialRecommender(nn.Module):
         Tensor
             (N, D), or (B, D) with `last_only`.
         """
-        item_table, own_users, rows = self._tables_for(batch)
+        item_table, own_users, rows = batch.look_up(*self.lookup_tables().values())
         if user_table is None:
             user_table = own_users
         x = ops.user_item_embedding(
@@ -160,7 +148,7 @@ class SequentialRecommender(nn.Module):
             Degree of calibration of "gbce", see `losses.gbce`.
         negative_log_probs
             (item_num + 1,) for "sampled_softmax": log-probability of drawing each item as a
-            negative; None for uniform negatives.
+            negative, or (M,) of the rows of a batch with `tables`; None for uniform negatives.
         logq_correction
             Which logits these correct, see `losses.sampled_softmax`.
         seed
@@ -168,30 +156,23 @@ class SequentialRecommender(nn.Module):
             generator if not given.
         """
         check_one_of("loss", loss, get_args(losses.LossName))
-        _check_has_targets(batch, need_negatives=loss != "softmax")
+        batch.targets(needs_negatives=loss != "softmax")
         batch, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
-        assert batch.positives is not None
+        positives, negatives = batch.targets(needs_negatives=loss != "softmax")
         if loss == "softmax":
             weight = self.item_embedding_layer.weight
             item_part = hidden[:, : weight.shape[1]]  # the user's part is the same for every item
-            return losses.softmax(item_part, weight, batch.positives)
-        assert batch.negatives is not None
+            return losses.softmax(item_part, weight, positives)
         beta = 1.0
         if loss == "gbce":
-            beta = losses.gbce_beta(batch.negatives.shape[1], self.item_num, gbce_t)
+            beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)
         log_q = negative_log_probs if loss == "sampled_softmax" else None
-        if log_q is not None and batch.tables is not None:
-            assert batch.numbers is not None
-            log_q = log_q[batch.numbers.item_ids]
-        item_table, user_table, rows = self._tables_for(batch)
-        assert rows.positives is not None
-        assert rows.negatives is not None
+        item_table, user_table, rows = batch.look_up(*self.lookup_tables().values())
         return ops.sampled_loss(
             hidden,
             item_table,
             user_table,
-            rows.positives,
-            rows.negatives,
+            *rows.targets(),
             None if user_table is None else rows.users,
             batch.cu_seqlens,
             "bce" if loss == "gbce" else loss,
@@ -220,12 +201,11 @@ class SequentialRecommender(nn.Module):
         Tensor
             (N, 1 + K) logits, the positive's in column 0; 0 where the scored id is 0.
         """
-        _check_has_targets(batch, need_negatives=True)
+        batch.targets()
         batch, hidden = self._encode_targets(batch, training, seed)
-        item_table, user_table, rows = self._tables_for(batch)
-        assert rows.positives is not None
-        assert rows.negatives is not None
-        items = torch.cat([rows.positives.unsqueeze(1), rows.negatives], 1)
+        item_table, user_table, rows = batch.look_up(*self.lookup_tables().values())
+        positives, negatives = rows.targets()
+        items = torch.cat([positives.unsqueeze(1), negatives], 1)
         return self._score(hidden, items, user_table, rows.users, batch.cu_seqlens, item_table)
 
     def score(
@@ -373,21 +353,6 @@ class SequentialRecommender(nn.Module):
                 drop = Dropout(self.dropout_rate, own)
         return batch, self.encode(batch, drop)
 
-    def _tables_for(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
-        """Return tables of items and of users, and the batch with rows of these as its ids."""
-        if batch.tables is None:
-            return self.item_embedding_layer.weight, self._user_table(), batch
-        assert batch.numbers is not None
-        items, users = batch.tables
-        rows = replace(
-            batch,
-            users=batch.numbers.users,
-            items=batch.numbers.items,
-            positives=batch.numbers.positives,
-            negatives=batch.numbers.negatives,
-        )
-        return items, users, rows
-
     def _user_table(self) -> Tensor | None:
         layer = self.user_embedding_layer
         return None if layer is None else layer.weight
@@ -433,8 +398,3 @@ class SequentialRecommender(nn.Module):
             cu_seqlens,
             backend=self.backend,
         )
-
-
-def _check_has_targets(batch: PackedBatch, need_negatives: bool) -> None:
-    if batch.positives is None or (need_negatives and batch.negatives is None):
-        raise ValueError(f"batch must have positives{' and negatives' if need_negatives else ''}")

@@ -18,6 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssept_ext.ops.dropout import check_dropout, dropout, dropout_keep
+from ssept_ext.ops.reference_checks import (
+    check_dims,
+    check_ids_type,
+    check_packed,
+    check_same_type,
+    check_shape,
+    check_users,
+    checked_ids,
+)
 
 
 def user_item_embedding(
@@ -34,20 +43,20 @@ def user_item_embedding(
 ) -> Tensor:
     """`concat(item·sqrt(Di), user·sqrt(Du)) + position`, then dropout: see `ssept_ext.ops`."""
     check_dropout(dropout_p, seed, site)
-    _check_dims("items", items, 1)
-    _check_ids_type("items", items)
-    _check_ids_type("positions", positions)
-    _check_dims("item_weight", item_weight, 2)
-    _check_dims("position_weight", position_weight, 2)
-    num_tokens = _check_packed(items, cu_seqlens)
-    _check_shape("positions", positions, (num_tokens,))
-    user_width = _check_users(user_weight, users, cu_seqlens)
-    _check_shape(
+    check_dims("items", items, 1)
+    check_ids_type("items", items)
+    check_ids_type("positions", positions)
+    check_dims("item_weight", item_weight, 2)
+    check_dims("position_weight", position_weight, 2)
+    num_tokens = check_packed(items, cu_seqlens)
+    check_shape("positions", positions, (num_tokens,))
+    user_width = check_users(user_weight, users, cu_seqlens)
+    check_shape(
         "position_weight",
         position_weight,
         (position_weight.shape[0], item_weight.shape[1] + user_width),
     )
-    _check_same_type(
+    check_same_type(
         item_weight=item_weight, user_weight=user_weight, position_weight=position_weight
     )
     sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
@@ -71,14 +80,14 @@ def position_layer_norm(
     """Layer norm with its own gamma and beta at each position: see `ssept_ext.ops`."""
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and at least 0, got {eps}")
-    _check_dims("x", x, 2)
-    _check_dims("gamma", gamma, 2)
-    num_tokens = _check_packed(x, cu_seqlens)
-    _check_shape("gamma", gamma, (gamma.shape[0], x.shape[1]))
-    _check_shape("beta", beta, tuple(gamma.shape))
-    _check_ids_type("positions", positions)
-    _check_shape("positions", positions, (num_tokens,))
-    _check_same_type(x=x, gamma=gamma, beta=beta)
+    check_dims("x", x, 2)
+    check_dims("gamma", gamma, 2)
+    num_tokens = check_packed(x, cu_seqlens)
+    check_shape("gamma", gamma, (gamma.shape[0], x.shape[1]))
+    check_shape("beta", beta, tuple(gamma.shape))
+    check_ids_type("positions", positions)
+    check_shape("positions", positions, (num_tokens,))
+    check_same_type(x=x, gamma=gamma, beta=beta)
     _, real = _sequence_of_token(cu_seqlens, num_tokens)
     positions = checked_ids("positions", positions, gamma.shape[0], real)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -110,15 +119,15 @@ def causal_attention(
     """
     check_dropout(dropout_p, seed, site)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        _check_dims(name, x, 3)
+        check_dims(name, x, 3)
     if not 1 <= q.shape[2] <= 256:
         raise ValueError(f"the head size of q must be in 1..256, got {q.shape[2]}")
-    _check_shape("k", k, (k.shape[0], q.shape[1], q.shape[2]))
-    _check_shape("v", v, tuple(k.shape))
-    _check_same_type(q=q, k=k, v=v)
-    _check_packed(q, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
-    _check_packed(k, cu_seqlens_k, "cu_seqlens_k", max_seqlen_k)
-    _check_shape("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape))
+    check_shape("k", k, (k.shape[0], q.shape[1], q.shape[2]))
+    check_shape("v", v, tuple(k.shape))
+    check_same_type(q=q, k=k, v=v)
+    check_packed(q, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
+    check_packed(k, cu_seqlens_k, "cu_seqlens_k", max_seqlen_k)
+    check_shape("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape))
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
     if not torch.compiler.is_compiling():  # no minimum of a size that torch.export leaves open
@@ -175,16 +184,16 @@ def multi_head_attention(
 
     Returns the first of the kernels' outputs; the others are for their backward.
     """
-    _check_dims("x_q", x_q, 2)
+    check_dims("x_q", x_q, 2)
     width = x_q.shape[1]
-    _check_shape("x_k", x_k, (*x_k.shape[:1], width))
-    _check_same_type(x_q=x_q, x_k=x_k)
+    check_shape("x_k", x_k, (*x_k.shape[:1], width))
+    check_same_type(x_q=x_q, x_k=x_k)
     if num_heads < 1 or width % num_heads or width == 0:
         raise ValueError(f"num_heads must divide the width of x_q, {width}, got {num_heads}")
     layers = {"q": (q_weight, q_bias), "k": (k_weight, k_bias), "v": (v_weight, v_bias)}
     for name, (weight, bias) in layers.items():
-        _check_shape(f"{name}_weight", weight, (width, width))
-        _check_shape(f"{name}_bias", bias, (width,))
+        check_shape(f"{name}_weight", weight, (width, width))
+        check_shape(f"{name}_bias", bias, (width,))
         if not {weight.dtype, bias.dtype} <= {x_q.dtype, torch.float32}:
             raise ValueError(
                 f"{name}_weight and {name}_bias must be {x_q.dtype} or float32, got {weight.dtype} and {bias.dtype}"
@@ -221,14 +230,14 @@ def feed_forward(
     """
     check_dropout(dropout_p, seed, site)
     check_dropout(dropout_p, seed, site + 1)
-    _check_dims("x", x, 2)
-    _check_dims("weight1", weight1, 2)
+    check_dims("x", x, 2)
+    check_dims("weight1", weight1, 2)
     inner, width = weight1.shape[0], x.shape[1]
-    _check_shape("weight1", weight1, (inner, width))
-    _check_shape("bias1", bias1, (inner,))
-    _check_shape("weight2", weight2, (width, inner))
-    _check_shape("bias2", bias2, (width,))
-    _check_same_type(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
+    check_shape("weight1", weight1, (inner, width))
+    check_shape("bias1", bias1, (inner,))
+    check_shape("weight2", weight2, (width, inner))
+    check_shape("bias2", bias2, (width,))
+    check_same_type(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
     wide = torch.promote_types(x.dtype, torch.float32)
     hidden = F.relu(F.linear(x.to(wide), weight1.to(wide), bias1.to(wide)))
     hidden = dropout(hidden, dropout_p, seed, site)
@@ -246,7 +255,7 @@ def sampled_logits(
     cu_seqlens: Tensor,
 ) -> Tensor:
     """Score K items for each token: see `ssept_ext.ops`."""
-    _check_dims("items", items, 2)
+    check_dims("items", items, 2)
     logits = _logits(hidden, item_weight, user_weight, {"items": items}, users, cu_seqlens)
     return logits.to(item_weight.dtype)
 
@@ -269,8 +278,8 @@ def sampled_loss(
         raise ValueError(f"loss must be bce, bpr or sampled_softmax, got {loss}")
     if not math.isfinite(beta):
         raise ValueError(f"beta must be finite, got {beta}")
-    _check_dims("negatives", negatives, 2)
-    _check_shape("positives", positives, (negatives.shape[0],))
+    check_dims("negatives", negatives, 2)
+    check_shape("positives", positives, (negatives.shape[0],))
     named = {"positives": positives[:, None], "negatives": negatives}
     logits = _logits(hidden, item_weight, user_weight, named, users, cu_seqlens)
     rows, num_negatives = item_weight.shape[0], max(negatives.shape[1], 1)
@@ -279,7 +288,7 @@ def sampled_loss(
         [checked_ids(n, x, rows, real[:, None], padding=True) for n, x in named.items()], 1
     )
     if log_q is not None:
-        _check_shape("log_q", log_q, (rows,))
+        check_shape("log_q", log_q, (rows,))
         if log_q.dtype != logits.dtype:
             raise ValueError(f"log_q must be {logits.dtype}, got {log_q.dtype}")
         drawn = _embedding(items, log_q.detach()[:, None])[..., 0]
@@ -307,13 +316,13 @@ def _logits(
 ) -> Tensor:
     """Score the items of one or several named tensors, side by side, in float32 or wider."""
     for name, ids in named.items():
-        _check_ids_type(name, ids)
-        num_tokens = _check_packed(ids, cu_seqlens)
-    user_width = _check_users(user_weight, users, cu_seqlens)
-    _check_dims("item_weight", item_weight, 2)
+        check_ids_type(name, ids)
+        num_tokens = check_packed(ids, cu_seqlens)
+    user_width = check_users(user_weight, users, cu_seqlens)
+    check_dims("item_weight", item_weight, 2)
     item_width = item_weight.shape[1]
-    _check_shape("hidden", hidden, (num_tokens, item_width + user_width))
-    _check_same_type(hidden=hidden, item_weight=item_weight, user_weight=user_weight)
+    check_shape("hidden", hidden, (num_tokens, item_width + user_width))
+    check_same_type(hidden=hidden, item_weight=item_weight, user_weight=user_weight)
     sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     hidden = torch.where(real[:, None], hidden, 0).to(wide)
@@ -366,78 +375,3 @@ def _lookup(name: str, weight: Tensor, ids: Tensor, real: Tensor | None = None) 
 def _embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """Return `weight[ids]`; a table without rows, where all ids are padding, counts as one row of zeros."""
     return F.embedding(ids, weight if weight.shape[0] else weight.sum(0, keepdim=True))
-
-
-def checked_ids(
-    name: str, ids: Tensor, size: int, real: Tensor | None = None, padding: bool = False
-) -> Tensor:
-    """Set the ids of tail padding to 0. Other ids outside 0..size-1 raise an IndexError (CPU) or become 0.
-
-    With `padding`, 0 is never outside.
-    """
-    wrong = (ids < 0) | (ids >= max(size, int(padding)))
-    if real is not None:
-        ids, wrong = torch.where(real, ids, 0), wrong & real
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and wrong.any():
-        bad = int(ids[wrong][0])
-        raise IndexError(f"{name} has id {bad}, outside its table of {size} rows (0..{size - 1})")
-    return torch.where(wrong, 0, ids)
-
-
-def _check_dims(name: str, x: Tensor, dims: int) -> None:
-    if x.dim() != dims:
-        raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(x.shape)}")
-
-
-def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-
-
-def _check_packed(
-    tokens: Tensor, cu_seqlens: Tensor, name: str = "cu_seqlens", max_seqlen: int | None = None
-) -> int:
-    """Check that `cu_seqlens` describes the rows of `tokens`; returns N."""
-    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
-        raise ValueError(
-            f"{name} must be int32 of shape (B + 1,), got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
-        )
-    if max_seqlen is not None and max_seqlen < 0:
-        raise ValueError(
-            f"{name.replace('cu_seqlens', 'max_seqlen')} must be at least 0, got {max_seqlen}"
-        )
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        lengths = cu_seqlens.long().diff()
-        if cu_seqlens[0] != 0 or (lengths < 0).any() or cu_seqlens[-1] > tokens.shape[0]:
-            raise ValueError(
-                f"{name} must rise from 0 to at most {tokens.shape[0]} tokens, got {cu_seqlens.tolist()}"
-            )
-        if max_seqlen is not None and lengths.numel() and int(lengths.max()) > max_seqlen:
-            raise ValueError(
-                f"max_seqlen of {name} is {max_seqlen}, but a sequence has {int(lengths.max())} tokens"
-            )
-    return tokens.shape[0]
-
-
-def _check_ids_type(name: str, ids: Tensor) -> None:
-    if ids.dtype != torch.int64:
-        raise ValueError(f"{name} must be int64, got {ids.dtype}")
-
-
-def _check_users(user_weight: Tensor | None, users: Tensor | None, cu_seqlens: Tensor) -> int:
-    """Check that users and their table are given together; returns Du."""
-    if (user_weight is None) != (users is None):
-        raise ValueError("user_weight and users must be given together")
-    if user_weight is None or users is None:
-        return 0
-    _check_ids_type("users", users)
-    _check_dims("user_weight", user_weight, 2)
-    _check_shape("users", users, (cu_seqlens.shape[0] - 1,))
-    return user_weight.shape[1]
-
-
-def _check_same_type(**tensors: Tensor | None) -> None:
-    dtypes = {name: x.dtype for name, x in tensors.items() if x is not None}
-    if len(set(dtypes.values())) != 1 or not all(d.is_floating_point for d in dtypes.values()):
-        listing = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"all of these must have one floating-point type: {listing}")

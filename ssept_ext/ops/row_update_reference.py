@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ssept_ext.ops.reference import checked_ids
+from ssept_ext.ops.reference_checks import checked_ids
 
 
 def lazy_adam(

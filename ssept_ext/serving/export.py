@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssept_ext.data.packed import pack_statically
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.ops.reference import checked_ids
+from ssept_ext.ops.reference_checks import checked_ids
 from ssept_ext.utils.files import replace_file
 from ssept_ext.utils.optional import require
 

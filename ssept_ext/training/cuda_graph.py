@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssept_ext.data.packed import TENSORS, PackedBatch, RowNumbers
+from ssept_ext.training.batch_shape import MISFIT_RATES, BatchShape
 from ssept_ext.training.step import EagerStep, Step
 
 Replay = Callable[[], Tensor]
@@ -21,8 +22,6 @@ Replay = Callable[[], Tensor]
 
 _ITEMS = ("items", "positives", "negatives")
 _EAGER_STEPS_BEFORE_CAPTURE = 3
-_MISFIT_RATES = (1e-4, 1e-8, 0.0)
-"""Expected rates of batches that exceed the capacity of the first graph and of its two replacements."""
 
 
 def training_step(
@@ -72,7 +71,7 @@ def growing_step(
     if gpu is None and device.type == "cuda":
         gpu = _Gpu(device)
     graphed: CudaGraphStep | None = None
-    misfit_rates = iter(_MISFIT_RATES)
+    misfit_rates = iter(MISFIT_RATES)
 
     def step(batch: PackedBatch, seed: Tensor) -> Tensor:
         nonlocal graphed, lengths
@@ -88,76 +87,6 @@ def growing_step(
         return graphed(batch, seed)
 
     return step
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """The tensor sizes that a graph is captured for."""
-
-    capacity: int
-    """Number of tokens in the captured buffers. Smaller batches have tail padding, see `PackedBatch`."""
-    batch_size: int
-    """Number of sequences."""
-    num_negatives: int
-    """Number of negatives per token."""
-    num_item_ids: int = 0
-    """Room for distinct items in `PackedBatch.numbers`; 0 for batches without."""
-    num_user_ids: int = 0
-
-    @staticmethod
-    def like(
-        batch: PackedBatch,
-        seq_max_len: int,
-        lengths: NDArray[np.int64] | None = None,
-        misfit_rate: float = _MISFIT_RATES[0],
-        table_sizes: Sequence[int] = (),
-    ) -> BatchShape:
-        """Choose a shape that fits this batch and all but a share `misfit_rate` of the batches like it.
-
-        Lengths of sequences are assumed to be drawn from `lengths`, by default the lengths in this batch, which must be
-        on the CPU.
-        """
-        assert batch.negatives is not None
-        if lengths is None:
-            lengths = batch.cu_seqlens.diff().long().numpy()
-        batch_size = len(batch.users)
-        capacity = tokens_for(lengths.clip(max=seq_max_len), batch_size, misfit_rate)
-        if misfit_rate == 0:
-            capacity = batch_size * seq_max_len
-        capacity = -(-max(capacity, len(batch.items)) // 64) * 64
-        num_negatives = batch.negatives.shape[1]
-        num_ids = [0, 0]
-        if batch.numbers is not None:  # and 0, which is in every list
-            most = (capacity * (2 + num_negatives) + 1, batch_size + 1)
-            num_ids = [min(x, y) for x, y in zip(most, [*table_sizes, 1], strict=False)]
-        return BatchShape(capacity, batch_size, num_negatives, *num_ids)
-
-    def fits(self, batch: PackedBatch) -> bool:
-        """Whether the batch can be copied into the captured buffers."""
-        assert batch.negatives is not None
-        return (
-            len(batch.items) <= self.capacity
-            and len(batch.users) == self.batch_size
-            and batch.negatives.shape[1] == self.num_negatives
-        )
-
-
-def tokens_for(lengths: NDArray[np.int64], batch_size: int, misfit_rate: float) -> int:
-    """Return the number of tokens that a batch exceeds with a probability of at most `misfit_rate`.
-
-    The lengths of its `batch_size` sequences are drawn uniformly from `lengths`, with replacement.
-
-    Examples
-    --------
-    >>> tokens_for(np.array([1, 2]), batch_size=2, misfit_rate=0.3)  # 2, 3, 3 or 4 tokens, equally likely
-    3
-    """
-    shares = np.bincount(lengths, minlength=1) / max(len(lengths), 1)
-    num_sums = batch_size * (len(shares) - 1) + 1
-    # The distribution of a sum is the convolution of the distributions of its terms; here to 1e-13.
-    sums = np.fft.irfft(np.fft.rfft(shares, num_sums) ** batch_size, num_sums)
-    at_least = np.cumsum(sums[::-1])[::-1]
-    return int((at_least > misfit_rate).sum()) - 1
 
 
 class _Buffer:

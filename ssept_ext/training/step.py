@@ -41,6 +41,10 @@ def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingO
             log_probs = torch.from_numpy(drawn).float().to(model.device)
 
     def loss(batch: PackedBatch, seed: Tensor) -> Tensor:
+        of_rows = log_probs
+        if log_probs is not None and batch.tables is not None:
+            assert batch.numbers is not None
+            of_rows = log_probs[batch.numbers.item_ids]
         with torch.autocast(
             model.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"
         ):
@@ -48,7 +52,7 @@ def make_loss(model: SequentialRecommender, sampler: Sampler, options: TrainingO
                 batch,
                 loss=options.loss,
                 gbce_t=options.gbce_t,
-                negative_log_probs=log_probs,
+                negative_log_probs=of_rows,
                 logq_correction=options.logq_correction,
                 seed=seed,
             )

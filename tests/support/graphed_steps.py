@@ -7,7 +7,8 @@ from support.factories import random_batch, tiny_model
 from support.tolerances import assert_close
 
 from ssept_ext.data.sse import replace_ids
-from ssept_ext.training.cuda_graph import BatchShape, CudaGraphStep
+from ssept_ext.training.batch_shape import BatchShape
+from ssept_ext.training.cuda_graph import CudaGraphStep
 from ssept_ext.training.step import draw_seeds, eager_step
 
 SEED = torch.tensor([3])

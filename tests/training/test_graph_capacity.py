@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.graphed_steps import batch
 
-from ssept_ext.training.cuda_graph import (
+from ssept_ext.training.batch_shape import (
     BatchShape,
     tokens_for,
 )

@@ -124,16 +124,6 @@ def test_a_run_is_interrupted_after_any_step(tmp_path, uninterrupted):
     assert_same(train(tmp_path), uninterrupted)
 
 
-@pytest.mark.parametrize("how", ["lazy_adam", "rowwise_adagrad"])
-def test_a_training_of_rows_goes_on_bit_for_bit(tmp_path, how):
-    expected = train(tmp_path / "uninterrupted", table_optimizer=how)
-
-    for last in (1, 3 * STEPS_IN_AN_EPOCH + 1):
-        with pytest.raises(TrainingInterrupted):
-            train(tmp_path / "interrupted", last, [signal.SIGTERM], table_optimizer=how)
-    assert_same(train(tmp_path / "interrupted", table_optimizer=how), expected)
-
-
 def test_a_validation_is_finished_before_the_training_is_interrupted(
     tmp_path, uninterrupted, monkeypatch
 ):

@@ -39,11 +39,11 @@ def make_sampler(dataset, **arguments):
     return WarpSampler(dataset.user_train, *sizes, batch_size=8, maxlen=6, seed=3, **arguments)
 
 
-def train(model, dataset, sampler=None, **options):
+def train(model, dataset, sampler=None, num_epochs=2, **options):
     torch.manual_seed(1)
     settings = {"learning_rate": RATE, "verbose": False, "adam_betas": BETAS, **options}
     with make_sampler(dataset) as own:
-        train_model(model, dataset, sampler or own, num_epochs=2, batch_size=8, **settings)
+        train_model(model, dataset, sampler or own, num_epochs, batch_size=8, **settings)
     return model.state_dict()
 
 
@@ -66,7 +66,8 @@ def test_the_loss_of_gathered_rows_is_that_of_the_tables(loss, kind):
     rows = table_rows.RowsOfWholeTables(model)
     gathered = rows.gather(batch)
 
-    actual = model.training_loss(gathered, loss, negative_log_probs=log_probs)
+    of_rows = log_probs[batch.numbers.item_ids]
+    actual = model.training_loss(gathered, loss, negative_log_probs=of_rows)
     actual.backward()
     rows.collect(gathered)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -182,6 +183,25 @@ def test_row_wise_optimizers_change_the_rows_of_a_batch_alone(dataset, how, max_
 
     for name, x in expected.items():
         assert_close(actual[name], x)
+
+
+@pytest.mark.usefixtures("_large_tables")
+@pytest.mark.parametrize("how", ["adam", *ROW_WISE])
+def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(dataset, how, tmp_path):
+    model = make_model(dataset)
+    expected = train(copy.deepcopy(model), dataset, num_epochs=3, table_optimizer=how)
+
+    for num_epochs in (1, 3):
+        actual = train(
+            copy.deepcopy(model),
+            dataset,
+            None,
+            num_epochs,
+            table_optimizer=how,
+            checkpoint=tmp_path,
+        )
+
+    assert_same_bits(actual, expected)
 
 
 @pytest.mark.parametrize("how", ROW_WISE)
