@@ -10,26 +10,27 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
+
+from papers import RUNS, losses, papers, papers_over_draws, preset_table
+from results import RESULTS, ROOT, table
 
 from ssept_ext.network import SSEPTConfig
 from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.training.options import LoopOptions, TrainingOptions
-from ssept_ext.training.presets import PRESETS
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
 AMD = "2026-11-26-amd-epyc-2-cores.txt"
+AMD_STEP = "2026-11-28-amd-epyc-2-cores-train-step.txt"
+"""Measured again after larger ops and gathered rows; Intel's are from before."""
 AMD_LOGITS = "2026-11-26-amd-epyc-2-cores-sampled-logits.txt"
 """Measured again after `sampled_logits` became faster; Intel's are from before."""
 INTEL = "2026-11-25-intel-r-xeon-r-processor-2-cores.txt"
-REPRODUCED = "reproduce-2026-11-26.md"
 GPU = "gpu-2026-11-28"
 DIFFERENCES = "differences-2026-11-28.md"
+LARGE_TABLES = "2026-11-28-amd-epyc-2-cores-large-tables.txt"
 FIFTY_COLUMNS = "2026-11-28-amd-epyc-2-cores-fifty-columns.txt"
 
 MARKER = re.compile(r"(<!-- figures: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -78,30 +79,6 @@ def floor(case: str, name: str) -> str:
     return number(case, rf"Ours takes ([\d.]+) times \(\S+\) as long as {name}")
 
 
-# Results of bench/reproduce.py.
-
-
-def reproduced(section: str, **cells: str) -> dict[str, str]:
-    """The only row of a section's tables that has these cells."""
-    text = (RESULTS / REPRODUCED).read_text()
-    (part,) = (part for part in text.split("\n## ") if part.startswith(section))
-    rows = []
-    for lines in re.findall(r"(?:^\|.*\n)+", part, re.MULTILINE):
-        head, _, *body = ([c.strip() for c in line[1:-1].split("|")] for line in lines.splitlines())
-        for i, name in enumerate(head):
-            if name == "published":  # of the column before
-                head[i] = f"published {head[i - 1]}"
-        rows += [dict(zip(head, row, strict=True)) for row in body]
-    (row,) = (row for row in rows if cells.items() <= row.items())
-    return row
-
-
-def short(row: dict[str, str], *columns: str) -> str:
-    """0.8240 and 0.5992 as .8240 / .5992, without those that the row has not."""
-    values = [re.sub(r"\b0\.", ".", row[name]) for name in columns]
-    return " / ".join(value for value in values if value != "–")
-
-
 # What stands in the pages.
 
 MACHINES = ["ML-1M, T = 200: AMD", "Intel", "Games, T = 50: AMD", "Intel"]
@@ -112,14 +89,9 @@ Measure = Callable[[str], str]
 BOTH_WAYS = "Forward and backward, dropout 0."
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    lines.insert(1, "|---" * len(head) + "|")
-    return "\n".join(["\n", *(re.sub(r"(?<=\|) +(?=\|)", " ", line) for line in lines), "\n"])
-
-
 def on_both(measure: Measure, *words: str) -> list[str]:
-    return [measure(case(file, *words)) for file in (AMD, INTEL)]
+    amd = AMD_STEP if STEP in words else AMD
+    return [measure(case(file, *words)) for file in (amd, INTEL)]
 
 
 def everywhere(measure: Measure, *words: str) -> list[str]:
@@ -179,6 +151,26 @@ def floors() -> str:
         )
     ]
     return table(["", "floor", *MACHINES], rows)
+
+
+def large_tables() -> str:
+    """Steps by other optimizers over those by lazy Adam, and these over themselves on the smallest tables."""
+    smallest, others = (
+        "lazy Adam, the smallest tables",
+        ("Adam, gradients of rows", "Adam, whole gradients", "TorchRec's rowwise Adagrad"),
+    )
+    rows = []
+    for size in ("10,000", "100,000", "1,000,000", "3,000,000", "10,000,000"):
+        of_size = case(LARGE_TABLES, f"{size} items and")
+        rows.append(
+            [
+                size,
+                ratio(of_size, "ours", ours=smallest),
+                *(ratio(of_size, other) for other in others),
+            ]
+        )
+    head = ["items, and as many users", "lazy Adam, over 10,000", *others]
+    return table(head, rows)
 
 
 # Results of bench/gpu_check.py.
@@ -250,77 +242,7 @@ def gpu_attention() -> str:
     return table(["`causal_attention`, forward and backward", "µs", "other / ours"], rows)
 
 
-BCE = "bf16=true,learning_rate=0.002,warmup_steps=0,val_epoch=5"
-RUNS = {
-    "ML-1M, SASRec (d = 100)": "sasrec-seed-0,bf16=true",
-    "ML-1M, SSE-PT (100 + 50)": f"sse-pt,{BCE},epochs=240, 3 seeds",
-    "ML-1M, SSE-PT, longer, one seed": "sse-pt-seed-0,bf16=true",
-    "ML-1M, SSE-PT++, one seed": f"sse-pt++-seed-0,{BCE},epochs=160",
-    "ML-1M, SASRec, sampled softmax": "sasrec-sampled-softmax-seed-0,bf16=true,epochs=60",
-    "ML-1M, SSE-PT, sampled softmax": "sse-pt-sampled-softmax,bf16=true, 3 seeds",
-    "ML-1M, SSE-PT++, sampled softmax": "sse-pt++-sampled-softmax,bf16=true, 3 seeds",
-    "ML-1M, SSE-PT, softmax over all items": "sse-pt-softmax-seed-0,bf16=true",
-    "Games, SASRec (d = 100)": "sasrec,val_epoch=2, 3 seeds",
-    "Games, SSE-PT (100 + 10)": "sse-pt,bf16=true, 3 seeds",
-    "Games, SSE-PT, sampled softmax, one seed": "sse-pt-sampled-softmax-seed-0,bf16=true",
-}
-IN_SHORT = [label for label in RUNS if "one seed" not in label and "all items" not in label]
-
-
-def papers(labels: Iterable[str]) -> str:
-    rows = []
-    for label in labels:
-        section, run = label.partition(",")[0], RUNS[label]
-        row = reproduced(section, run=run)
-        name, comma, settings = run.removesuffix(", 3 seeds").partition(",")
-        one_seed = f"{name.removesuffix('-seed-0')}-seed-0{comma}{settings}"
-        epochs = reproduced(section, run=one_seed)["epochs"]  # the row of means has none
-        published = short(row, "published HR@10", "published NDCG@10")
-        ours, full = short(row, "HR@10", "NDCG@10"), short(row, "full HR@10", "full NDCG@10")
-        rows.append([label, epochs, published, ours, full])
-    return table(["HR@10 / NDCG@10", "epochs", "published", "ours", "full ranking, ours"], rows)
-
-
-def losses() -> str:
-    """Validations of SSE-PT on ML-1M with the authors' SSE."""
-    names = {"BCE": '`"bce"`', "sampled softmax": '`"sampled_softmax"`'}
-    columns = ["epochs", "learning rate", "NDCG@10", "HR@10"]
-    rows = []
-    for loss, negatives, epochs, rate in (
-        *(("BCE", negatives, "60", ".004") for negatives in ("1", "4", "16")),
-        *(("sampled softmax", negatives, "60", ".004") for negatives in ("16", "64")),
-        ("BCE", "1", "600", ".003"),
-    ):
-        given = {"loss": f"{loss}, {negatives}", "epochs": epochs, "learning rate": rate}
-        row = reproduced("What was tried", **given, **{"items replaced": ".1"})
-        rows.append([names[loss], negatives, *(row[name] for name in columns)])
-    return table(["loss", "negatives", *columns], rows)
-
-
 # What the code declares.
-
-PRESET_RUNS = {
-    "sse-pt": "sse-pt-seed-0,bf16=true",
-    "sse-pt++": f"sse-pt++-seed-0,{BCE},epochs=160",
-    "sasrec": "sasrec-seed-0,bf16=true",
-    "sse-pt-sampled-softmax": "sse-pt-sampled-softmax,bf16=true, 3 seeds",
-    "sse-pt++-sampled-softmax": "sse-pt++-sampled-softmax,bf16=true, 3 seeds",
-    "sasrec-sampled-softmax": "sasrec-sampled-softmax-seed-0,bf16=true,epochs=60",
-}
-"""The run on ML-1M by each preset; its name has what was changed."""
-
-
-def preset_table() -> str:
-    rows = []
-    for name, options in PRESETS.items():
-        row = reproduced("ML-1M", run=PRESET_RUNS[name])
-        epochs = f"{options['num_epochs']}"
-        if name == "sse-pt++":
-            epochs += " (measured: 160, at a learning rate of .002)"
-        sampled, full = short(row, "HR@10", "NDCG@10"), short(row, "full HR@10", "full NDCG@10")
-        rows.append([f'`"{name}"`', epochs, sampled, full])
-    head = ["preset", "epochs", "HR@10 / NDCG@10, 100 negatives", "full ranking"]
-    return table(head, rows)
 
 
 def option_table(*kinds: type) -> str:
@@ -354,8 +276,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "gpu-busy": lambda: f"{on_gpu('busy', 'percent'):.0f}",
     "gpu-ndcg-sasrec": lambda: f"{on_gpu('time to NDCG, sasrec-sampled-softmax', 'seconds'):.1f}",
     "gpu-ndcg-sse-pt": lambda: f"{on_gpu('time to NDCG, sse-pt-sampled-softmax', 'seconds'):.1f}",
+    "large-tables": large_tables,
+    "speed-large-tables": lambda: ratio(
+        case(LARGE_TABLES, "3,000,000 items"), "Adam, whole gradients"
+    ),
     "papers": lambda: papers(RUNS),
-    "papers-in-short": lambda: papers(IN_SHORT),
+    "papers-over-draws": papers_over_draws,
     "losses": losses,
     "presets": preset_table,
     "speed-fifty": lambda: ratio(case(FIFTY_COLUMNS, "ML-1M"), "eager baseline"),
