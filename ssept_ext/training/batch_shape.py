@@ -53,7 +53,9 @@ class BatchShape:
         num_ids = [0, 0]
         if batch.numbers is not None:  # and 0, which is in every list
             most = (capacity * (2 + num_negatives) + 1, batch_size + 1)
-            num_ids = [min(x, y) for x, y in zip(most, [*table_sizes, 1], strict=False)]
+            # A table that a model has not does not limit its ids.
+            limits = (*table_sizes, *most[len(table_sizes) :])
+            num_ids = [min(x, y) for x, y in zip(most, limits, strict=True)]
         return BatchShape(capacity, batch_size, num_negatives, *num_ids)
 
     def fits(self, batch: PackedBatch) -> bool:

@@ -42,12 +42,7 @@ class TableRows(ABC):
 
     def gather(self, batch: PackedBatch) -> PackedBatch:
         """Give a batch with `numbers` its `tables`, which collect gradients instead of the model's."""
-        assert batch.numbers is not None
-        ids = (batch.numbers.item_ids, batch.numbers.user_ids)
-        rows = [
-            table.detach()[of_table].requires_grad_()
-            for table, of_table in zip(self.tables.values(), ids, strict=False)
-        ]
+        rows = [self.tables[name].detach()[ids].requires_grad_() for name, ids in self._ids(batch)]
         return replace(batch, tables=(rows[0], rows[1] if len(rows) > 1 else None))
 
     @abstractmethod
@@ -66,12 +61,15 @@ class TableRows(ABC):
 
     def _gathered(self, batch: PackedBatch) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Names of the tables, the ids of the rows, and the rows that were gathered."""
-        assert batch.numbers is not None
         assert batch.tables is not None
-        ids = (batch.numbers.item_ids, batch.numbers.user_ids)
-        for name, of_table, rows in zip(self.tables, ids, batch.tables, strict=False):
+        for (name, ids), rows in zip(self._ids(batch), batch.tables, strict=False):
             assert rows is not None
-            yield name, of_table, rows
+            yield name, ids, rows
+
+    def _ids(self, batch: PackedBatch) -> Iterator[tuple[str, Tensor]]:
+        """Names of the tables, and the ids of the rows that a batch reads."""
+        assert batch.numbers is not None
+        return zip(self.tables, (batch.numbers.item_ids, batch.numbers.user_ids), strict=False)
 
 
 class RowsOfWholeTables(TableRows):
@@ -108,11 +106,8 @@ class RowOptimizer(TableRows):
     ) -> None:
         """Prepare to update tables that the optimizer does not have, by its learning rate."""
         super().__init__(model)
-        self._how, self._betas, self._l2_reg = (
-            options.table_optimizer,
-            options.adam_betas,
-            model.l2_reg,
-        )
+        self._how = options.table_optimizer
+        self._betas, self._l2_reg = options.adam_betas, model.l2_reg
         self._group = optimizer.param_groups[0]
         for name, table in self.tables.items():
             if self._how == "lazy_adam":
@@ -168,7 +163,7 @@ class RowOptimizer(TableRows):
 def table_rows(
     model: SequentialRecommender, options: TrainingOptions, optimizer: torch.optim.Adam
 ) -> TableRows | None:
-    """Choose how to train the tables of a model; None if the optimizer needs their whole gradients anyway."""
+    """Choose how to train the tables of a model; None for Adam with gradients of whole tables."""
     if options.table_optimizer != "adam":
         return RowOptimizer(model, options, optimizer)
     tables = model.lookup_tables().values()
@@ -178,9 +173,8 @@ def table_rows(
             'table_optimizer="lazy_adam" moves those that a batch reads',
             stacklevel=5,
         )
-    # Softmax over all items has a gradient for every row.
-    may_gather = (
-        model.device.type == "cpu" and distributed.size() == 1 and options.loss != "softmax"
-    )
+    # Softmax over all items has a gradient for every row, and methods of a user's own may read whole tables.
+    reads_rows = options.loss != "softmax" and model.is_capturable
+    may_gather = model.device.type == "cpu" and distributed.size() == 1 and reads_rows
     is_worth_it = sum(table.numel() for table in tables) >= _LARGE_TABLES
     return RowsOfWholeTables(model) if may_gather and is_worth_it else None

@@ -125,6 +125,19 @@ def test_adam_also_takes_gradients_of_a_subclass_that_reads_whole_tables(dataset
         assert_close(gathered[name], x)
 
 
+@pytest.mark.usefixtures("_large_tables")
+@pytest.mark.parametrize(
+    ("is_capturable", "kind"), [(True, "RowsOfWholeTables"), (False, "NoneType")]
+)
+def test_rows_are_not_gathered_for_steps_that_run_methods_of_a_user(dataset, is_capturable, kind):
+    model, options = make_model(dataset), TrainingOptions()
+    model.is_capturable = is_capturable
+
+    rows = table_rows.table_rows(model, options, make_optimizer(model, RATE, options))
+
+    assert type(rows).__name__ == kind
+
+
 @pytest.mark.parametrize("how", ROW_WISE)
 def test_a_subclass_that_reads_whole_tables_is_refused_where_only_rows_are_trained(dataset, how):
     with pytest.raises(RuntimeError, match=f"table_optimizer must be 'adam' .* got '{how}'"):
@@ -210,8 +223,9 @@ def test_softmax_over_all_items_refuses_to_train_rows(how):
         TrainingOptions(loss="softmax", table_optimizer=how)
 
 
+@pytest.mark.parametrize("kind", [SSEPT, SASREC])
 @pytest.mark.parametrize("how", ROW_WISE)
-def test_steps_on_buffers_of_fixed_size_are_those_on_the_batches(how):
+def test_steps_on_buffers_of_fixed_size_are_those_on_the_batches(how, kind):
     """As a CUDA graph needs them: lists of rows, too, have spare capacity."""
     batches = [
         number_rows(random_batch(*n, seq_max_len=5)) for n in [(2, 1), (5, 5), (1, 0), (5, 3)]
@@ -219,13 +233,14 @@ def test_steps_on_buffers_of_fixed_size_are_those_on_the_batches(how):
     trained = []
     for is_padded in (False, True):
         torch.manual_seed(0)
-        model = tiny_model(seq_max_len=5, l2_reg=L2).double()
+        model = tiny_model(kind, seq_max_len=5, l2_reg=L2).double()
         options = TrainingOptions(table_optimizer=how)
         adam = make_optimizer(model, RATE, options)
         rows = table_rows.table_rows(model, options, adam)
         step = eager_step(adam, lambda batch, seed, m=model: m.training_loss(batch), rows=rows)
         if is_padded:
-            step = growing_step(step, adam, model.device, 5, table_sizes=[21, 6])
+            sizes = [len(table) for table in model.lookup_tables().values()]
+            step = growing_step(step, adam, model.device, 5, table_sizes=sizes)
         losses = [step(batch, torch.tensor([3])).clone() for batch in batches]
         trained.append((torch.stack(losses), model.state_dict()))
 
