@@ -144,10 +144,12 @@ def replace_ids(batch: PackedBatch, sse: SSE, seed: int) -> PackedBatch:
     Raises
     ------
     ValueError
-        If the batch has no positives, or its offsets do not fit its tokens.
+        If the batch has no positives, its offsets do not fit its tokens, or it has `tables`, the rows of its old ids.
     """
     if batch.positives is None:
         raise ValueError("batch must have positives")
+    if batch.tables is not None:
+        raise ValueError("batch must have its ids replaced before it is given tables of their rows")
     offsets = batch.cu_seqlens.cpu().numpy()
     _check_offsets(offsets, len(batch.users), min(len(batch.items), len(batch.positives)))
     users, items, positives = (
@@ -171,6 +173,7 @@ def replace_ids(batch: PackedBatch, sse: SSE, seed: int) -> PackedBatch:
         items=items.to(device),
         positives=positives.to(device),
         ids_replaced=True,
+        numbers=None,  # those of the old ids
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from support.factories import tiny_model
 
 from ssept_ext import SASREC, SSEPT, PackedBatch, _extension
+from ssept_ext.data.packed import number_rows
 from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.utils.philox import philox_key
 
@@ -289,3 +290,15 @@ def test_sasrec_replaces_items_and_has_no_users():
 def test_a_wrong_probability_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_model(**arguments)
+
+
+def test_rows_of_a_batch_are_those_of_its_replaced_ids():
+    sse = SSE(item_prob=1.0, item_num=NUM_ITEMS)
+    numbered = number_rows(make_batch())
+
+    rows = number_rows(replace_ids(numbered, sse, SEED))
+
+    assert torch.equal(rows.numbers.item_ids[rows.numbers.items], rows.items)
+    gathered = replace(numbered, tables=(torch.zeros(1, 1), None))
+    with pytest.raises(ValueError, match="ids replaced before it is given tables"):
+        replace_ids(gathered, sse, SEED)
