@@ -247,7 +247,7 @@ def align(batch: PackedBatch, maxlen: int, seq_max_len: int) -> PackedBatch:
 
 
 def number_rows(batch: PackedBatch) -> PackedBatch:
-    """Find the `numbers` of a batch on the CPU with positives and negatives, unless it has them.
+    """Find the `numbers` of a batch with positives and negatives, unless it has them.
 
     `WarpSampler` does so by itself, in its own threads, when `train_model` asks for it.
     """
@@ -255,11 +255,9 @@ def number_rows(batch: PackedBatch) -> PackedBatch:
         return batch
     assert batch.positives is not None
     assert batch.negatives is not None
-    of_items = [x.numpy() for x in (batch.items, batch.positives, batch.negatives)]
-    item_ids, *numbers = _numbered(*of_items)
-    user_ids, users = _numbered(batch.users.numpy())
-    arrays = (item_ids, user_ids, users, *numbers)
-    return replace(batch, numbers=RowNumbers(*map(torch.from_numpy, arrays)))
+    item_ids, *numbers = _numbered(batch.items, batch.positives, batch.negatives)
+    user_ids, users = _numbered(batch.users)
+    return replace(batch, numbers=RowNumbers(item_ids, user_ids, users, *numbers))
 
 
 def round_up_tokens(batch: PackedBatch) -> PackedBatch:
@@ -291,13 +289,12 @@ def round_up_tokens(batch: PackedBatch) -> PackedBatch:
     return replace(batch, **padded(batch), numbers=numbers)
 
 
-def _numbered(*arrays: IntArray) -> list[IntArray]:
-    """Return the distinct ids and 0, ascending, and then, for each array, the index of each of its ids among them."""
-    zero = np.zeros(1, np.int64)
-    ids, index = np.unique(np.concatenate([zero, *map(np.ravel, arrays)]), return_inverse=True)
-    ends = 1 + np.cumsum([x.size for x in arrays])
-    parts = np.split(index[1:], ends[:-1] - 1)
-    return [ids, *(part.reshape(x.shape) for part, x in zip(parts, arrays, strict=True))]
+def _numbered(*tensors: Tensor) -> list[Tensor]:
+    """Return the distinct ids and 0, ascending, and then, for each tensor, the index of each of its ids among them."""
+    flat = torch.cat([tensors[0].new_zeros(1), *(x.flatten() for x in tensors)])
+    ids, index = torch.unique(flat, return_inverse=True)
+    parts = index[1:].split([x.numel() for x in tensors])
+    return [ids, *(part.view(x.shape) for part, x in zip(parts, tensors, strict=True))]
 
 
 def columns_of(offsets: IntArray, seq_max_len: int) -> IntArray:

@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def in_types_of_tables(
+    gradients: tuple[Tensor, Tensor, Tensor], item_weight: Tensor, user_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of hidden states, items and users, those of the tables in the tables' types."""
+    hidden, item, user = gradients
+    of_users = None if user_weight is None else user.to(user_weight.dtype)
+    return hidden, item.to(item_weight.dtype), of_users
+
+
 def fixed_order(items: Tensor) -> Tensor | None:
     """Return the permutation that makes the sum of item gradients deterministic, or None if none is needed.
 

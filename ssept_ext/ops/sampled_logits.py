@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import autocast_type, call, register_op
-from ssept_ext.ops._tables import fixed_order
+from ssept_ext.ops._tables import fixed_order, in_types_of_tables
 
 
 def sampled_logits(
@@ -102,15 +102,10 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, item_weight, user_weight, items, users, cu_seqlens = ctx.saved_tensors
-        grad_hidden, grad_item, grad_user = backward_op(
+        gradients = backward_op(
             grad, hidden, item_weight, user_weight, items, users, cu_seqlens, fixed_order(items)
         )
-        return (
-            grad_hidden,
-            grad_item.to(item_weight.dtype),
-            None if user_weight is None else grad_user.to(user_weight.dtype),
-            *(None,) * 3,
-        )
+        return *in_types_of_tables(gradients, item_weight, user_weight), *(None,) * 3
 
     register_op(
         namespace,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import autocast_type, call, register_op
-from ssept_ext.ops._tables import fixed_order
+from ssept_ext.ops._tables import fixed_order, in_types_of_tables
 from ssept_ext.ops.sampled_logits import fake_backward
 
 SampledLossName = Literal["bce", "bpr", "sampled_softmax"]
@@ -121,18 +121,10 @@ def register(namespace: str) -> None:
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 11
-        *tables, users, cu_seqlens, grad_logits, inverse_count, items = ctx.saved_tensors
+        hidden, *tables, users, cu_seqlens, grad_logits, inverse_count, items = ctx.saved_tensors
         where = (items, users, cu_seqlens, fixed_order(items))
-        grad_hidden, grad_item, grad_user = backward_op(
-            grad_logits, *tables, *where, grad_loss, inverse_count
-        )
-        _, item_weight, user_weight = tables
-        return (
-            grad_hidden,
-            grad_item.to(item_weight.dtype),
-            None if user_weight is None else grad_user.to(user_weight.dtype),
-            *(None,) * 8,
-        )
+        gradients = backward_op(grad_logits, hidden, *tables, *where, grad_loss, inverse_count)
+        return *in_types_of_tables(gradients, *tables), *(None,) * 8
 
     register_op(
         namespace,

@@ -24,7 +24,7 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingEnv
 
 from ssept_ext import distributed
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import PackedBatch, number_rows
 from ssept_ext.data.sse import replace_ids
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import LayerNormalization
@@ -130,22 +130,20 @@ class ShardedTables:
             The small tables, by names of the model's parameters, with zeros as row 0; and the batch, with ids that are
             rows of these tables.
         """
-        assert batch.positives is not None
-        assert batch.negatives is not None
-        ids = torch.cat([batch.items, batch.positives, batch.negatives.flatten()])
-        rows, places = self._rows("item", ids)
-        count = len(batch.items)
-        items, positives, negatives = places.tensor_split([count, 2 * count])
-        found = {"item_embedding_layer.weight": rows}
+        numbers = number_rows(batch).numbers
+        assert numbers is not None
+        found = {"item_embedding_layer.weight": self._rows("item", numbers.item_ids)}
         users = batch.users
         if "user" in self.shards:
-            found["user_embedding_layer.weight"], users = self._rows("user", users)
+            users = numbers.users
+            found["user_embedding_layer.weight"] = self._rows("user", numbers.user_ids)
         return found, replace(
             batch,
             users=users,
-            items=items,
-            positives=positives,
-            negatives=negatives.view_as(batch.negatives),
+            items=numbers.items,
+            positives=numbers.positives,
+            negatives=numbers.negatives,
+            numbers=None,
         )
 
     def loss(
@@ -168,14 +166,13 @@ class ShardedTables:
 
         return value
 
-    def _rows(self, noun: str, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Look up the distinct ids: a row of zeros for id 0, then their rows; and the index of each id's row."""
-        distinct, places = torch.unique(torch.cat([ids.new_zeros(1), ids]), return_inverse=True)
+    def _rows(self, noun: str, ids: Tensor) -> Tensor:
+        """Look up distinct ids of which the first is 0: a row of zeros, then their rows."""
         wanted = KeyedJaggedTensor(
-            keys=[noun], values=distinct[1:], lengths=ids.new_tensor([len(distinct) - 1])
+            keys=[noun], values=ids[1:], lengths=ids.new_tensor([len(ids) - 1])
         )
         rows = self.shards[noun](wanted).wait()[noun].values()[:, : self._widths[noun]]
-        return torch.cat([rows.new_zeros(1, rows.shape[1]), rows]), places[1:]
+        return torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
 
 
 def without_tables(
