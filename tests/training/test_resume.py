@@ -198,8 +198,9 @@ def test_another_thread_trains_without_handlers(tmp_path, uninterrupted):
     assert_same(results[0], uninterrupted)
 
 
-def test_a_schedule_of_the_learning_rate_goes_on_where_it_was(tmp_path):
-    options = {"schedule": "cosine", "warmup_steps": 10}
+@pytest.mark.parametrize("how", ["adam", "lazy_adam", "rowwise_adagrad"])
+def test_a_schedule_of_the_learning_rate_goes_on_where_it_was(tmp_path, how):
+    options = {"schedule": "cosine", "warmup_steps": 10, "table_optimizer": how}
     uninterrupted = train(tmp_path / "uninterrupted", **options)
     with pytest.raises(TrainingInterrupted):
         train(tmp_path, 2 * STEPS_IN_AN_EPOCH + 1, [signal.SIGTERM], **options)
