@@ -108,7 +108,7 @@ class RowOptimizer(TableRows):
         super().__init__(model)
         self._how = options.table_optimizer
         self._betas, self._l2_reg = options.adam_betas, model.l2_reg
-        self._group = optimizer.param_groups[0]
+        self._optimizer = optimizer
         for name, table in self.tables.items():
             if self._how == "lazy_adam":
                 self.state[f"{name}.exp_avg"] = torch.zeros_like(table)
@@ -134,7 +134,8 @@ class RowOptimizer(TableRows):
         self.state["step"] += 1
         for name, ids, rows in self._gathered(batch):
             assert rows.grad is not None
-            table, rate, eps = self.tables[name], self._group["lr"], self._group["eps"]
+            group = self._optimizer.param_groups[0]  # another one after a checkpoint is loaded
+            table, rate, eps = self.tables[name], group["lr"], group["eps"]
             if self._how == "lazy_adam":
                 ops.lazy_adam(
                     table,
