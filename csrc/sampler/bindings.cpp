@@ -7,6 +7,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "sampler/prefetcher.h"
 
@@ -68,13 +69,17 @@ class PrefetchingSampler {
   PrefetchingSampler(const IntArray& users, const IntArray& offsets, const IntArray& items,
                      const UnseenArrays& unseen, PhiloxKey key, int64_t batch_size, int64_t max_len,
                      int64_t num_negatives, double window_prob, const SseSettings& sse,
-                     bool numbered, uint64_t first_batch, int64_t num_threads)
+                     bool numbered, const std::string& negatives_per, uint64_t first_batch,
+                     int64_t num_threads)
       : arrays_{users, offsets, items},
         unseen_(unseen),
         prefetcher_(std::make_unique<Prefetcher>(
             SamplingTable{users.size(), users.data(), offsets.data(), items.data(), unseen_.view(),
                           *std::max_element(users.data(), users.data() + users.size())},
-            DrawSettings{key, batch_size, max_len, num_negatives, window_prob, sse, numbered},
+            DrawSettings{key, batch_size, max_len, num_negatives, window_prob, sse, numbered,
+                         negatives_per == "event"      ? NegativesPer::kEvent
+                         : negatives_per == "sequence" ? NegativesPer::kSequence
+                                                       : NegativesPer::kBatch},
             first_batch, num_threads)),
         num_negatives_(num_negatives),
         numbered_(numbered) {}
@@ -96,17 +101,16 @@ class PrefetchingSampler {
       using T = typename std::decay_t<decltype(values)>::value_type;
       return py::array_t<T>(values.size(), values.data(), owner);
     };
-    const auto count = static_cast<py::ssize_t>(batch->items.size());
-    const auto of_tokens = [&](const std::vector<int64_t>& values) {
-      return array(values).reshape({count, num_negatives_});
+    const auto sets = [&](const std::vector<int64_t>& values) {
+      return array(values).reshape({py::ssize_t{-1}, num_negatives_});
     };
     const RowNumbers& rows = batch->numbers;
     py::object numbers = py::none();
     if (numbered_)
       numbers = py::make_tuple(array(rows.item_ids), array(rows.user_ids), array(rows.users),
-                               array(rows.items), array(rows.positives), of_tokens(rows.negatives));
+                               array(rows.items), array(rows.positives), sets(rows.negatives));
     return py::make_tuple(array(batch->users), array(batch->offsets), array(batch->columns),
-                          array(batch->items), array(batch->positives), of_tokens(batch->negatives),
+                          array(batch->items), array(batch->positives), sets(batch->negatives),
                           batch->longest, numbers);
   }
 
@@ -144,11 +148,11 @@ void add_bindings(py::module_& m) {
   // Called by ssept_ext.sampling.draw only, which checks and documents the arguments.
   py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
       .def(py::init<IntArray, IntArray, IntArray, UnseenArrays, PhiloxKey, int64_t, int64_t,
-                    int64_t, double, SseSettings, bool, uint64_t, int64_t>(),
+                    int64_t, double, SseSettings, bool, std::string, uint64_t, int64_t>(),
            py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"), py::arg("unseen"),
            py::arg("key"), py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
-           py::arg("window_prob"), py::arg("sse"), py::arg("numbered"), py::arg("first_batch"),
-           py::arg("num_threads"))
+           py::arg("window_prob"), py::arg("sse"), py::arg("numbered"), py::arg("negatives_per"),
+           py::arg("first_batch"), py::arg("num_threads"))
       .def("next", &PrefetchingSampler::next)
       .def("close", &PrefetchingSampler::close);
 }

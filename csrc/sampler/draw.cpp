@@ -14,13 +14,20 @@ int64_t below(int64_t limit, uint64_t word) {
   return static_cast<int64_t>(uniform(word) * static_cast<double>(limit));
 }
 
+// Sets of negatives of `size` sequences with `events` events.
+int64_t num_sets(NegativesPer per, int64_t size, int64_t events) {
+  return per == NegativesPer::kEvent ? events : per == NegativesPer::kSequence ? size : 1;
+}
+
 }  // namespace
 
 void DrawSettings::check() const {
   int64_t events = 0, negatives = 0;
   const bool fits = batch_size > 0 && max_len > 0 && num_negatives > 0 &&
                     !__builtin_mul_overflow(batch_size, max_len, &events) &&
-                    !__builtin_mul_overflow(events, num_negatives, &negatives) &&
+                    events <= std::numeric_limits<int32_t>::max() &&
+                    !__builtin_mul_overflow(num_sets(negatives_per, batch_size, events),
+                                            num_negatives, &negatives) &&
                     negatives <= std::numeric_limits<int32_t>::max();
   if (!fits)
     throw std::invalid_argument(
@@ -58,15 +65,16 @@ void draw(const SamplingTable& table, const DrawSettings& settings, uint64_t ind
     }
   }
   const int64_t num_events = batch.offsets.back();
-  const int64_t num_negatives = settings.num_negatives;
+  const int64_t num_negatives =
+      settings.num_negatives * num_sets(settings.negatives_per, size, num_events);
   batch.columns.resize(num_events);
   batch.items.resize(num_events);
   batch.positives.resize(num_events);
-  batch.negatives.resize(num_events * num_negatives);
+  batch.negatives.resize(num_negatives);
 
   // Each random word gives way to the negative made of it.
   auto* negative_words = reinterpret_cast<uint64_t*>(batch.negatives.data());
-  stream.fill(negative_words, num_events * num_negatives);
+  stream.fill(negative_words, num_negatives);
   for (int64_t b = 0; b < size; ++b) {
     if (b + 1 < size) prefetch(table.unseen, rows[b + 1]);
     const int64_t first = batch.offsets[b];
@@ -75,8 +83,12 @@ void draw(const SamplingTable& table, const DrawSettings& settings, uint64_t ind
     std::memcpy(batch.items.data() + first, events, length * sizeof(int64_t));
     std::memcpy(batch.positives.data() + first, events + 1, length * sizeof(int64_t));
     std::iota(&batch.columns[first], &batch.columns[first] + length, settings.max_len - length);
-    draw_unseen(table.unseen, rows[b], negative_words + first * num_negatives,
-                length * num_negatives, batch.negatives.data() + first * num_negatives);
+    if (settings.negatives_per == NegativesPer::kBatch && b > 0) continue;
+    const bool of_events = settings.negatives_per == NegativesPer::kEvent;
+    const int64_t first_negative = (of_events ? first : b) * settings.num_negatives;
+    draw_unseen(table.unseen, rows[b], negative_words + first_negative,
+                (of_events ? length : 1) * settings.num_negatives,
+                batch.negatives.data() + first_negative);
   }
   if (settings.sse.is_active())
     replace_ids(settings.sse, settings.key, index,

@@ -21,6 +21,9 @@ struct SamplingTable {
   int64_t largest_user;
 };
 
+// What has K negatives of its own.
+enum class NegativesPer { kEvent, kSequence, kBatch };
+
 struct DrawSettings {
   PhiloxKey key;
   int64_t batch_size;     // B
@@ -29,6 +32,7 @@ struct DrawSettings {
   double window_prob;     // of a window anywhere in a longer history
   SseSettings sse;
   bool numbered;  // whether `Batch::numbers` is wanted
+  NegativesPer negatives_per;
 
   // Throws std::invalid_argument where a batch could be too large for its 32-bit offsets, or for
   // any memory.
@@ -42,7 +46,7 @@ struct Batch {
   std::vector<int64_t> columns;    // (N) place of each event in the left-padded layout
   std::vector<int64_t> items;      // (N)
   std::vector<int64_t> positives;  // (N) the event after each, unless SSE replaced it
-  std::vector<int64_t> negatives;  // (N, K) items not in the user's history
+  std::vector<int64_t> negatives;  // (N, K), (B, K) or (1, K) items not in the user's history
   int64_t longest = 0;
   RowNumbers numbers;  // empty unless wanted
 };

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssept_ext.data.histories import Histories, IntArray, to_offsets
+
+NegativesPer = Literal["event", "sequence", "batch"]
+"""What has K negatives of its own: each token, each sequence, or the batch."""
 
 TENSORS = ("users", "items", "positions", "cu_seqlens", "positives", "negatives")
 """The fields of a `PackedBatch` that are tensors."""
@@ -40,7 +43,7 @@ class RowNumbers:
     positives: Tensor
     """(N,)"""
     negatives: Tensor
-    """(N, K)"""
+    """As many as the batch has."""
 
     def to(self, device: torch.device | str) -> RowNumbers:
         """Copy every tensor to `device`."""
@@ -74,7 +77,9 @@ class PackedBatch:
     positives: Tensor | None = None
     """(N,) int64 next item of each token, 0 where it has none."""
     negatives: Tensor | None = None
-    """(N, K) int64 sampled items of each token."""
+    """(N, K) int64 sampled items of each token; as `negatives_per` says, (B, K) of each sequence or (1, K) of all."""
+    negatives_per: NegativesPer = "event"
+    """What the rows of `negatives` belong to."""
     ids_replaced: bool = False
     """Whether SSE has been applied, see `ssept_ext.data.sse`: a model does not apply it again."""
     numbers: RowNumbers | None = None
@@ -88,6 +93,7 @@ class PackedBatch:
         *,
         max_seqlen: int,
         ids_replaced: bool = False,
+        negatives_per: NegativesPer = "event",
         numbers: Sequence[NDArray[Any]] | None = None,
         **arrays: NDArray[Any],
     ) -> PackedBatch:
@@ -95,6 +101,7 @@ class PackedBatch:
         return cls(
             max_seqlen=max_seqlen,
             ids_replaced=ids_replaced,
+            negatives_per=negatives_per,
             numbers=None if numbers is None else RowNumbers(*map(torch.from_numpy, numbers)),
             **{name: torch.from_numpy(array) for name, array in arrays.items()},  # type: ignore[arg-type]
         )
@@ -106,6 +113,21 @@ class PackedBatch:
                 f"batch must have positives{' and negatives' if needs_negatives else ''}"
             )
         return self.positives, cast("Tensor", self.negatives)
+
+    def negatives_of(self, sequences: slice, tokens: slice) -> slice:
+        """Return which rows of `negatives` these sequences use, given their tokens too."""
+        return {"event": tokens, "sequence": sequences, "batch": slice(None)}[self.negatives_per]
+
+    def negatives_of_tokens(self) -> Tensor:
+        """(N, K) negatives of each token, which tokens may share; 0 for spare capacity that has no sequence."""
+        _, negatives = self.targets()
+        if self.negatives_per == "event":
+            return negatives
+        if self.negatives_per == "batch":
+            return negatives.expand(len(self.items), -1)
+        token = torch.arange(len(self.items), device=negatives.device, dtype=torch.int32)
+        sequence = torch.searchsorted(self.cu_seqlens[1:].contiguous(), token, right=True)
+        return F.pad(negatives, (0, 0, 0, 1))[sequence]
 
     def look_up(
         self, items: Tensor, users: Tensor | None = None
@@ -241,7 +263,9 @@ def align(batch: PackedBatch, maxlen: int, seq_max_len: int) -> PackedBatch:
         cu_seqlens=num_kept[batch.cu_seqlens.long()].int(),
         max_seqlen=min(batch.max_seqlen, seq_max_len),
         positives=None if batch.positives is None else batch.positives[keep],
-        negatives=None if batch.negatives is None else batch.negatives[keep],
+        negatives=batch.negatives[keep]
+        if batch.negatives is not None and batch.negatives_per == "event"
+        else batch.negatives,
         numbers=None,
     )
 
@@ -274,7 +298,9 @@ def round_up_tokens(batch: PackedBatch) -> PackedBatch:
     """
     count = len(batch.items)
     spare = -count % (1 << max(0, count.bit_length() - 6))
-    of_tokens = ("items", "positions", "positives", "negatives")
+    of_tokens = ["items", "positions", "positives"]
+    if batch.negatives_per == "event":
+        of_tokens.append("negatives")
 
     def padded(of: PackedBatch | RowNumbers) -> dict[str, Any]:
         named = [(name, getattr(of, name, None)) for name in of_tokens]

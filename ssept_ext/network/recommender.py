@@ -7,6 +7,7 @@ hidden states of width D = Di + Du, K negatives per token.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
@@ -168,13 +169,16 @@ class SequentialRecommender(nn.Module):
             beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)
         log_q = negative_log_probs if loss == "sampled_softmax" else None
         item_table, user_table, rows = batch.look_up(*self.lookup_tables().values())
-        return ops.sampled_loss(
+        shared = batch.negatives_per != "event"
+        compute: Callable[..., Tensor] = ops.shared_loss if shared else ops.sampled_loss
+        return compute(
             hidden,
             item_table,
             user_table,
             *rows.targets(),
             None if user_table is None else rows.users,
             batch.cu_seqlens,
+            *[batch.max_seqlen] * shared,
             "bce" if loss == "gbce" else loss,
             beta=beta,
             log_q=log_q,
@@ -204,8 +208,8 @@ class SequentialRecommender(nn.Module):
         batch.targets()
         batch, hidden = self._encode_targets(batch, training, seed)
         item_table, user_table, rows = batch.look_up(*self.lookup_tables().values())
-        positives, negatives = rows.targets()
-        items = torch.cat([positives.unsqueeze(1), negatives], 1)
+        positives, _ = rows.targets()
+        items = torch.cat([positives.unsqueeze(1), rows.negatives_of_tokens()], 1)
         return self._score(hidden, items, user_table, rows.users, batch.cu_seqlens, item_table)
 
     def score(

@@ -19,6 +19,7 @@ from ssept_ext.ops.position_layer_norm import position_layer_norm
 from ssept_ext.ops.row_update import lazy_adam, rowwise_adagrad
 from ssept_ext.ops.sampled_logits import sampled_logits
 from ssept_ext.ops.sampled_loss import sampled_loss
+from ssept_ext.ops.shared_loss import shared_loss
 from ssept_ext.ops.user_item_embedding import user_item_embedding
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "rowwise_adagrad",
     "sampled_logits",
     "sampled_loss",
+    "shared_loss",
     "user_item_embedding",
 ]
 

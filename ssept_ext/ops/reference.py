@@ -1,6 +1,7 @@
 """Every op in plain PyTorch: the specification, the fallback, and the oracle in tests of the kernels.
 
-Imports nothing of this package but `ops.dropout`. Works on any device, through autograd and under `torch.compile`.
+Imports nothing of this package but `ops.dropout`, `ops.packing` and checks. Works on any device, through autograd and
+under `torch.compile`.
 
 Shared conventions: the N tokens of B sequences are packed one after another; sequence b has the tokens
 `cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`. Tokens from `cu_seqlens[B]` on are tail padding: they are never
@@ -18,9 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssept_ext.ops.dropout import check_dropout, dropout, dropout_keep
+from ssept_ext.ops.packing import embedding, lookup, packed, padded, rows_at, sequence_of_token
 from ssept_ext.ops.reference_checks import (
     check_dims,
     check_ids_type,
+    check_loss,
     check_packed,
     check_same_type,
     check_shape,
@@ -59,13 +62,13 @@ def user_item_embedding(
     check_same_type(
         item_weight=item_weight, user_weight=user_weight, position_weight=position_weight
     )
-    sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
-    x = _lookup("items", item_weight, items, real) * item_weight.shape[1] ** 0.5
+    sequence, real = sequence_of_token(cu_seqlens, num_tokens)
+    x = lookup("items", item_weight, items, real) * item_weight.shape[1] ** 0.5
     if user_weight is not None and users is not None:
-        vectors = _lookup("users", user_weight, users) * user_width**0.5
-        x = torch.cat([x, _rows(vectors, sequence, real)], 1)
+        vectors = lookup("users", user_weight, users) * user_width**0.5
+        x = torch.cat([x, rows_at(vectors, sequence, real)], 1)
     positions = checked_ids("positions", positions, position_weight.shape[0], real)
-    x = torch.where(real[:, None], x + _embedding(positions, position_weight), 0)
+    x = torch.where(real[:, None], x + embedding(positions, position_weight), 0)
     return dropout(x, dropout_p, seed, site)
 
 
@@ -88,13 +91,13 @@ def position_layer_norm(
     check_ids_type("positions", positions)
     check_shape("positions", positions, (num_tokens,))
     check_same_type(x=x, gamma=gamma, beta=beta)
-    _, real = _sequence_of_token(cu_seqlens, num_tokens)
+    _, real = sequence_of_token(cu_seqlens, num_tokens)
     positions = checked_ids("positions", positions, gamma.shape[0], real)
     wide = torch.promote_types(x.dtype, torch.float32)
     real = real[:, None]
     normal = F.layer_norm(torch.where(real, x, 0).to(wide), x.shape[1:], eps=eps)
     normal = torch.where(real, normal, 0)  # NaN where eps is 0
-    out = _embedding(positions, gamma) * normal + _embedding(positions, beta)
+    out = embedding(positions, gamma) * normal + embedding(positions, beta)
     return torch.where(real, out, 0).to(x.dtype)
 
 
@@ -134,9 +137,9 @@ def causal_attention(
         max_seqlen_q, max_seqlen_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
 
     wide = torch.promote_types(q.dtype, torch.float32)
-    query = _padded(q.to(wide), cu_seqlens_q, max_seqlen_q).transpose(1, 2)
-    key = _padded(k.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
-    value = _padded(v.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
+    query = padded(q.to(wide), cu_seqlens_q, max_seqlen_q).transpose(1, 2)
+    key = padded(k.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
+    value = padded(v.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
     # Query i of nq sees the keys up to nk - nq + i: the mask is aligned to the bottom-right corner.
     lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()
     last_key = torch.arange(max_seqlen_q, device=q.device) + (lengths_k - lengths_q)[:, None]
@@ -155,8 +158,8 @@ def causal_attention(
         rows = token[:, None, :] * q.shape[1] + heads[:, None]
         keep = dropout_keep(rows, max_seqlen_k, dropout_p, seed, site)
         weights = torch.where(keep, weights / (1 - dropout_p), 0)
-    out = _packed((weights @ value).transpose(1, 2), cu_seqlens_q, q.shape[0])
-    lse = _packed(lse.squeeze(-1).transpose(1, 2), cu_seqlens_q, q.shape[0])
+    out = packed((weights @ value).transpose(1, 2), cu_seqlens_q, q.shape[0])
+    lse = packed(lse.squeeze(-1).transpose(1, 2), cu_seqlens_q, q.shape[0])
     return out.to(q.dtype), lse.detach()
 
 
@@ -209,7 +212,7 @@ def multi_head_attention(
     )
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     attended, _ = causal_attention(q, k, v, *lengths, scale, dropout_p, seed, site)
-    _, real = _sequence_of_token(cu_seqlens_q, x_q.shape[0])
+    _, real = sequence_of_token(cu_seqlens_q, x_q.shape[0])
     out = torch.where(real[:, None], attended.flatten(1) + x_q, 0).to(x_q.dtype)
     return (out,)
 
@@ -274,24 +277,88 @@ def sampled_loss(
     corrects_positive: bool = True,
 ) -> Tensor:
     """Average a loss of sampled logits over the tokens that have a target: see `ssept_ext.ops`."""
-    if loss not in ("bce", "bpr", "sampled_softmax"):
-        raise ValueError(f"loss must be bce, bpr or sampled_softmax, got {loss}")
-    if not math.isfinite(beta):
-        raise ValueError(f"beta must be finite, got {beta}")
+    check_loss(loss, beta)
     check_dims("negatives", negatives, 2)
     check_shape("positives", positives, (negatives.shape[0],))
     named = {"positives": positives[:, None], "negatives": negatives}
     logits = _logits(hidden, item_weight, user_weight, named, users, cu_seqlens)
-    rows, num_negatives = item_weight.shape[0], max(negatives.shape[1], 1)
-    _, real = _sequence_of_token(cu_seqlens, len(positives))
+    rows = item_weight.shape[0]
+    _, real = sequence_of_token(cu_seqlens, len(positives))
     items = torch.cat(
         [checked_ids(n, x, rows, real[:, None], padding=True) for n, x in named.items()], 1
     )
+    return _mean_loss(logits, items, rows, loss, beta, log_q, corrects_positive)
+
+
+def shared_loss(
+    hidden: Tensor,
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    positives: Tensor,
+    negatives: Tensor,
+    users: Tensor | None,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    loss: str,
+    beta: float = 1.0,
+    log_q: Tensor | None = None,
+    corrects_positive: bool = True,
+) -> Tensor:
+    """Average a loss of logits of negatives that a sequence or all tokens share: see `ssept_ext.ops`."""
+    check_loss(loss, beta)
+    check_dims("positives", positives, 1)
+    check_dims("negatives", negatives, 2)
+    check_ids_type("negatives", negatives)
+    num_tokens = check_packed(positives, cu_seqlens, max_seqlen=max_seqlen)
+    num_sequences = cu_seqlens.shape[0] - 1
+    if negatives.shape[0] not in (1, num_sequences):
+        raise ValueError(
+            f"negatives must have 1 or {num_sequences} rows, got shape {tuple(negatives.shape)}"
+        )
+    named = {"positives": positives[:, None]}
+    of_positives = _logits(hidden, item_weight, user_weight, named, users, cu_seqlens)
+    rows, item_width = item_weight.shape
+    sequence, real = sequence_of_token(cu_seqlens, num_tokens)
+    wide = of_positives.dtype
+    of_items = torch.where(real[:, None], hidden[:, :item_width], 0).to(wide)
+    vectors = lookup("negatives", item_weight, negatives).to(wide).transpose(1, 2)
+    sets = checked_ids("negatives", negatives, rows, padding=True)
+    if negatives.shape[0] == num_sequences:
+        products = padded(of_items, cu_seqlens, max_seqlen) @ vectors
+        of_negatives = packed(products, cu_seqlens, num_tokens)
+        sets = rows_at(sets, sequence, real)
+    else:
+        of_negatives = of_items @ vectors[0]
+    if user_weight is not None and users is not None:
+        user = lookup("users", user_weight, users).to(wide) * user_weight.shape[1] ** 0.5
+        of_users = torch.where(real[:, None], hidden[:, item_width:], 0).to(wide)
+        of_negatives = of_negatives + (of_users * rows_at(user, sequence, real)).sum(
+            1, keepdim=True
+        )
+    targets = checked_ids("positives", positives, rows, real, padding=True)[:, None]
+    sets = sets.expand(num_tokens, -1)
+    left_out = (sets == 0) | (sets == targets)
+    of_negatives = of_negatives.masked_fill(left_out, -torch.inf)
+    logits, items = torch.cat([of_positives, of_negatives], 1), torch.cat([targets, sets], 1)
+    return _mean_loss(logits, items, rows, loss, beta, log_q, corrects_positive)
+
+
+def _mean_loss(
+    logits: Tensor,
+    items: Tensor,
+    rows: int,
+    loss: str,
+    beta: float,
+    log_q: Tensor | None,
+    corrects_positive: bool,
+) -> Tensor:
+    """Average a loss of (N, 1 + K) logits of items, the positive's in column 0, over those whose positive is not 0."""
+    num_negatives = max(items.shape[1] - 1, 1)
     if log_q is not None:
         check_shape("log_q", log_q, (rows,))
         if log_q.dtype != logits.dtype:
             raise ValueError(f"log_q must be {logits.dtype}, got {log_q.dtype}")
-        drawn = _embedding(items, log_q.detach()[:, None])[..., 0]
+        drawn = embedding(items, log_q.detach()[:, None])[..., 0]
         if not corrects_positive:
             drawn = F.pad(drawn[:, 1:] + math.log(num_negatives), (1, 0))
         logits = logits - drawn
@@ -323,55 +390,17 @@ def _logits(
     item_width = item_weight.shape[1]
     check_shape("hidden", hidden, (num_tokens, item_width + user_width))
     check_same_type(hidden=hidden, item_weight=item_weight, user_weight=user_weight)
-    sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
+    sequence, real = sequence_of_token(cu_seqlens, num_tokens)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     hidden = torch.where(real[:, None], hidden, 0).to(wide)
     items = torch.cat(list(named.values()), 1)
-    found = [_lookup(name, item_weight, ids, real[:, None]) for name, ids in named.items()]
+    found = [lookup(name, item_weight, ids, real[:, None]) for name, ids in named.items()]
     vectors = torch.cat(found, 1).to(wide)
     logits = torch.einsum("nd,nkd->nk", hidden[:, :item_width], vectors)
     if user_weight is not None and users is not None:
-        user = _lookup("users", user_weight, users).to(wide) * user_width**0.5
-        logits = logits + (hidden[:, item_width:] * _rows(user, sequence, real)).sum(
+        user = lookup("users", user_weight, users).to(wide) * user_width**0.5
+        logits = logits + (hidden[:, item_width:] * rows_at(user, sequence, real)).sum(
             1, keepdim=True
         )
     scored = (items > 0) & (items < item_weight.shape[0]) & real[:, None]
     return torch.where(scored, logits, 0)
-
-
-def _sequence_of_token(cu_seqlens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """(N,) sequence of each token, and (N,) bool: False for tail padding."""
-    token = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
-    return sequence, token < cu_seqlens[-1]
-
-
-def _rows(x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-    """`x[index]` where valid, zeros elsewhere, for any index there; x may be empty."""
-    x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
-    return x[torch.where(valid, index, x.shape[0] - 1)]
-
-
-def _padded(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """(N, ...) packed -> (B, max_seqlen, ...) with zeros after each sequence's last token."""
-    index = cu_seqlens[:-1, None] + torch.arange(max_seqlen, device=x.device)
-    return _rows(x, index.long(), index < cu_seqlens[1:, None])
-
-
-def _packed(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-    """(B, max_seqlen, ...) -> (N, ...), zeros for tail padding: the inverse of `_padded`."""
-    sequence, real = _sequence_of_token(cu_seqlens, num_tokens)
-    start = torch.cat([cu_seqlens, cu_seqlens[-1:]])[sequence]
-    offset = torch.arange(num_tokens, device=x.device) - start
-    return _rows(x.flatten(0, 1), sequence * x.shape[1] + offset, real)
-
-
-def _lookup(name: str, weight: Tensor, ids: Tensor, real: Tensor | None = None) -> Tensor:
-    """Look up rows of a table; id 0, and ids where `real` is False, give zeros without gradient."""
-    ids = checked_ids(name, ids, weight.shape[0], real, padding=True)
-    return torch.where((ids != 0).unsqueeze(-1), _embedding(ids, weight), 0)
-
-
-def _embedding(ids: Tensor, weight: Tensor) -> Tensor:
-    """Return `weight[ids]`; a table without rows, where all ids are padding, counts as one row of zeros."""
-    return F.embedding(ids, weight if weight.shape[0] else weight.sum(0, keepdim=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,13 @@ def check_packed(
 def check_ids_type(name: str, ids: Tensor) -> None:
     if ids.dtype != torch.int64:
         raise ValueError(f"{name} must be int64, got {ids.dtype}")
+
+
+def check_loss(loss: str, beta: float) -> None:
+    if loss not in ("bce", "bpr", "sampled_softmax"):
+        raise ValueError(f"loss must be bce, bpr or sampled_softmax, got {loss}")
+    if not -math.inf < beta < math.inf:  # which torch.compile can trace
+        raise ValueError(f"beta must be finite, got {beta}")
 
 
 def check_users(user_weight: Tensor | None, users: Tensor | None, cu_seqlens: Tensor) -> int:

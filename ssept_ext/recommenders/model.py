@@ -305,10 +305,10 @@ class SASREC(models.SASREC):
             )
         assert batch.positives is not None
         assert batch.negatives is not None
-        if batch.negatives.shape[1] > 1:
+        if batch.negatives.shape[1] > 1 or batch.negatives_per != "event":
             raise ValueError(
                 f"num_negatives of the sampler must be 1 where {type(self).__name__} has a forward pass or a loss of "
-                f"its own, got {batch.negatives.shape[1]}"
+                f"its own, got {batch.negatives.shape[1]} per {batch.negatives_per}"
             )
         ids = (batch.items, batch.positives, batch.negatives[:, 0])
         padded = [_padded(x, batch, self.seq_max_len).cpu().numpy() for x in ids]

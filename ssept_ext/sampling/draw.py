@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssept_ext import _extension
 from ssept_ext.data.histories import Histories, IntArray, as_histories, to_offsets
-from ssept_ext.data.packed import columns_of
+from ssept_ext.data.packed import NegativesPer, columns_of
 from ssept_ext.data.sse import SSE
 from ssept_ext.sampling.negatives import NegativeTable, negative_table
 from ssept_ext.utils.philox import Key, philox
@@ -106,6 +106,7 @@ class DrawSettings:
     sse: SSE = field(default_factory=SSE)
     numbered: bool = False
     """Whether `Draw.numbers` is wanted."""
+    negatives_per: NegativesPer = "event"
 
 
 class Draw(NamedTuple):
@@ -122,7 +123,7 @@ class Draw(NamedTuple):
     positives: IntArray
     """(N,) the item after each event, unless SSE replaced it."""
     negatives: IntArray
-    """(N, K) items not in the user's history."""
+    """(N, K) items not in the user's history; (B, K) or (1, K) where a sequence or the batch shares them."""
     longest: int
     """Length of the longest sequence."""
     numbers: tuple[IntArray, ...] | None = None
@@ -134,12 +135,12 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
 
     Users are drawn uniformly with replacement. Each contributes its last `max_len` events that are
     followed by another one. A user with more of them contributes, with probability `window_prob`, a
-    window of `max_len` events that starts anywhere. Each event gets negatives from the items outside
-    the user's history.
+    window of `max_len` events that starts anywhere. Each event, or each sequence, gets negatives from the items outside
+    the user's history; a batch gets them as the first of its users would.
 
     All random numbers are doubles in [0, 1) of Philox4x64-10, counted from (0, index, 0, 0): first B
     for the users; if `window_prob` > 0, B that decide who gets a window and B for where it starts; then
-    N·K for the negatives. SSE has words of its own, see `ssept_ext.data.sse`.
+    K for each set of negatives. SSE has words of its own, see `ssept_ext.data.sse`.
     """
     size, max_len = settings.batch_size, settings.max_len
     rng = np.random.Generator(philox(settings.key, index))
@@ -155,8 +156,9 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
     token = np.arange(offsets[-1])
     event = token + np.repeat(ends - offsets[1:], lengths)
 
-    row = np.repeat(rows, lengths)[:, None]
-    negatives = table.unseen.at(row, rng.random((len(token), settings.num_negatives)))
+    owners = {"event": np.repeat(rows, lengths), "sequence": rows, "batch": rows[:1]}
+    row = owners[settings.negatives_per][:, None]
+    negatives = table.unseen.at(row, rng.random((len(row), settings.num_negatives)))
     draw = Draw(
         users=table.users[rows],
         offsets=offsets.astype(np.int32),

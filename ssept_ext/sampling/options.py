@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ssept_ext.data.packed import NegativesPer
 from ssept_ext.utils.options import PROBABILITY, Range, check_options, option
 
 
@@ -18,6 +19,10 @@ class SamplerOptions:
     """
 
     num_negatives: int = option(1, "negatives drawn for each event", Range(1, 1_000_000))
+    negatives_per: NegativesPer = option(
+        "event",
+        "what has num_negatives of its own: each event, or a sequence or batch whose events share them, for less time",
+    )
     popularity_exponent: float = option(
         0.0, "draw negatives by their number of events to this power; 0 is uniform", Range(0, 2)
     )

@@ -35,7 +35,7 @@ class PackingSampler(Protocol):
 class SeekableSampler(Protocol):
     """A sampler whose position can be saved and restored, which resuming a training needs."""
 
-    settings: dict[str, int | float]
+    settings: dict[str, int | float | str]
     """What batches depend on and a resumed training must share, except the histories."""
 
     def tell(self) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray
-from ssept_ext.data.packed import PackedBatch, number_rows
+from ssept_ext.data.packed import NegativesPer, PackedBatch, number_rows
 from ssept_ext.data.sse import SSE
 from ssept_ext.sampling.draw import Draw, DrawSettings, NativeSource, NumPySource, sampling_table
 from ssept_ext.sampling.options import SamplerOptions
@@ -44,7 +44,7 @@ class WarpSampler:
     batch_size, maxlen, seed
         As given; if the given seed was None, the seed that was drawn.
     settings
-        dict[str, int | float], these three, `num_negatives`, `popularity_exponent` and `window_sampling_prob`.
+        dict[str, int | float | str], these three and the fields of `SamplerOptions`.
 
     Examples
     --------
@@ -65,6 +65,7 @@ class WarpSampler:
         *,
         seed: int | None = None,
         num_negatives: int = 1,
+        negatives_per: NegativesPer = "event",
         popularity_exponent: float = 0.0,
         window_sampling_prob: float = 0.0,
         needs_negatives: bool = True,
@@ -87,6 +88,10 @@ class WarpSampler:
             Any integer from 0; None for a fresh one.
         num_negatives
             Negatives for each event, K.
+        negatives_per
+            "sequence" or "batch" draws K negatives for a sequence or a batch, which its events share: many negatives
+            then cost little. Those of a batch are drawn from all items, also those that a user has seen. The loss of an
+            event leaves out a shared negative that is its positive.
         popularity_exponent
             Negatives are drawn in proportion to their number of events in `User` to this power; uniformly if it is 0.
         window_sampling_prob
@@ -100,12 +105,13 @@ class WarpSampler:
         ------
         ValueError
             If an id is below 1 or above `usernum` or `itemnum`, no user has 2 events and an unseen item, or an
-            argument is out of range; so is `batch_size * maxlen * num_negatives` from 2**31 on.
+            argument is out of range; so is a batch of 2**31 events or negatives.
         RuntimeError
             If the system does not start as many threads.
         """
         options = SamplerOptions(
             num_negatives=num_negatives,
+            negatives_per=negatives_per,
             popularity_exponent=popularity_exponent,
             window_sampling_prob=window_sampling_prob,
         )
@@ -114,19 +120,34 @@ class WarpSampler:
         self.batch_size = check_at_least("batch_size", batch_size, 1)
         self.maxlen = check_at_least("maxlen", maxlen, 1)
         self._num_threads = check_at_least("n_workers", n_workers, 1, MAX_WORKERS)
-        sizes = (self.batch_size, self.maxlen, options.num_negatives)
-        if math.prod(sizes) > MAX_NEGATIVES:
-            raise ValueError(
-                f"batch_size * maxlen * num_negatives must be at most {MAX_NEGATIVES}, "
-                f"got {' * '.join(map(str, sizes))}"
-            )
+        sizes = {
+            "batch_size": self.batch_size,
+            "maxlen": self.maxlen,
+            "num_negatives": options.num_negatives,
+        }
+        of_events = ["batch_size", "maxlen"]
+        of_negatives = {"event": of_events, "sequence": ["batch_size"], "batch": []}
+        for names in ([*of_negatives[negatives_per], "num_negatives"], of_events):
+            factors = [sizes[name] for name in names]
+            if math.prod(factors) > MAX_NEGATIVES:
+                raise ValueError(
+                    f"{' * '.join(names)} must be at most {MAX_NEGATIVES}, got {' * '.join(map(str, factors))}"
+                )
         self.seed = randbits(63) if seed is None else check_at_least("seed", seed, 0, math.inf)
         own = {"batch_size": self.batch_size, "maxlen": self.maxlen, "seed": self.seed}
-        self.settings: dict[str, int | float] = {**own, **asdict(options)}
+        self.settings: dict[str, int | float | str] = {**own, **asdict(options)}
         key = philox_key(self.seed)
-        self._draw_settings = DrawSettings(key, *sizes, options.window_sampling_prob)
+        self._draw_settings = DrawSettings(
+            key,
+            self.batch_size,
+            self.maxlen,
+            options.num_negatives,
+            options.window_sampling_prob,
+            negatives_per=options.negatives_per,
+        )
+        of_users = needs_negatives and options.negatives_per != "batch"
         self._table = sampling_table(
-            User, usernum, itemnum, options.popularity_exponent, needs_negatives=needs_negatives
+            User, usernum, itemnum, options.popularity_exponent, needs_negatives=of_users
         )
         self._itemnum = itemnum
         self._index = 0
@@ -143,7 +164,7 @@ class WarpSampler:
         tuple
             `(users, seq, pos, neg)`, all int64: (B,) users, and (B, maxlen) items, the item after each
             of them, and an item that is not in the user's history; `neg` is (B, maxlen, K) if K > 1.
-            Padding is 0.
+            Shared negatives are repeated for each event. Padding is 0.
 
         Raises
         ------
@@ -156,11 +177,12 @@ class WarpSampler:
         neg = np.zeros((self.batch_size, self.maxlen, draw.negatives.shape[1]), np.int64)
         seq[row, draw.columns] = draw.items
         pos[row, draw.columns] = draw.positives
-        neg[row, draw.columns] = draw.negatives
+        owner = {"event": np.arange(len(row)), "sequence": row, "batch": np.zeros_like(row)}
+        neg[row, draw.columns] = draw.negatives[owner[self._draw_settings.negatives_per]]
         return draw.users, seq, pos, neg[..., 0] if neg.shape[2] == 1 else neg
 
     def next_packed(self) -> PackedBatch:
-        """Draw what `pack(*next_batch())` would hold, on the CPU, without making padded arrays.
+        """Draw what `pack(*next_batch())` would hold, on the CPU, without making padded arrays or repeating negatives.
 
         Raises
         ------
@@ -176,6 +198,7 @@ class WarpSampler:
             max_seqlen=draw.longest,
             positives=draw.positives,
             negatives=draw.negatives,
+            negatives_per=self._draw_settings.negatives_per,
             ids_replaced=self._draw_settings.sse.is_active,
             numbers=draw.numbers,
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import NegativesPer, PackedBatch
 
 MISFIT_RATES = (1e-4, 1e-8, 0.0)
 """Expected rates of batches that exceed the capacity of the first graph and of its two replacements."""
@@ -23,10 +23,17 @@ class BatchShape:
     batch_size: int
     """Number of sequences."""
     num_negatives: int
-    """Number of negatives per token."""
+    """Number of negatives per token, sequence or batch."""
+    negatives_per: NegativesPer = "event"
     num_item_ids: int = 0
     """Room for distinct items in `PackedBatch.numbers`; 0 for batches without."""
     num_user_ids: int = 0
+
+    @property
+    def num_negative_sets(self) -> int:
+        """Rows of the captured `PackedBatch.negatives`."""
+        rows = {"event": self.capacity, "sequence": self.batch_size, "batch": 1}
+        return rows[self.negatives_per]
 
     @staticmethod
     def like(
@@ -49,14 +56,17 @@ class BatchShape:
         if misfit_rate == 0:
             capacity = batch_size * seq_max_len
         capacity = -(-max(capacity, len(batch.items)) // 64) * 64
-        num_negatives = batch.negatives.shape[1]
+        shape = BatchShape(
+            capacity, batch_size, batch.negatives.shape[1], negatives_per=batch.negatives_per
+        )
         num_ids = [0, 0]
         if batch.numbers is not None:  # and 0, which is in every list
-            most = (capacity * (2 + num_negatives) + 1, batch_size + 1)
+            num_negatives = shape.num_negative_sets * shape.num_negatives
+            most = (capacity * 2 + num_negatives + 1, batch_size + 1)
             # A table that a model has not does not limit its ids.
             limits = (*table_sizes, *most[len(table_sizes) :])
             num_ids = [min(x, y) for x, y in zip(most, limits, strict=True)]
-        return BatchShape(capacity, batch_size, num_negatives, *num_ids)
+        return replace(shape, num_item_ids=num_ids[0], num_user_ids=num_ids[1])
 
     def fits(self, batch: PackedBatch) -> bool:
         """Whether the batch can be copied into the captured buffers."""
@@ -65,6 +75,7 @@ class BatchShape:
             len(batch.items) <= self.capacity
             and len(batch.users) == self.batch_size
             and batch.negatives.shape[1] == self.num_negatives
+            and batch.negatives_per == self.negatives_per
         )
 
 

@@ -102,7 +102,7 @@ class _Buffer:
             "items": tokens,
             "positions": tokens,
             "positives": tokens,
-            "negatives": tokens * shape.num_negatives,
+            "negatives": shape.num_negative_sets * shape.num_negatives,
             "cu_seqlens": (sequences + 2) // 2,  # int32, two to an int64
         }
         if shape.num_item_ids:
@@ -113,6 +113,7 @@ class _Buffer:
         )
         part = dict(zip(sizes, torch.split(self.memory, list(sizes.values())), strict=True))
         self.seed = part["seed"]
+        negatives = part["negatives"].view(shape.num_negative_sets, shape.num_negatives)
         self.batch = PackedBatch(
             users=part["users"],
             items=part["items"],
@@ -120,7 +121,8 @@ class _Buffer:
             cu_seqlens=part["cu_seqlens"].view(torch.int32)[: sequences + 1],
             max_seqlen=max_seqlen,
             positives=part["positives"],
-            negatives=part["negatives"].view(tokens, shape.num_negatives),
+            negatives=negatives,
+            negatives_per=shape.negatives_per,
             ids_replaced=True,  # where the model has SSE: a captured step cannot
         )
         if shape.num_item_ids:
@@ -130,7 +132,7 @@ class _Buffer:
                 users=part["numbers.users"],
                 items=part["numbers.items"],
                 positives=part["numbers.positives"],
-                negatives=part["numbers.negatives"].view(tokens, shape.num_negatives),
+                negatives=part["numbers.negatives"].view_as(negatives),
             )
             self.batch = replace(self.batch, numbers=numbers)
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssept_ext.data.packed import BatchPart, PackedBatch, RowNumbers
+from ssept_ext.data.packed import BatchPart, PackedBatch
 from ssept_ext.distributed import check_same, raise_if_peer_lost, size
 from ssept_ext.training.step import Loss
 
@@ -44,6 +44,7 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
     first, last = bounds[process : process + 2]
     start, end = offsets[first], offsets[last]
     positives = batch.positives[start:end]
+    rows = batch.negatives_of(slice(first, last), slice(start, end))
     num_targets = int(batch.positives[: offsets[-1]].count_nonzero())
     return BatchPart(
         users=batch.users[first:last],
@@ -52,24 +53,22 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
         cu_seqlens=batch.cu_seqlens[first : last + 1] - batch.cu_seqlens[first],
         max_seqlen=int(np.diff(offsets[first : last + 1]).max()),
         positives=positives,
-        negatives=batch.negatives[start:end],
+        negatives=batch.negatives[rows],
+        negatives_per=batch.negatives_per,
         ids_replaced=batch.ids_replaced,
-        numbers=None if batch.numbers is None else _part(batch.numbers, first, last, start, end),
+        numbers=None
+        if batch.numbers is None
+        else replace(  # in the rows of the whole batch: gradients of these can be averaged
+            batch.numbers,
+            users=batch.numbers.users[first:last],
+            items=batch.numbers.items[start:end],
+            positives=batch.numbers.positives[start:end],
+            negatives=batch.numbers.negatives[rows],
+        ),
         process=process,
         first_sequence=first,
         first_token=int(start),
         target_share=int(positives.count_nonzero()) / max(1, num_targets),
-    )
-
-
-def _part(numbers: RowNumbers, first: int, last: int, start: int, end: int) -> RowNumbers:
-    """Return the numbers of some sequences, in the rows of the whole batch: gradients of these can be averaged."""
-    return replace(
-        numbers,
-        users=numbers.users[first:last],
-        items=numbers.items[start:end],
-        positives=numbers.positives[start:end],
-        negatives=numbers.negatives[start:end],
     )
 
 

@@ -19,6 +19,7 @@ from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.packed import PackedBatch, number_rows, round_up_tokens
 from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.sampling.protocols import (
     DigestingSampler,
     LengthKnowingSampler,
@@ -282,6 +283,7 @@ class Run:
         saved, ours = asdict(then) | state.settings, self.settings()
         for name in ("data", "histories of the sampler"):  # which earlier versions did not save
             saved.setdefault(name, ours[name])
+        saved.setdefault("negatives_per of the sampler", SamplerOptions.negatives_per)
         belongs_to, data = Fingerprint(**saved.pop("data")), Fingerprint(**ours.pop("data"))
         if belongs_to != data:
             raise ValueError(f"checkpoint {folder} belongs to {belongs_to.against(data)}")

@@ -110,6 +110,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         "n_workers": 2,
         "window_sampling_prob": 0.5,
         "num_negatives": 3,
+        "negatives_per": "sequence",
         "popularity_exponent": 0.75,
     }
 
@@ -131,6 +132,7 @@ def test_every_training_option_reaches_the_training(data, monkeypatch):
         data,
         *("--batch-size", "7", "--learning-rate", "0.01", "--val-epoch", "3", "--workers", "2"),
         *("--seed", "5", "--window-sampling-prob", "0.5", "--num-negatives", "3"),
+        *("--negatives-per", "sequence"),
         *("--popularity-exponent", "0.75", "--loss", "gbce", "--gbce-t", "0.5"),
         *("--adam-betas", "0.8", "0.98", "--schedule", "cosine", "--warmup-steps", "7"),
         *("--max-grad-norm", "2", "--precision", "tf32", "--patience", "4", "--restore-best"),

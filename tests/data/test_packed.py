@@ -1,5 +1,7 @@
 """The ways to a packed batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,30 @@ def test_rounding_up_adds_spare_capacity_to_all_that_tokens_have(numbered):
                 assert not getattr(whole, name)[231:].any()
     assert torch.equal(rounded.cu_seqlens, batch.cu_seqlens)
     assert torch.equal(rounded.users, batch.users)
+
+
+@pytest.mark.parametrize(("per", "rows"), [("sequence", 2), ("batch", 1)])
+def test_aligning_and_rounding_up_leave_shared_negatives_as_they_are(per, rows):
+    batch = random_batch(150, 81, seq_max_len=150)
+    batch = number_rows(
+        replace(batch, negatives=torch.arange(1, 1 + rows * 3).view(rows, 3), negatives_per=per)
+    )
+
+    for changed in (round_up_tokens(batch), align(batch, 150, 90)):
+        assert changed.negatives_per == per
+        assert torch.equal(changed.negatives, batch.negatives)
+    assert torch.equal(round_up_tokens(batch).numbers.negatives, batch.numbers.negatives)
+
+
+def test_tokens_find_the_negatives_of_their_sequence():
+    batch = replace(
+        random_batch(2, 0, 1), negatives=torch.tensor([[4], [5], [6]]), negatives_per="sequence"
+    )
+
+    assert batch.negatives_of_tokens().tolist() == [[4], [4], [6]]
+    assert round_up_tokens(replace(batch, items=torch.ones(5).long())).negatives_of_tokens()[
+        3:
+    ].tolist() == [[0], [0]]
 
 
 def test_rounding_up_leaves_few_numbers_of_tokens_and_adds_little():

@@ -194,6 +194,24 @@ def test_training_loss_is_the_loss_of_the_sampled_logits(name, options, formula)
     assert loss.item() == pytest.approx(formula(model.sampled_logits(batch), batch).item())
 
 
+@pytest.mark.parametrize("per", ["sequence", "batch"])
+@pytest.mark.parametrize("loss", ["bce", "gbce", "bpr", "sampled_softmax"])
+def test_shared_negatives_count_as_if_each_event_had_them(loss, per):
+    model, batch = model_and_batch()
+    rows = {"sequence": 3, "batch": 1}[per]
+    # Positives are up to 10, negatives from 11: none collide.
+    batch = replace(batch, positives=(batch.positives + 1) // 2)
+    batch = replace(batch, negatives=torch.arange(11, 11 + 3 * rows).view(rows, 3))
+    shared = replace(batch, negatives_per=per)
+    own = replace(batch, negatives=shared.negatives_of_tokens())
+    options = {"negative_log_probs": torch.arange(21.0).log1p()}
+
+    assert torch.equal(model.sampled_logits(shared), model.sampled_logits(own))
+    torch.testing.assert_close(
+        model.training_loss(shared, loss, **options), model.training_loss(own, loss, **options)
+    )
+
+
 def test_training_loss_over_the_catalogue_scores_every_item():
     model, batch = model_and_batch()
     everything = replace(batch, negatives=torch.arange(1, 21).expand(12, 20))

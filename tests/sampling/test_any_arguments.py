@@ -13,7 +13,7 @@ integers = st.sampled_from(
     [-(2**63), -1, 0, 1, 2, 7, 2**20, 2**31 - 1, 2**31, 2**62, 2**63, 2**64, 10**30, np.int64(3)]
 )
 floats = st.sampled_from([-math.inf, -1.0, -0.0, 1e-300, 0.5, 1.0, 2.0, math.inf, math.nan])
-not_numbers = st.sampled_from([None, True, "3", [1], 2.5, 1j, b"x"])
+not_numbers = st.sampled_from([None, True, "3", "sequence", "batch", [1], 2.5, 1j, b"x"])
 values = st.one_of(integers, floats, not_numbers)
 histories = st.dictionaries(st.integers(1, 5), st.lists(st.integers(1, 9), max_size=6), max_size=4)
 hostile_ids = st.one_of(st.sampled_from([0, -1, 2**31, 2**63, 10**30]), not_numbers)
@@ -23,6 +23,7 @@ NAMES = {
     "n_workers": 1,
     "seed": 0,
     "num_negatives": 1,
+    "negatives_per": "event",
     "popularity_exponent": 0.0,
     "window_sampling_prob": 0.0,
     "usernum": 5,

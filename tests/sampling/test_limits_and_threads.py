@@ -46,6 +46,14 @@ def as_bytes(batch):
             {"batch_size": 2**22 + 1, "maxlen": 1024},
             r"batch_size \* maxlen \* num_negatives must be at most 2147483647, got 4194305 \* 1024 \* 1",
         ),
+        (
+            {"batch_size": 2**12, "num_negatives": 10**6, "negatives_per": "sequence"},
+            r"batch_size \* num_negatives must be at most 2147483647, got 4096 \* 1000000",
+        ),
+        (
+            {"batch_size": 2**22 + 1, "maxlen": 1024, "negatives_per": "batch"},
+            r"batch_size \* maxlen must be at most 2147483647, got 4194305 \* 1024",
+        ),
         ({"num_items": 2**31}, "itemnum must be at most 2147483647, got 2147483648"),
         ({"num_items": True}, "itemnum must be an integer of at least 1, got True"),
         ({"popularity_exponent": "1"}, r"popularity_exponent must be in \[0, 2\], got '1'"),
@@ -62,6 +70,9 @@ def test_the_extension_itself_refuses_sizes_that_overflow():
     for sizes in [(2**22 + 1, 1024, 1), (2**40, 2**40, 1), (1, 1, 2**62), (0, 1, 1), (1, -1, 1)]:
         with pytest.raises(ValueError, match=r"must be in 1\.\.2147483647, got"):
             NativeSource(table, DrawSettings((1, 2), *sizes, 0.0), 0, 1)
+    settings = DrawSettings((1, 2), 2**12, 1, 2**20, 0.0, negatives_per="sequence")
+    with pytest.raises(ValueError, match=r"must be in 1\.\.2147483647, got"):
+        NativeSource(table, settings, 0, 1)
     with pytest.raises(ValueError, match="num_threads must be at least 1"):
         NativeSource(table, DrawSettings((1, 2), 1, 1, 1, 0.0), 0, 0)
 

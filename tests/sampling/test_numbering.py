@@ -23,11 +23,12 @@ def assert_numbers_are_those_of_the_ids(batch):
         assert distinct.tolist() == sorted({0, *of_batch.tolist()})
 
 
+@pytest.mark.parametrize("negatives_per", ["event", "sequence", "batch"])
 @pytest.mark.parametrize("num_negatives", [1, 3])
 @pytest.mark.parametrize("sse", [SSE(), SSE_OF_MORE], ids=["", "replaced"])
-def test_batches_have_the_rows_that_they_read(source, sse, num_negatives):
+def test_batches_have_the_rows_that_they_read(source, sse, num_negatives, negatives_per):
     with (
-        make(num_negatives=num_negatives, n_workers=2) as sampler,
+        make(num_negatives=num_negatives, negatives_per=negatives_per, n_workers=2) as sampler,
         sampler.replacing(sse),
         sampler.numbering_rows(),
     ):

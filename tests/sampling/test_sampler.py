@@ -211,18 +211,21 @@ def test_uniform_negatives_have_no_log_probs():
 
 @needs_native
 @pytest.mark.parametrize(
-    ("exponent", "window", "negatives", "max_len", "sse"),
+    ("exponent", "window", "negatives", "max_len", "sse", "per"),
     [
-        *product((0.0, 0.75), (0.0, 0.5), (1, 4), (3,), (SSE(),)),
-        (0.0, 1.0, 1, 1, SSE(0.5, 0.0, 0.7, user_num=60, item_num=80)),
-        (1.0, 0.0, 2, 50, SSE(0.9, 0.4, joint=True, user_num=60, item_num=80)),
+        *product((0.0, 0.75), (0.0, 0.5), (1, 4), (3,), (SSE(),), ("event",)),
+        *product((0.0, 0.75), (0.0, 0.5), (1, 40), (3,), (SSE(),), ("sequence", "batch")),
+        (0.0, 1.0, 1, 1, SSE(0.5, 0.0, 0.7, user_num=60, item_num=80), "event"),
+        (1.0, 0.0, 2, 50, SSE(0.9, 0.4, joint=True, user_num=60, item_num=80), "event"),
+        (1.0, 0.0, 2, 50, SSE(0.9, 0.4, joint=True, user_num=60, item_num=80), "sequence"),
     ],
 )
-def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len, sse):
+def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len, sse, per):
     rng = np.random.default_rng(0)
     histories = {u: rng.integers(1, 81, rng.integers(1, 40)).tolist() for u in range(1, 61)}
     table = sampling_table(histories, 60, 80, exponent)
-    settings = DrawSettings((12345, 2**64 - 1), 33, max_len, negatives, window, sse)
+    sizes = (33, max_len, negatives)
+    settings = DrawSettings((12345, 2**64 - 1), *sizes, window, sse, negatives_per=per)
     native = NativeSource(table, settings, 0, 2)
 
     for index in range(5):

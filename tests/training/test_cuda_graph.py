@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from support.tolerances import assert_close
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ssept_ext import SSEPT, ops
+from ssept_ext.data.packed import number_rows
 from ssept_ext.network import layers, losses
 from ssept_ext.training import cuda_graph
+from ssept_ext.training.batch_shape import BatchShape
 from ssept_ext.training.cuda_graph import (
     training_step,
 )
@@ -51,6 +54,25 @@ def test_a_batch_of_another_shape_is_worked_on_as_it_is():
         step(b, SEED)
     assert len(worked_on[0].items) == SHAPE.capacity
     assert all(torch.equal(x.items, y.items) for x, y in zip(worked_on[1:], others, strict=True))
+
+
+@pytest.mark.parametrize(("per", "rows"), [("sequence", 4), ("batch", 1)])
+def test_steps_on_buffers_train_on_shared_negatives_as_on_the_batch(per, rows):
+    batches = [
+        number_rows(replace(b, negatives=b.negatives[:rows], negatives_per=per))
+        for b in (batch(5, 1, 17, 9), batch(2, 0, 3, 1))
+    ]
+    shape = BatchShape.like(batches[0], 20)
+    buffer = cuda_graph._Buffer(shape, 20, torch.device("cpu"))
+    m = model().eval()
+
+    for b in batches:
+        assert shape.fits(b)
+        buffer.fill(b, SEED)
+        torch.testing.assert_close(m.training_loss(buffer.batch), m.training_loss(b))
+        numbers = buffer.batch.numbers
+        assert torch.equal(numbers.item_ids[numbers.negatives], b.negatives)
+    assert not shape.fits(batch(5, 1, 17, 9))
 
 
 def test_a_buffer_forgets_the_batch_before():

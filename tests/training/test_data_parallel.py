@@ -7,6 +7,7 @@ import torch
 from support.factories import model_for, random_batch
 
 from ssept_ext import WarpSampler, distributed
+from ssept_ext.data.packed import number_rows
 from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.training import cuda_graph, data_parallel
@@ -61,6 +62,20 @@ def test_ids_are_replaced_in_parts_as_in_the_whole_batch(sse):
         joined = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(joined, getattr(whole, name)), name
         assert not torch.equal(joined, getattr(batch, name)), name
+
+
+@pytest.mark.parametrize(("per", "rows"), [("sequence", 4), ("batch", 1)])
+def test_parts_have_the_negatives_that_their_sequences_share(per, rows):
+    batch = replace(packed(5, 1, 9, 3), negatives=torch.arange(1, 1 + 2 * rows).view(rows, 2))
+    batch = number_rows(replace(batch, negatives_per=per))
+
+    parts = [data_parallel.shard(batch, process, 3) for process in range(3)]
+
+    joined = torch.cat([part.negatives_of_tokens() for part in parts])
+    assert torch.equal(joined, batch.negatives_of_tokens())
+    for part in parts:
+        assert part.negatives.shape == (len(part.users) if per == "sequence" else 1, 2)
+        assert torch.equal(part.numbers.item_ids[part.numbers.negatives], part.negatives)
 
 
 def test_every_process_drops_out_by_a_seed_of_its_own():

@@ -33,6 +33,16 @@ CASES = {
         {"num_negatives": 3, "popularity_exponent": 0.75},
         {"loss": "sampled_softmax", "max_grad_norm": 0.01},
     ),
+    "negatives of a sequence": (
+        {"sse_target_prob": 0.2},
+        {"num_negatives": 9, "negatives_per": "sequence"},
+        {"loss": "bpr"},
+    ),
+    "negatives of the batch, lazy Adam": (
+        {},
+        {"num_negatives": 9, "negatives_per": "batch", "popularity_exponent": 0.5},
+        {"loss": "sampled_softmax", "table_optimizer": "lazy_adam"},
+    ),
     "lazy Adam, clipped": (
         {"sse_user_prob": 0.9, "l2_reg": 0.1},
         {},

@@ -23,6 +23,7 @@ def test_changes_go_before_the_preset_and_the_rest_of_the_preset_stays():
     assert recipe.model["architecture"] == "original"
     assert asdict(recipe.sampler) == {
         "num_negatives": 3,
+        "negatives_per": "event",
         "popularity_exponent": 0.0,
         "window_sampling_prob": 0.3,
     }

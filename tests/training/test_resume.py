@@ -61,6 +61,7 @@ def train(folder, last=-1, signals=(signal.SIGKILL,), epochs=EPOCHS, **changes):
         n_workers=2,
         seed=changes.pop("seed", 3),
         window_sampling_prob=changes.pop("window_sampling_prob", 0.5),
+        negatives_per=changes.pop("negatives_per", "event"),
     ) as sampler:
         sampler.last, sampler.signals = last, signals
         history = train_model(
@@ -122,6 +123,18 @@ def test_a_run_is_interrupted_after_any_step(tmp_path, uninterrupted):
         assert state.epoch * STEPS_IN_AN_EPOCH + len(state.losses) == state.next_batch == last + 1
 
     assert_same(train(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("per", ["sequence", "batch"])
+def test_a_run_with_shared_negatives_goes_on_bit_for_bit(tmp_path, per):
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path / "a", 9, [signal.SIGTERM], negatives_per=per)
+    with pytest.raises(ValueError, match=f"negatives_per of the sampler = '{per}', got 'event'"):
+        train(tmp_path / "a")
+
+    resumed = train(tmp_path / "a", negatives_per=per)
+
+    assert_same(resumed, train(tmp_path / "b", negatives_per=per))
 
 
 def test_a_validation_is_finished_before_the_training_is_interrupted(
@@ -370,7 +383,7 @@ def test_a_training_of_before_there_was_an_option_goes_on_by_the_default(tmp_pat
     with pytest.raises(TrainingInterrupted):
         train(tmp_path, 1, [signal.SIGTERM])
     state = load_training(tmp_path)
-    for name in ("validation", "logq_correction"):
+    for name in ("validation", "logq_correction", "negatives_per of the sampler"):
         del state.settings[name]
     save_training(state, tmp_path)
 

@@ -1,0 +1,72 @@
+"""The op `shared_loss`: a training loss of the scores of each token's positive and of negatives that tokens share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssept_ext._extension import Backend
+from ssept_ext.ops._native import autocast_type, call
+from ssept_ext.ops.sampled_loss import SampledLossName
+
+
+def shared_loss(
+    hidden: Tensor,
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    positives: Tensor,
+    negatives: Tensor,
+    users: Tensor | None,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    loss: SampledLossName = "bce",
+    *,
+    beta: float = 1.0,
+    log_q: Tensor | None = None,
+    corrects_positive: bool = True,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Compute what `sampled_loss` does, with K negatives that the tokens of a sequence share, or all tokens.
+
+    Their scores are then products of matrices, so that many negatives cost little. A shared negative may be the
+    positive of some token. It is left out of the loss of that token, as is a negative with the id 0: its logit counts
+    as -∞. "bpr" still divides by K.
+
+    Parameters
+    ----------
+    hidden, item_weight, user_weight, positives, users, cu_seqlens, loss, beta, log_q, corrects_positive, backend
+        As in `sampled_loss`.
+    negatives
+        (B, K) int64 in 0..I, those of each sequence, or (1, K), those of all tokens.
+    max_seqlen
+        Length of the longest sequence, or an upper bound of it.
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32 or wider; 0 if no token has a target.
+
+    Raises
+    ------
+    ValueError
+        If an argument has a wrong shape, dtype or device, or is unknown; names it.
+    IndexError
+        If an id is outside its table, as in `sampled_loss`.
+
+    Examples
+    --------
+    >>> items = torch.eye(3)  # rows 1 and 2 are the vectors of items 1 and 2
+    >>> hidden, offsets = torch.zeros(2, 3), torch.tensor([0, 2], dtype=torch.int32)
+    >>> negatives = torch.tensor([[1, 2]])
+    >>> shared_loss(hidden, items, None, torch.tensor([1, 0]), negatives, None, offsets, 2)  # of item 1 against 2
+    tensor(1.3863)
+    """
+    device = hidden.device
+    if autocast_type(device) is not None:
+        hidden = hidden.to(torch.promote_types(hidden.dtype, item_weight.dtype))
+    if log_q is not None:
+        log_q = log_q.to(torch.promote_types(hidden.dtype, torch.float32))
+    tensors = (hidden, item_weight, user_weight, positives, negatives, users, cu_seqlens)
+    options = (loss, beta, log_q, corrects_positive)
+    out: Tensor = call("shared_loss", device, backend, *tensors, max_seqlen, *options)
+    return out
