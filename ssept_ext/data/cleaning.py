@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
 from ssept_ext.data.id_map import IdMap
-from ssept_ext.data.sources.columns import Codes
+from ssept_ext.data.sources.columns import Codes, IdCodes
+
+Kept: TypeAlias = IntArray | slice
+"""Positions of events, or the slice of all."""
 
 Duplicates = Literal["keep", "first", "last", "consecutive"]
 """Which events of the same user and item to keep.
@@ -20,7 +23,7 @@ follow one another directly in the user's history.
 """
 
 
-def sort_events(users: IntArray, times: NDArray[Any] | None) -> IntArray:
+def sort_events(users: IdCodes, times: NDArray[Any] | None) -> IntArray:
     """Return the order of events by user, then time, then position in the source."""
     if times is None:
         return _stable_order(users)
@@ -34,13 +37,11 @@ def _stable_order(keys: NDArray[Any]) -> IntArray:
     return torch.sort(torch.from_numpy(keys), stable=True).indices.numpy()
 
 
-def drop_duplicates(
-    users: IntArray, items: IntArray, num_items: int, duplicates: Duplicates
-) -> IntArray:
+def drop_duplicates(users: IdCodes, items: IdCodes, num_items: int, duplicates: Duplicates) -> Kept:
     """Return the positions, ascending, of the events to keep; events are sorted by user and time."""
     if duplicates == "keep":
-        return np.arange(len(users))
-    pairs = users * num_items + items
+        return slice(None)
+    pairs = users * np.int64(num_items) + items
     if duplicates == "consecutive":
         return np.flatnonzero(np.diff(pairs, prepend=-1))
     order = _stable_order(pairs)
@@ -49,15 +50,16 @@ def drop_duplicates(
     return np.sort(order[edge])
 
 
-def k_core(users: IntArray, items: IntArray, min_user: int, min_item: int) -> IntArray:
+def k_core(users: IdCodes, items: IdCodes, min_user: int, min_item: int) -> Kept:
     """Return the positions, ascending, of the events of the k-core: every user and item left has enough."""
-    left = np.arange(len(users))
+    left: Kept = slice(None)
     while True:
-        enough = np.bincount(users)[users] >= min_user
-        enough &= np.bincount(items)[items] >= min_item
+        enough = (np.bincount(users) >= min_user)[users]
+        enough &= (np.bincount(items) >= min_item)[items]
         if enough.all():
             return left
-        left, users, items = left[enough], users[enough], items[enough]
+        left = np.flatnonzero(enough) if isinstance(left, slice) else left[enough]
+        users, items = users[enough], items[enough]
 
 
 def renumber(column: Codes, noun: str) -> tuple[IntArray, IdMap]:

@@ -153,7 +153,7 @@ class Interactions:
         """
         layout = Delimited(Columns(user, item, timestamp), delimiter, quoting=quoting)
         with open_events(path) as (source, stream):
-            events = read_delimited(stream.read(), source, layout)
+            events = read_delimited(stream, source, layout)
         return cls.from_events(events, duplicates, min_user_events, min_item_events)
 
     @classmethod
@@ -200,18 +200,23 @@ class Interactions:
         check_at_least("min_item_events", min_item_events, 1)
         order = sort_events(events.users.codes, events.times)
         users, items = events.users.codes[order], events.items.codes[order]
+        num_events = len(order)
         kept = drop_duplicates(users, items, len(events.items.ids), duplicates)
-        kept = kept[k_core(users[kept], items[kept], min_user_events, min_item_events)]
-        if not len(kept):
+        order, users, items = order[kept], users[kept], items[kept]
+        kept = k_core(users, items, min_user_events, min_item_events)
+        order, users, items = order[kept], users[kept], items[kept]
+        if not len(order):
             raise ValueError(
-                f"no event is left of {len(order)} ({len(events.users.ids)} users, "
+                f"no event is left of {num_events} ({len(events.users.ids)} users, "
                 f"{len(events.items.ids)} items) with duplicates={duplicates!r}, "
                 f"min_user_events={min_user_events}, min_item_events={min_item_events}"
             )
-        user_numbers, user_ids = renumber(Codes(users[kept], events.users.ids), "user")
-        item_numbers, item_ids = renumber(Codes(items[kept], events.items.ids), "item")
-        times = None if events.times is None else events.times[order[kept]]
+        times = None if events.times is None else events.times[order]
+        del order
+        user_numbers, user_ids = renumber(Codes(users, events.users.ids), "user")
         offsets = to_offsets(np.bincount(user_numbers)[1:])
+        del user_numbers
+        item_numbers, item_ids = renumber(Codes(items, events.items.ids), "item")
         return cls(offsets, item_numbers, times, user_ids, item_ids)
 
     def __len__(self) -> int:

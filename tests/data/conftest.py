@@ -1,6 +1,7 @@
 import pytest
 
 from ssept_ext import Interactions
+from ssept_ext.data.sources import delimited
 
 
 @pytest.fixture
@@ -11,3 +12,10 @@ def csv(tmp_path):
         return Interactions.from_csv(path, **arguments)
 
     return write_and_read
+
+
+@pytest.fixture(params=[None, 30], ids=["one block", "many blocks"])
+def _in_blocks(request, monkeypatch):
+    """Read text in blocks of so many bytes: of one line or two each, or of a part of one."""
+    if request.param is not None:
+        monkeypatch.setattr(delimited, "_READ", request.param)

@@ -8,6 +8,7 @@ from support.interactions import histories
 from ssept_ext.data.sources.formats import read_source
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize(
     ("fields", "kind", "expected"),
     [
@@ -27,6 +28,7 @@ def test_ids_in_a_csv_are_what_is_written(csv, fields, kind, expected):
     assert interactions.user_ids.raw.tolist() == expected
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -46,6 +48,7 @@ def test_another_delimiter(csv):
     assert histories(csv("user|item\n1|2\n", delimiter="|", timestamp=None)) == {1: [2]}
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -145,6 +148,7 @@ def test_a_line_after_a_long_field_has_its_number(csv, field):
         csv(f"user,item,timestamp,text\na,x,1,{field}\na,x,never,y\n")
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize("text", ["Foo\nbar, baz, qux", "a\n\nb", "1,2\n3", "x,y,z\n"])
 def test_text_of_several_lines_is_one_field(csv, text):
     interactions = csv(f'user,item,text\nann,7,"{text}"\nbob,8,"{text}"\n', timestamp=None)
@@ -187,6 +191,7 @@ def test_ids_in_other_digits_stay_text(csv):
     )
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize(
     ("times", "order"),
     [
@@ -210,6 +215,7 @@ def test_the_order_of_times_is_exact_or_refused(csv, times, order):
         assert histories(csv(content)) == {"u": order}
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize(
     "times",
     [
@@ -233,6 +239,7 @@ def test_a_good_date_is_not_blamed_for_a_bad_one(csv):
         csv("user,item,timestamp\na,x,9999-12-31\na,y,2020-13-01\n")
 
 
+@pytest.mark.usefixtures("_in_blocks")
 def test_times_with_and_without_a_zone_do_not_mix(csv):
     with pytest.raises(
         ValueError, match="line 3: timestamp is a date after lines where it is a date with a zone"

@@ -200,6 +200,7 @@ def check_against(parse, read, path, data):
     return found
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize("format_name", FORMATS)
 @given(damage=damages())
 @few
@@ -211,6 +212,7 @@ def test_a_damaged_file_gives_what_a_simple_parser_finds_or_is_refused(
     check_against(parse, read_as(format_name), tmp_path / "log", damage(content))
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_the_undamaged_files_are_read(tmp_path, format_name):
     content, parse = FORMATS[format_name]
@@ -232,6 +234,7 @@ TEXTS = st.text(min_size=1, max_size=6).filter(lambda text: text.isprintable()) 
 )
 
 
+@pytest.mark.usefixtures("_in_blocks")
 @given(
     rows=st.lists(
         st.tuples(TEXTS, TEXTS, st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=8

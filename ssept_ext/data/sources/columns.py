@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import numpy as np
@@ -23,10 +23,17 @@ INTEGER = r"^-?[0-9]+$"
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
+IdCodes: TypeAlias = NDArray[np.int32] | IntArray
+"""Numbers of ids, in the order of their first appearance."""
+
+_PERHAPS_LOOKALIKE = r"^[^!-~]|[^!-~]$|^\+|^-?0[0-9]|^-?[0-9]+\.0*$"
+"""What every text matches that is written otherwise than `warn_of_lookalikes` would write it, and few others."""
+
+
 class Codes(NamedTuple):
     """A column of ids: that of event e is `ids[codes[e]]`. `ids` are in the order of first appearance."""
 
-    codes: IntArray
+    codes: IdCodes
     """(E,)"""
     ids: NDArray[Any]
     """(n,) int64, or object holding str or UUID"""
@@ -65,14 +72,15 @@ def arrow() -> Any:
     return require("pyarrow", "data")
 
 
-def encode_ids(column: Any, name: str, *, parse: bool = False) -> Codes:
+def encode_ids(column: Any, name: str) -> Codes:
     """Convert an Arrow column of integers, strings, categories of these, or UUIDs (16 bytes).
 
-    With `parse`, strings become int64 if all of them are plain integers. A TypeError names a column that holds
-    something else; a ValueError names the column, and the row from 0, where an id is missing or beyond int64.
+    A TypeError names a column that holds something else; a ValueError names the column, and the row from 0, where an
+    id is missing or beyond int64.
     """
     pa = arrow()
-    column = _one_chunk(column)
+    if pa.types.is_dictionary(column.type) or isinstance(column.type, pa.BaseExtensionType):
+        column = _one_chunk(column)
     if isinstance(column, pa.ExtensionArray) and column.type.storage_type == pa.binary(16):
         column = column.storage
     if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
@@ -84,29 +92,54 @@ def encode_ids(column: Any, name: str, *, parse: bool = False) -> Codes:
     is_string = kind in (pa.string(), pa.large_string(), pa.string_view())
     if not (is_uuid or is_integer or is_string):
         raise TypeError(f"column {name!r} holds {kind}: ids must be integers, strings or UUIDs")
-    encoded = (column.indices if categorical else column).dictionary_encode()
-    values, codes = encoded.dictionary, encoded.indices.to_numpy()
+    codes, values = _encode(column.indices if categorical else column)
     if categorical:  # categories may be in any order, unused, or there twice
-        again = column.dictionary.take(values).dictionary_encode()
-        values, codes = again.dictionary, again.indices.to_numpy()[codes]
-    codes = codes.astype(np.int64)
+        again, values = _encode(column.dictionary.take(values))
+        codes = again[codes]
     if is_string and (empty := values.index("").as_py()) >= 0:
         row = int((codes == empty).argmax())
         raise ValueError(f"column {name!r}, row {row}: id is missing, got ''")
     if is_uuid:
         return Codes(codes, object_array([UUID(bytes=key) for key in values.to_pylist()]))
-    if parse and _all_match(values, INTEGER_ID):
-        with suppress(pa.ArrowInvalid):  # beyond int64: a hash, which is a name
-            return Codes(codes, values.cast(pa.int64()).to_numpy())
     if is_string:
         names = values.to_pylist()
-        warn_of_lookalikes(names, name)
+        if _any_match(values, _PERHAPS_LOOKALIKE):
+            warn_of_lookalikes(names, name)
         return Codes(codes, object_array(names))
     try:
         return Codes(codes, values.cast(pa.int64()).to_numpy())
     except pa.ArrowInvalid:
         largest = pa.compute.max(values).as_py()
         raise ValueError(f"column {name!r}: id {largest} is beyond int64") from None
+
+
+def _encode(column: Any) -> tuple[NDArray[np.int32], Any]:
+    """Return the place of each value among the distinct ones, and these, in the order of their first appearance."""
+    encoded = column.dictionary_encode()
+    chunks = encoded.chunks if isinstance(encoded, arrow().ChunkedArray) else [encoded]
+    if not chunks:
+        return np.zeros(0, np.int32), arrow().array([], column.type)
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+    return codes, chunks[0].dictionary  # which is that of all chunks
+
+
+def parse_ids(text: Any) -> Any:
+    """Convert an Arrow column of texts to int64 if all are plain integers; else return it as it is."""
+    with suppress(arrow().ArrowInvalid):  # no integer, or beyond int64: a hash, which is a name
+        text[:1].cast(arrow().int64())  # Arrow goes on to the end of the column when this fails
+        numbers = text.cast(arrow().int64())
+        if numbers.cast(text.type).equals(text):  # 007 is a string: its zeros would be lost
+            return numbers
+    return text
+
+
+def join_ids(parts: list[Any]) -> Any:
+    """Join what `parse_ids` returned for the parts of a column, as if it had been asked for the whole."""
+    pa = arrow()
+    kinds = {part.type for part in parts}
+    if len(kinds) > 1:
+        parts = [part.cast(pa.string()) for part in parts]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
 
 
 def warn_of_lookalikes(ids: Collection[str], name: str) -> None:
@@ -174,20 +207,31 @@ def _refuse_nulls(column: Any, name: str, what: str) -> None:
         raise ValueError(f"column {name!r}, row {row}: {what} is missing, got None")
 
 
-def parse_times(text: Any) -> NDArray[Any]:
-    """Convert an Arrow column of texts; a ValueError if not all are numbers or dates, or would lose their order."""
+def parse_times(text: Any) -> Any:
+    """Convert an Arrow column of texts to an Arrow array of numbers, dates or datetimes.
+
+    A ValueError if not all are one of these, or if they would lose their order.
+    """
     pa = arrow()
     text = _one_chunk(text)
+    if (numbers := parse_ids(text)) is not text:
+        return numbers
     if _all_match(text, INTEGER):
-        return text.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+        return text.cast(pa.int64())
     if _all_match(text, NUMBER):
-        distinct = text.unique()
-        check_exact(distinct.to_pylist(), distinct.cast(pa.float64()).to_numpy())
-        return text.cast(pa.float64()).to_numpy()  # type: ignore[no-any-return]
+        if not is_exact(text):
+            distinct = text.unique()
+            check_exact(distinct.to_pylist(), distinct.cast(pa.float64()).to_numpy())
+        return text.cast(pa.float64())
     for kind in _date_types():
         with suppress(pa.ArrowInvalid):
-            return text.cast(kind).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+            return text.cast(kind)
     raise ValueError("times are neither all numbers nor all dates in ISO 8601 of one precision")
+
+
+def is_exact(text: Any) -> bool:
+    """Whether all of an Arrow column of numbers have so few digits that different ones are different in float64."""
+    return _all_match(text, r"^[+-]?[0-9.]{1,15}$")
 
 
 def time_kind(text: str) -> str | None:
@@ -233,6 +277,11 @@ def check_exact(texts: Sequence[str], numbers: NDArray[np.float64]) -> None:
 def _all_match(text: Any, pattern: str) -> bool:
     compute = arrow().compute
     return bool(compute.all(compute.match_substring_regex(text, pattern)).as_py())
+
+
+def _any_match(text: Any, pattern: str) -> bool:
+    compute = arrow().compute
+    return bool(compute.any(compute.match_substring_regex(text, pattern)).as_py())
 
 
 def _one_chunk(column: Any) -> Any:

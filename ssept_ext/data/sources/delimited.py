@@ -1,20 +1,26 @@
 """Reading events from delimited text.
 
-Arrow reads it fast. Text that Arrow refuses is read again line by line, to name the bad line.
+Arrow reads it fast, block by block. Text that cannot be read so is read again as a whole, and text that Arrow refuses
+then is read line by line, to name the bad line.
 """
 
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, BinaryIO, NamedTuple
 
 from ssept_ext.data.sources.columns import (
     Columns,
     RawEvents,
     arrow,
     encode_ids,
+    is_exact,
     is_int64,
+    join_ids,
+    parse_ids,
     parse_times,
     time_kind,
 )
@@ -22,7 +28,8 @@ from ssept_ext.data.sources.opening import bad_line
 
 _UNIT_SEPARATOR = b"\x1f"
 _REACH = 1 << 16  # bytes of a line that are looked at around a quote
-_BLOCK = 1 << 24  # bytes that Arrow parses at a time; no row may be longer
+_BLOCK = 1 << 24  # bytes that one thread of Arrow parses at a time; no row may be longer
+_READ = 4 * _BLOCK  # bytes that are read at a time
 
 
 class Delimited(NamedTuple):
@@ -47,7 +54,7 @@ class Delimited(NamedTuple):
         return self.quoting and len(self.separator) == 1
 
 
-def read_delimited(data: bytes, source: str, layout: Delimited) -> RawEvents:
+def read_delimited(stream: BinaryIO, source: str, layout: Delimited) -> RawEvents:
     """Read events from delimited text, with blank lines skipped and other columns ignored.
 
     Times are numbers, or dates or datetimes in ISO 8601. A ValueError names `source` and, where there is one, the
@@ -57,32 +64,83 @@ def read_delimited(data: bytes, source: str, layout: Delimited) -> RawEvents:
         raise ValueError(
             f"delimiter must be neither empty, a quote nor a line end, got {layout.delimiter!r}"
         )
+    # Block by block, the text is never in memory as a whole. What cannot be read so is read as a whole.
+    with suppress(arrow().ArrowInvalid, ValueError):
+        return _read_blocks(stream, source, layout)
+    stream.seek(0)
+    return _read_whole(stream.read(), source, layout)
+
+
+def _read_blocks(stream: BinaryIO, source: str, layout: Delimited) -> RawEvents:
+    """Read block by block; an ArrowInvalid or ValueError where a line is bad or blocks depend on one another."""
     pa = arrow()
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    header: list[str] | None = None
+    start = 0
+    columns: list[Any] = []
+    for block in _blocks(stream):
+        if header is None:
+            header, start = _header(block, source, layout)
+        if layout.quoted and not _has_plain_quotes(block, layout):
+            raise ValueError("a quoted field may hold line ends")
+        table = _to_table(block, start, header, layout, across_lines=False)
+        start = 0
+        columns.append(_parse(table, layout))
+        time = layout.columns.time
+        if time and pa.types.is_floating(columns[-1][2].type) and not is_exact(table.column(time)):
+            raise ValueError("a time may be the same in float64 as one of another block")
+    if header is None:
+        raise ValueError("no line")
+    return _to_events(columns, layout)
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the text, without the mark at its start, in blocks of whole lines that are not all blank."""
+    rest = stream.read(len(BOM_UTF8)).removeprefix(BOM_UTF8)
+    while text := stream.read(_READ):
+        text = rest + text
+        end = 1 + max(text.rfind(b"\n"), text.rfind(b"\r"))
+        block, rest = text[:end], text[end:]
+        if block and not block.isspace():
+            yield block
+    if rest and not rest.isspace():
+        yield rest
+
+
+def _has_plain_quotes(text: bytes, layout: Delimited) -> bool:
+    """Whether each quote opens a field that a quote in the same line closes, or closes it."""
+    edges = re.escape(b"\r\n" + layout.separator)
+    # The quote first, because the search for it is several times as fast as for what is before it.
+    plain = rb'"(?:(?<=[%b]")|(?<=\A"))[^"\r\n]*"(?=[%b]|\Z)' % (edges, edges)
+    return b'"' not in text or 2 * len(re.findall(plain, text)) == text.count(b'"')
+
+
+def _read_whole(data: bytes, source: str, layout: Delimited) -> RawEvents:
+    data = data.removeprefix(BOM_UTF8)
     if not data.strip():
         raise ValueError(f"{source} is empty")
-    header, start = (list(layout.names), 0) if layout.names else _read_header(data, source, layout)
+    header, start = _header(data, source, layout)
     across_lines = layout.quoted and _check_quotes(data, source, layout, header, start)
     try:
-        return _read_with_arrow(data, start, header, layout, across_lines)
-    except (pa.ArrowInvalid, ValueError) as error:
+        table = _to_table(data, start, header, layout, across_lines)
+        return _to_events([_parse(table, layout)], layout)
+    except (arrow().ArrowInvalid, ValueError) as error:
         _raise_for_first_bad_line(data, start, header, source, layout)
         raise ValueError(f"{source}: {error}") from error
 
 
-def _read_with_arrow(
+def _to_table(
     data: bytes, start: int, header: list[str], layout: Delimited, across_lines: bool
-) -> RawEvents:
+) -> Any:
+    """Split the text behind `start` into an Arrow table of texts."""
     pa = arrow()
-    user, item, time = layout.columns
     separator = layout.separator
     if len(separator) > 1:  # Arrow takes one character only
         separator = _UNIT_SEPARATOR
         if separator in data:
             raise ValueError(f"it holds the character {separator.decode()!r}")
         data, start = data[start:].replace(layout.separator, separator), 0
-    types = dict.fromkeys((user, item), pa.dictionary(pa.int32(), pa.string()))
-    table = pa.csv.read_csv(
+    wanted = layout.columns.among(header, "it")
+    return pa.csv.read_csv(
         pa.BufferReader(pa.py_buffer(data)[start:]),
         pa.csv.ReadOptions(column_names=header, block_size=_BLOCK),
         pa.csv.ParseOptions(
@@ -91,22 +149,34 @@ def _read_with_arrow(
             newlines_in_values=across_lines,
         ),
         pa.csv.ConvertOptions(
-            column_types=types | ({} if time is None else {time: pa.string()}),
-            include_columns=layout.columns.among(header, "it"),
-            null_values=[],
+            column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted, null_values=[]
         ),
     )
-    times = None if time is None else parse_times(table.column(time))
-    users, items = (
-        encode_ids(table.column(name).unify_dictionaries(), name, parse=True)
-        for name in (user, item)
-    )
-    kinds = (
-        users.ids.dtype.kind + items.ids.dtype.kind + ("" if times is None else times.dtype.kind)
-    )
-    if layout.integers and set(kinds) & set("Of"):
+
+
+def _parse(table: Any, layout: Delimited) -> list[Any]:
+    """Convert the columns of users, items and, if there are any, times from texts."""
+    user, item, time = layout.columns
+    ids = [parse_ids(table.column(name)) for name in (user, item)]
+    return ids if time is None else [*ids, parse_times(table.column(time))]
+
+
+def _to_events(parts: list[list[Any]], layout: Delimited) -> RawEvents:
+    """Encode what `_parse` returned for the parts of a file, which are forgotten one column after the other."""
+    pa = arrow()
+    users, items, *times = (list(column) for column in zip(*parts, strict=True))
+    parts.clear()
+    if len({part.type for column in times for part in column}) > 1:
+        raise ValueError("the times of blocks are of several kinds")
+    numbers = pa.chunked_array(times.pop()).to_numpy() if times else None
+    columns = [join_ids(items), join_ids(users)]
+    users.clear()
+    items.clear()
+    wrong_time = numbers is not None and numbers.dtype.kind == "f"
+    if layout.integers and (wrong_time or any(column.type != pa.int64() for column in columns)):
         raise ValueError("ids must be integers, and times integers or dates")
-    return RawEvents(users, items, times)
+    item_codes = encode_ids(columns.pop(0), layout.columns.item)
+    return RawEvents(encode_ids(columns.pop(), layout.columns.user), item_codes, numbers)
 
 
 def rows(
@@ -140,8 +210,10 @@ def _count_lines(text: bytes) -> int:
     return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
 
 
-def _read_header(data: bytes, source: str, layout: Delimited) -> tuple[list[str], int]:
+def _header(data: bytes, source: str, layout: Delimited) -> tuple[list[str], int]:
     """Return the names of the columns and where the text behind them starts."""
+    if layout.names:
+        return list(layout.names), 0
     for _, place, fields in rows(data, layout):
         header = [field.decode(errors="replace") for field in fields]
         if any(map(_count_lines, fields)):
@@ -161,10 +233,8 @@ def _check_quotes(
     Arrow takes an open quote for a field that goes on to the next quote, however many events lie in between.
     """
     edges = b"\r\n" + layout.separator
-    around = re.escape(edges)
-    plain = rb'(?:(?<=[%b])|\A)"[^"\r\n]*"(?=[%b]|\Z)' % (around, around)
-    if 2 * len(re.findall(plain, data)) == data.count(b'"'):
-        return False  # the usual file, which a regular expression reads several times as fast as the loop
+    if _has_plain_quotes(data, layout):
+        return False
     across_lines = False
     at = start
     while (at := data.find(b'"', at)) >= 0:

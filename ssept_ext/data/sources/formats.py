@@ -93,7 +93,7 @@ def read_source(
         if isinstance(layout, Records):
             return source, format_name, read_records(stream, source, *layout)
         layout = layout._replace(quoting=layout.quoting and quoting)
-        return source, format_name, read_delimited(stream.read(), source, layout)
+        return source, format_name, read_delimited(stream, source, layout)
 
 
 def _detect(source: str, first_line: bytes, columns: Columns) -> str:
