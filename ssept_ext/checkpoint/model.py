@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ssept_ext._extension import Backend, build_info
-from ssept_ext.checkpoint.tensors import read_shapes, read_tensors, sizes_of, write_tensors
+from ssept_ext.checkpoint.tensors import read_shapes, read_tensors, sizes_of
 from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.id_map import load_id_maps, save_id_maps
@@ -42,6 +42,7 @@ from ssept_ext.utils.files import (
     store_file,
     write_json,
 )
+from ssept_ext.utils.tensor_files import write_tensors
 
 FORMAT = 2
 

@@ -1,53 +1,28 @@
-"""Files of tensors, in the format of safetensors, with errors that name the file."""
+"""Reading the tensors of a checkpoint, and what their shapes say about the model."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
-from ssept_ext.utils.files import DIGEST_LENGTH
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None
-) -> None:
-    """Write tensors, and texts for the header; an OSError if the file cannot be written."""
-    try:
-        save_file({name: x.contiguous() for name, x in tensors.items()}, path, header)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+from ssept_ext.utils.tensor_files import map_tensors, opened
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors, on the CPU, and the texts of a file; a ValueError if it is damaged."""
-    with _opened(path) as file:
-        # Clone, because the tensors may be memory-mapped: a later change of the file must not change them.
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    mapped, header = map_tensors(path)
+    # Clone, because a later change of the file must not change them.
+    return {name: x.clone() for name, x in mapped.items()}, header
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
     """Read the shapes alone, which takes neither time nor memory; a ValueError if the file is damaged."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-
-
-def tensors_digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Return the first 64 bits of a SHA-256 of names, types, shapes and values on the CPU, in hexadecimal."""
-    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, x in sorted(tensors.items()):
-        sha.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        sha.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()[:DIGEST_LENGTH]
 
 
 def sizes_of(
@@ -75,12 +50,3 @@ def sizes_of(
         users, user_width = shapes["user_embedding_layer.weight"]
         sizes |= {"user_num": users - 1, "user_embedding_dim": user_width}
     return sizes
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ssept_ext.checkpoint.tensors import read_tensors, tensors_digest, write_tensors
+from ssept_ext.checkpoint.tensors import read_tensors
 from ssept_ext.utils.files import replace_file
+from ssept_ext.utils.tensor_files import tensors_digest, write_tensors
 
 TRAINING_FILE = "training.safetensors"
 

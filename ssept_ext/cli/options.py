@@ -119,7 +119,8 @@ def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
         "--data",
         type=filled,
         metavar="FILE",
-        help=f"lines of user, item and, optionally, time; may be .gz (default: {otherwise})",
+        help="lines of user, item and, optionally, time, which may be .gz, or the .safetensors of ssept prepare "
+        f"(default: {otherwise})",
     )
     group.add_argument(
         "--col-sep",

@@ -10,6 +10,7 @@ from ssept_ext.cli.options import number, output_file
 from ssept_ext.data.cleaning import Duplicates
 from ssept_ext.data.id_map import save_id_maps
 from ssept_ext.data.interactions import Interactions
+from ssept_ext.data.prepared import SUFFIX, is_prepared
 from ssept_ext.data.sources.columns import Columns, arrow
 from ssept_ext.data.sources.formats import FORMATS, read_source
 from ssept_ext.data.sources.movielens import MOVIELENS_MD5, download
@@ -23,7 +24,8 @@ IDS_SUFFIX = ".ids.json"
 def prepare(options: argparse.Namespace) -> int:
     """Convert a published data set, or a CSV file, to a file for --data."""
     out, ids = Path(options.out), Path(f"{options.out}{IDS_SUFFIX}")
-    for path in (out, ids):
+    mapped = is_prepared(out)
+    for path in (out,) if mapped else (out, ids):
         if path.exists():
             raise ValueError(f"{path} exists: remove it first, or choose another --out")
     if (options.source is None) == (options.download is None):
@@ -44,6 +46,10 @@ def prepare(options: argparse.Namespace) -> int:
         f"kept   {len(interactions):,} events, {len(interactions.user_ids):,} users, "
         f"{len(interactions.item_ids):,} items"
     )
+    if mapped:
+        interactions.save(out)
+        print(f"wrote  {out}, with the raw ids")
+        return 0
     histories = interactions.to_histories().digest()
     save_id_maps(ids, interactions.user_ids, interactions.item_ids, histories)
     write_events(interactions, out)
@@ -85,7 +91,8 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=output_file,
         metavar="FILE",
-        help="the file to write, .gz to compress (required)",
+        help=f"the file to write: text, compressed if the name ends in .gz, or arrays to map into memory if it "
+        f"ends in {SUFFIX} (required)",
     )
     add(
         "--format",

@@ -17,6 +17,7 @@ from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.id_map import IdMap, load_id_maps
 from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.data.prepared import is_prepared, load_prepared
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.models import SASREC, SSEPT
 from ssept_ext.network.identity import in_ids_of
@@ -140,6 +141,8 @@ def open_run(
 def given_source(options: argparse.Namespace) -> Source | None:
     """Return the source that the flags name; None if they name none."""
     if options.data is not None:
+        if is_prepared(options.data) and options.col_sep is not None:
+            raise ValueError(f"--col-sep is for text, which {options.data} is not by its name")
         return {"filename": str(Path(options.data).resolve()), "col_sep": options.col_sep}
     if options.col_sep is not None:
         raise ValueError("--col-sep says how to read a file: give --data too")
@@ -157,6 +160,11 @@ def load_data(source: Source) -> SASRecDataSet:
     if "synthetic" in source:
         return synthetic(**source["synthetic"])
     dataset = SASRecDataSet(**source)
+    if is_prepared(source["filename"]):
+        load_prepared(
+            source["filename"], verify=True
+        )  # beside hours of training, this takes no time
+        return dataset
     path = Path(f"{dataset.filename}{IDS_SUFFIX}")
     if path.is_file():
         ids = load_id_maps(path, dataset.histories("all").digest())

@@ -66,4 +66,4 @@ def renumber(column: Codes, noun: str) -> tuple[IntArray, IdMap]:
     """Return numbers from 1 without gaps, in the order of codes, and the map of the remaining ids."""
     present = np.bincount(column.codes, minlength=len(column.ids)) > 0
     numbers: IntArray = np.cumsum(present)
-    return numbers[column.codes], IdMap(column.ids[present], noun)
+    return numbers[column.codes], column.ids.only(np.flatnonzero(present), noun)

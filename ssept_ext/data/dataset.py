@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
+from typing import Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ssept_ext.data.histories import Histories, IntArray, as_histories, check_ids
+from ssept_ext.data.id_map import IdMap
+from ssept_ext.data.prepared import is_prepared, load_prepared
 from ssept_ext.data.text import group_by_user, read_events
 from ssept_ext.utils.checks import check_at_least, check_one_of
-
-if TYPE_CHECKING:
-    from ssept_ext.data.id_map import IdMap
 
 Part: TypeAlias = Literal["all", "train", "valid", "test"]
 Dict: TypeAlias = dict[int, list[int]]
@@ -73,7 +72,8 @@ class SASRecDataSet:
     with_time
         bool, whether the file has a third column, of times; None without a file.
     user_ids, item_ids
-        The `IdMap` of raw ids, in data sets that `Interactions.to_dataset` made; None if there are none.
+        The `IdMap` of raw ids, in data sets that `Interactions.to_dataset` made or a prepared .safetensors file holds;
+        None if there are none.
 
     Examples
     --------
@@ -106,9 +106,10 @@ class SASRecDataSet:
         filename
             A file of lines `user item`, each user's in time order, or `user item time`, which are
             sorted by time (int or float; events of the same time stay in the order of the file). It
-            may be compressed with gzip, whatever its name. Blank lines are skipped.
+            may be compressed with gzip, whatever its name. Blank lines are skipped. Or a file whose name ends in
+            .safetensors, as `ssept prepare` and `Interactions.save` write it: it is mapped into memory.
         col_sep
-            What separates columns, one or more characters; None for any run of whitespace.
+            What separates columns, one or more characters; None for any run of whitespace. Of text only.
         histories
             User id to item ids in time order, or `Histories`, instead of a file. Arrays are not copied.
         hold_out
@@ -118,7 +119,7 @@ class SASRecDataSet:
         ------
         ValueError
             If a line is malformed (names file, line number and text), an id is not an integer from 1
-            to `MAX_ID`, or there are no events.
+            to `MAX_ID`, there are no events, or a file is damaged.
         """
         if (filename is None) == (histories is None):
             raise ValueError("give either filename or histories, and not both")
@@ -129,12 +130,16 @@ class SASRecDataSet:
         self.filename = filename
         self.col_sep = col_sep
         self.with_time: bool | None = None
-        if histories is None:
-            assert filename is not None
+        if filename is not None and is_prepared(filename):
+            prepared, self.user_ids, self.item_ids = load_prepared(filename)
+            self.with_time = False
+            self._hold(prepared)
+        elif filename is not None:
             columns = read_events(filename, col_sep)
             self.with_time = columns.times is not None
             self._hold(group_by_user(*columns))
         else:
+            assert histories is not None
             self._hold(as_histories(histories))
             if not len(self._histories.items):
                 raise ValueError(f"histories of {len(self._histories.users)} users hold no events")

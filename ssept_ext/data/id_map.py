@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from uuid import UUID
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
+from ssept_ext.data.texts import Texts
 from ssept_ext.utils.checks import check_one_of, shown
 from ssept_ext.utils.files import DIGEST_LENGTH, read_json, replace_file, write_json
 
@@ -27,18 +27,23 @@ FORMAT = 1
 
 _TYPES: dict[str, type] = {"int64": int, "str": str, "uuid": UUID}
 
+_UTF_8 = ("utf-8", "surrogatepass")  # a `str` may hold what UTF-8 has no bytes for
+
+_CHUNK = 1 << 16  # ids that are objects at a time
+
 
 class IdMap:
     """A two-way mapping between raw ids and the numbers 1..n; 0 is padding.
 
-    The raw ids are all int64, all strings or all UUIDs. Lookups use a hash table, so their cost does
-    not grow with the number of ids. Only NumPy is needed: serving a model does not need the packages that
-    read its training data.
+    The raw ids are all int64, all strings or all UUIDs. They are kept in flat arrays, and looked up in a sorted array,
+    which the first `encode` makes. Only NumPy is needed: serving a model does not need the packages that read its
+    training data.
 
     Attributes
     ----------
     raw
-        (n,) int64, or object if the ids are `str` or `uuid.UUID`; number i belongs to `raw[i - 1]`.
+        (n,) int64, or object if the ids are `str` or `uuid.UUID`; number i belongs to `raw[i - 1]`. Objects take over
+        ten times the memory of the ids themselves, and are made at the first access.
     type
         "int64", "str" or "uuid".
     noun
@@ -69,13 +74,45 @@ class IdMap:
             twice, times = Counter(self.raw.tolist()).most_common(1)[0]
             raise ValueError(f"{noun} {shown(twice)} is there {times} times: ids must be distinct")
 
+    @classmethod
+    def of_arrays(cls, kind: str, ids: IntArray | Texts, noun: str = "id") -> IdMap:
+        """Number int64, strings in UTF-8 or UUIDs of 16 bytes, which are not copied and must be distinct."""
+        id_map = cls.__new__(cls)
+        id_map.noun, id_map.type = noun, kind
+        if isinstance(ids, Texts):
+            id_map.texts = ids
+        else:
+            id_map.raw = ids
+        return id_map
+
+    def only(self, places: IntArray, noun: str) -> IdMap:
+        """Number some of the ids, in this order."""
+        ids = self.raw[places] if self.type == "int64" else self.texts.take(places)
+        return IdMap.of_arrays(self.type, ids, noun)
+
     @cached_property
-    def _numbers(self) -> dict[RawId, int]:
-        """Built by the first `encode`, because it takes over ten times the memory of integer ids."""
-        return dict(zip(self.raw.tolist(), range(1, len(self.raw) + 1), strict=True))
+    def raw(self) -> NDArray[Any]:  # documented above
+        return object_array(self._objects(self.texts))
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The ids as bytes, of a map whose ids are not int64: strings in UTF-8, or UUIDs."""
+        return Texts.of(_to_bytes(self.type, self.raw.tolist()))
+
+    def _objects(self, texts: Texts) -> list[Any]:
+        if self.type == "uuid":
+            return [UUID(bytes=key) for key in texts.strings()]
+        return [key.decode(*_UTF_8) for key in texts.strings()]
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[Any], IntArray]:
+        """Ids or, of texts, their hashes in ascending order, and their places in `raw`."""
+        keys = self.raw if self.type == "int64" else self.texts.hashes()
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
 
     def __len__(self) -> int:
-        return len(self.raw)
+        return len(self.raw) if self.type == "int64" else len(self.texts.offsets) - 1
 
     def __repr__(self) -> str:
         return f"IdMap({len(self):,} {self.noun}s, {self.type})"
@@ -83,7 +120,9 @@ class IdMap:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IdMap):
             return NotImplemented
-        return self.type == other.type and np.array_equal(self.raw, other.raw)
+        if self.type != other.type or self.type == "int64":
+            return self.type == other.type and np.array_equal(self.raw, other.raw)
+        return all(np.array_equal(*pair) for pair in zip(self.texts, other.texts, strict=True))
 
     __hash__ = None  # type: ignore[assignment]  # compared by content, which may be large
 
@@ -111,10 +150,10 @@ class IdMap:
         """
         check_one_of("unknown", unknown, ("raise", "zero"))
         keys = id_list("raw", raw)
-        known: Iterable[Any] = keys
-        if not set(map(type, keys)) <= {int, str, UUID}:  # True and 1.0 equal 1, but are no ids
-            known = (key if _is_raw_id(key) else (None, key) for key in keys)
-        numbers = np.fromiter(map(self._numbers.get, known, repeat(0)), np.int64, len(keys))
+        kinds = (int, np.integer) if self.type == "int64" else _TYPES[self.type]
+        places = [place for place, key in enumerate(keys) if _is_of(key, kinds)]
+        numbers = np.zeros(len(keys), np.int64)
+        numbers[places] = self._find([keys[place] for place in places])
         if unknown == "raise" and not numbers.all():
             bad = np.flatnonzero(numbers == 0)
             raise KeyError(
@@ -148,17 +187,52 @@ class IdMap:
         if index.size and not (index.min() >= 1 and index.max() <= len(self)):
             bad = index[(index < 1) | (index > len(self))].flat[0]
             raise IndexError(f"{self.noun} number {bad} is outside 1..{len(self)}")
-        return self.raw[index - 1]
+        if "raw" in self.__dict__:
+            return self.raw[index - 1]
+        return object_array(self._objects(self.texts.take(index.ravel() - 1))).reshape(index.shape)
+
+    def _find(self, ids: list[Any]) -> IntArray:
+        """Return the numbers of ids of the right type, 0 for unknown ones."""
+        keys, order = self._sorted
+        numbers = np.zeros(len(ids), np.int64)
+        if self.type == "int64":
+            asked = np.array(ids, np.int64)
+            place = np.searchsorted(keys, asked)
+            inside = np.flatnonzero(place < len(keys))
+            known = inside[keys[place[inside]] == asked[inside]]
+            numbers[known] = 1 + order[place[known]]
+            return numbers
+        texts = Texts.of(_to_bytes(self.type, ids))
+        hashes = texts.hashes()
+        place, end = (np.searchsorted(keys, hashes, side) for side in ("left", "right"))  # type: ignore[call-overload]
+        left = np.flatnonzero(place < end)
+        while len(left):  # twice, if another id has the same hash
+            found = order[place[left]]
+            same = self.texts.take(found).same(texts.take(left))
+            numbers[left[same]] = 1 + found[same]
+            place[left] += 1
+            left = left[~same]
+            left = left[place[left] < end[left]]
+        return numbers
 
     @cached_property
     def digest(self) -> str:
         """The first 64 bits of a SHA-256 of the ids and their type, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:DIGEST_LENGTH]
+        # That of `json.dumps(self.to_dict())`, without a text of them all.
+        sha = hashlib.sha256(f'{{"type": "{self.type}", "ids": ['.encode())
+        for first in range(0, len(self), _CHUNK):
+            numbers = np.arange(first + 1, min(first + _CHUNK, len(self)) + 1)
+            text = json.dumps(self._plain(self.decode(numbers)))[1:-1]
+            sha.update((", " if first else "").encode() + text.encode())
+        sha.update(b"]}")
+        return sha.hexdigest()[:DIGEST_LENGTH]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be stored as JSON and read again by `from_dict`."""
-        ids = self.raw.tolist()
-        return {"type": self.type, "ids": [str(key) for key in ids] if self.type == "uuid" else ids}
+        return {"type": self.type, "ids": self._plain(self.raw)}
+
+    def _plain(self, raw: NDArray[Any]) -> list[Any]:
+        return [str(key) for key in raw] if self.type == "uuid" else raw.tolist()
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], noun: str = "id") -> IdMap:
@@ -233,8 +307,15 @@ def id_list(name: str, ids: Any, in_order: bool = True) -> list[Any]:
     return list(ids) if to_list is None else list(to_list())
 
 
-def _is_raw_id(key: object) -> bool:
-    return isinstance(key, (int, np.integer, str, UUID)) and not isinstance(key, bool)
+def _is_of(key: object, kinds: Any) -> bool:
+    """Whether an id is of these types; True and 1.0 equal 1, but are no integers, and some are beyond int64."""
+    if not isinstance(key, kinds) or isinstance(key, bool):
+        return False
+    return not isinstance(key, (int, np.integer)) or -(2**63) <= int(key) < 2**63
+
+
+def _to_bytes(kind: str, ids: Sequence[Any]) -> list[bytes]:
+    return [key.bytes for key in ids] if kind == "uuid" else [key.encode(*_UTF_8) for key in ids]
 
 
 def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray, to_offsets
 from ssept_ext.utils.philox import Key, philox
+
+
+_EVENTS_AT_A_TIME = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -166,25 +170,55 @@ def negative_table(
     """
     if item_num > MAX_ID:
         raise ValueError(f"item_num must be at most {MAX_ID}, got {item_num}")
+    weight_through = None if weights is None else weights.cumsum(dtype=np.int32)
+    all_weight = item_num if weight_through is None else int(weight_through[-1])
+    # Some rows at a time, so that what is between the histories and the table stays in the cache.
+    bounds = np.searchsorted(seen.offsets, np.arange(0, len(seen.items), _EVENTS_AT_A_TIME))
+    bounds = np.unique(np.append(bounds, [0, len(seen.users)]))
+    parts = [
+        _seen_weights(seen.part(slice(first, last)), item_num, weights, weight_through)
+        for first, last in pairwise(bounds.tolist())
+    ]
+    parts = parts or [_seen_weights(seen, item_num, weights, weight_through)]
+    counts, below, through, seen_weight = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    return NegativeTable(
+        seen_starts=to_offsets(counts),
+        unseen_below=below,
+        seen_through=None if weights is None else through,
+        unseen_weight=all_weight - seen_weight,
+        weight_through=weight_through,
+        item_num=item_num,
+    )
+
+
+def _seen_weights(
+    seen: Histories,
+    item_num: int,
+    weights: NDArray[np.int32] | None,
+    weight_through: NDArray[np.int32] | None,
+) -> tuple[IntArray, NDArray[np.int32], NDArray[np.int32], IntArray]:
+    """Return each row's number of distinct items, `unseen_below`, `seen_through`, and each row's seen weight."""
     num_rows, stride = len(seen.users), item_num + 1
     keys = np.repeat(np.arange(num_rows), np.diff(seen.offsets)) * stride + seen.items
     keys.sort(kind="stable")  # three times as fast, as timsort makes use of the order of the rows
     keys = keys[np.diff(keys, prepend=-1) > 0]  # distinct, ten times as fast as np.unique
     row, item = np.divmod(keys, stride)
-    seen_starts = to_offsets(np.bincount(row, minlength=num_rows))
-    if weights is None:
-        through_all = np.arange(len(item) + 1)
-        item_through, weight_through, all_weight = item, None, item_num
+    counts = np.bincount(row, minlength=num_rows)
+    starts = to_offsets(counts)
+    if weights is None or weight_through is None:
+        through_all, item_through = np.arange(len(item) + 1), item
     else:
         through_all = to_offsets(weights[item].astype(np.int64))
-        weight_through = weights.cumsum(dtype=np.int32)
-        item_through, all_weight = weight_through[item], int(weight_through[-1])
-    seen_through = through_all[1:] - through_all[seen_starts[:-1]][row]
-    return NegativeTable(
-        seen_starts=seen_starts,
-        unseen_below=(item_through - seen_through).astype(np.int32),
-        seen_through=None if weights is None else seen_through.astype(np.int32),
-        unseen_weight=all_weight - np.diff(through_all[seen_starts]),
-        weight_through=weight_through,
-        item_num=item_num,
+        item_through = weight_through[item]
+    seen_through = through_all[1:] - through_all[starts[:-1]][row]
+    return (
+        counts,
+        (item_through - seen_through).astype(np.int32),
+        seen_through.astype(np.int32) if weights is not None else _NOTHING,
+        np.diff(through_all[starts]),
     )
+
+
+_NOTHING = np.zeros(0, np.int32)

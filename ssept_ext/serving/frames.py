@@ -18,7 +18,7 @@ _FRAMES = ("pandas", "polars", "pyarrow")
 def take_rows(ids: list[Any], row: IntArray, id_map: IdMap) -> NDArray[Any]:
     """Return `ids[row]` as an array, of the dtype of the map's ids if all fit."""
     try:
-        return np.fromiter(ids, id_map.raw.dtype, len(ids))[row]
+        return np.fromiter(ids, np.int64 if id_map.type == "int64" else object, len(ids))[row]
     except OverflowError:  # integers beyond int64, of unknown users
         return np.fromiter(ids, object, len(ids))[row]
 

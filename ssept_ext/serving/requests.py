@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable
+from itertools import chain
 from typing import Any, Literal
 from uuid import UUID
 
@@ -48,9 +49,11 @@ def encode_items(
     known: KnownHistories, histories: Iterable[list[Any]], what: str
 ) -> list[IntArray]:
     """Return the indices of each history's items; unknown items are dropped, with a warning that counts them."""
-    encoded = [encode_ids(known.item_ids, items) for items in histories]
-    num_all = sum(map(len, encoded))
-    kept = [numbers[numbers != 0] for numbers in encoded]
+    given = list(histories)
+    numbers = encode_ids(known.item_ids, list(chain.from_iterable(given)))
+    encoded = np.split(numbers, np.cumsum([len(items) for items in given])[:-1]) if given else []
+    num_all = len(numbers)
+    kept = [row[row != 0] for row in encoded]
     if unknown := num_all - sum(map(len, kept)):
         warnings.warn(
             f"dropped {unknown} of {num_all} {what}, because their items are not among the "

@@ -41,15 +41,21 @@ def prepared(tmp_path):
     return tmp_path / "first.txt"
 
 
+@pytest.mark.parametrize(
+    "suffixes", [("txt", "txt"), ("safetensors", "txt"), ("txt", "safetensors")]
+)
 def test_data_prepared_from_shuffled_rows_are_read_by_the_model_s_own_ids(
-    prepared, tmp_path, capsys
+    suffixes, tmp_path, capsys
 ):
-    prepare(2, tmp_path / "second.txt")
-    assert prepared.read_text() != (tmp_path / "second.txt").read_text()
-    assert train(prepared) == 0
+    first, second = (
+        f"{name}.{end}" for name, end in zip(("first", "second"), suffixes, strict=True)
+    )
+    prepare(1, tmp_path / first)
+    prepare(2, tmp_path / second)
+    assert train(tmp_path / first) == 0
     outputs = []
     for argv in (["predict", "run", "--users", "user-3"], ["evaluate", "run"]):
-        for data in ([], ["--data", "second.txt"]):
+        for data in ([], ["--data", second]):
             capsys.readouterr()
             assert cli.main([*argv, *data]) == 0
             outputs.append(capsys.readouterr().out)
@@ -93,6 +99,14 @@ def test_raw_ids_beside_events_that_they_were_not_written_for_are_refused(
     assert train(prepared) == 2
 
     assert "first.txt.ids.json has the raw ids of other data" in capsys.readouterr().err
+
+
+def test_a_separator_of_columns_is_for_text(tmp_path, capsys):
+    prepare(1, tmp_path / "first.safetensors")
+
+    assert cli.main(["train", "--data", "first.safetensors", "--col-sep", ","]) == 2
+
+    assert "--col-sep is for text, which first.safetensors is not" in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_on_data_that_were_replaced(data, tmp_path, capsys, monkeypatch):

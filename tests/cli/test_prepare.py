@@ -36,12 +36,22 @@ def test_every_format_is_told_by_its_content_and_read(write, tmp_path, format_na
 def test_what_is_written_is_what_the_data_set_reads(write, tmp_path):
     path = write("raw", SAMPLES["csv"][1])
     histories = {}
-    for out in (tmp_path / "plain.txt", tmp_path / "packed.txt.gz"):
-        assert cli.main(["prepare", str(path), "--out", str(out), *KEEP_ALL]) == 0
-        histories[out.name] = SASRecDataSet(out).User
+    for out in ("plain.txt", "packed.txt.gz", "mapped.safetensors"):
+        assert cli.main(["prepare", str(path), "--out", str(tmp_path / out), *KEEP_ALL]) == 0
+        histories[out] = SASRecDataSet(tmp_path / out).User
 
-    assert histories["plain.txt"] == histories["packed.txt.gz"] == {1: [2, 3, 1], 2: [2]}
+    assert [*histories.values()] == [{1: [2, 3, 1], 2: [2]}] * 3
     assert (tmp_path / "packed.txt.gz").read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_a_file_to_map_holds_the_raw_ids_itself(write, tmp_path, capsys):
+    out = tmp_path / "events.safetensors"
+
+    cli.main(["prepare", str(write("raw", SAMPLES["csv"][1])), "--out", str(out), *KEEP_ALL])
+
+    assert f"wrote  {out}, with the raw ids" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.safetensors", "raw"]
+    assert len(SASRecDataSet(out).item_ids) == 3
 
 
 def test_five_events_are_asked_of_users_and_items_if_nothing_is_said(write, tmp_path, capsys):
@@ -167,11 +177,12 @@ def test_a_malformed_line_is_named_by_file_number_and_text(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("exists", ["out.txt", "out.txt.ids.json"])
+@pytest.mark.parametrize("exists", ["out.txt", "out.txt.ids.json", "out.safetensors"])
 def test_nothing_is_overwritten(write, tmp_path, exists, capsys):
     path, old = write("raw", SAMPLES["csv"][1]), write(exists, "precious")
+    out = tmp_path / exists.removesuffix(".ids.json")
 
-    assert cli.main(["prepare", str(path), "--out", str(tmp_path / "out.txt"), *KEEP_ALL]) == 2
+    assert cli.main(["prepare", str(path), "--out", str(out), *KEEP_ALL]) == 2
 
     assert f"{exists} exists" in capsys.readouterr().err
     assert old.read_text() == "precious"

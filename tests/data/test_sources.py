@@ -15,7 +15,7 @@ def test_ids_keep_the_type_they_have(write):
     types = {}
     for name in ("movielens-1m", "amazon-2014-csv", "steam", "csv"):
         _, _, events = read_source(write(name, SAMPLES[name][1]))
-        types[name] = [events.users.ids[0], events.items.ids[1]]
+        types[name] = [events.users.ids.raw[0], events.items.ids.raw[1]]
 
     assert types == {
         "movielens-1m": [9, 10],
@@ -98,7 +98,7 @@ def test_kaggles_layout_of_movielens_has_times_as_text(write, tmp_path, name):
     _, format_name, events = read_source(path)
 
     assert format_name == "movielens-csv"
-    assert events.items.ids.tolist() == [2, 29]
+    assert events.items.ids.raw.tolist() == [2, 29]
     assert events.times.astype(str).tolist() == ["2005-04-02T23:53:47", "2005-04-02T23:31:16"]
 
 

@@ -26,7 +26,7 @@ def interactions(histories=HISTORIES):
     for ids in zip(*pairs, strict=True):
         distinct = list(dict.fromkeys(ids))
         codes = np.array([distinct.index(value) for value in ids])
-        columns.append(Codes(codes, IdMap(distinct).raw))
+        columns.append(Codes(codes, IdMap(distinct)))
     return Interactions.from_events(RawEvents(*columns, None))
 
 

@@ -331,7 +331,7 @@ def test_a_failed_save_leaves_the_old_state_whole(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("ssept_ext.checkpoint.tensors.save_file", fail)
+    monkeypatch.setattr("ssept_ext.utils.tensor_files.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_training(replace(state, epoch=3), tmp_path)
 

@@ -8,13 +8,13 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
-from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
-from ssept_ext.data.id_map import object_array
+from ssept_ext.data.id_map import IdMap
+from ssept_ext.data.texts import Texts
 from ssept_ext.utils.checks import shown
 from ssept_ext.utils.optional import require
 
@@ -31,12 +31,11 @@ _PERHAPS_LOOKALIKE = r"^[^!-~]|[^!-~]$|^\+|^-?0[0-9]|^-?[0-9]+\.0*$"
 
 
 class Codes(NamedTuple):
-    """A column of ids: that of event e is `ids[codes[e]]`. `ids` are in the order of first appearance."""
+    """A column of ids: that of event e is `ids.raw[codes[e]]`. `ids` are in the order of first appearance."""
 
     codes: IdCodes
     """(E,)"""
-    ids: NDArray[Any]
-    """(n,) int64, or object holding str or UUID"""
+    ids: IdMap
 
 
 class RawEvents(NamedTuple):
@@ -99,18 +98,28 @@ def encode_ids(column: Any, name: str) -> Codes:
     if is_string and (empty := values.index("").as_py()) >= 0:
         row = int((codes == empty).argmax())
         raise ValueError(f"column {name!r}, row {row}: id is missing, got ''")
-    if is_uuid:
-        return Codes(codes, object_array([UUID(bytes=key) for key in values.to_pylist()]))
-    if is_string:
-        names = values.to_pylist()
-        if _any_match(values, _PERHAPS_LOOKALIKE):
-            warn_of_lookalikes(names, name)
-        return Codes(codes, object_array(names))
+    if is_uuid or is_string:
+        if is_string and _any_match(values, _PERHAPS_LOOKALIKE):
+            warn_of_lookalikes(values.to_pylist(), name)
+        return Codes(codes, IdMap.of_arrays("uuid" if is_uuid else "str", _to_texts(values), name))
     try:
-        return Codes(codes, values.cast(pa.int64()).to_numpy())
+        return Codes(codes, IdMap.of_arrays("int64", values.cast(pa.int64()).to_numpy(), name))
     except pa.ArrowInvalid:
         largest = pa.compute.max(values).as_py()
         raise ValueError(f"column {name!r}: id {largest} is beyond int64") from None
+
+
+def _to_texts(values: Any) -> Texts:
+    """Return the bytes of an Arrow array of strings or UUIDs, which are not copied."""
+    pa = arrow()
+    binary = values.cast(pa.large_binary())
+    _, offsets, data = binary.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[binary.offset : binary.offset + len(binary) + 1]
+    first, last = bounds[0], bounds[-1]
+    return Texts(bounds - first, np.frombuffer(data, np.uint8)[first:last] if data else _NOTHING)
+
+
+_NOTHING = np.zeros(0, np.uint8)
 
 
 def _encode(column: Any) -> tuple[NDArray[np.int32], Any]:

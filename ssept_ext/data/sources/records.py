@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ssept_ext.data.id_map import object_array
+from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.sources.columns import Codes, RawEvents, warn_of_lookalikes
 from ssept_ext.data.sources.opening import bad_line
 
@@ -47,8 +47,8 @@ def read_records(
     warn_of_lookalikes(items, keys[1])
     user_codes, item_codes, times = (np.frombuffer(column, np.int64) for column in columns)
     return RawEvents(
-        Codes(user_codes, object_array(list(users))),
-        Codes(item_codes, object_array(list(items))),
+        Codes(user_codes, IdMap(list(users), keys[0])),
+        Codes(item_codes, IdMap(list(items), keys[1])),
         times,
     )
 
