@@ -14,7 +14,6 @@ from ssept_ext import _extension
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray, to_offsets
 from ssept_ext.utils.philox import Key, philox
 
-
 _EVENTS_AT_A_TIME = 1 << 18
 
 
