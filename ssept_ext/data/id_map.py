@@ -122,7 +122,9 @@ class IdMap:
             return NotImplemented
         if self.type != other.type or self.type == "int64":
             return self.type == other.type and np.array_equal(self.raw, other.raw)
-        return all(np.array_equal(*pair) for pair in zip(self.texts, other.texts, strict=True))
+        mine, theirs = self.texts, other.texts
+        same_bounds = np.array_equal(mine.offsets, theirs.offsets)
+        return same_bounds and np.array_equal(mine.data, theirs.data)
 
     __hash__ = None  # type: ignore[assignment]  # compared by content, which may be large
 
