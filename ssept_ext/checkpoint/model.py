@@ -241,7 +241,10 @@ def _load(
         for name, size in sizes_of(shapes, kind.config_class).items():
             if wanted[name] != size:
                 raise ValueError(f"{name} is {size} in the one and {wanted[name]} in the other")
-        model = kind(**arguments, backend=backend)
+        with torch.device(
+            "meta"
+        ):  # draws no parameters, which would take the memory of a second model
+            model = kind(**arguments, backend=backend)
         model.load_state_dict(read_tensors(paths["model"])[0], assign=True)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{paths['model']} does not belong to {config_path}: {error}") from error

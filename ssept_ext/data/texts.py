@@ -56,6 +56,16 @@ class Texts(NamedTuple):
             for start, end in pairwise(bounds):
                 yield data[start - bounds[0] : end - bounds[0]]
 
+    def part(self, rows: slice) -> Texts:
+        """Return consecutive strings, without copying their bytes."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return Texts(offsets - offsets[0], self.data[offsets[0] : offsets[-1]])
+
+    def are_plain(self) -> bool:
+        """Whether JSON has all bytes as they are: printable ASCII without quotes and backslashes."""
+        printable = (self.data >= ord(" ")) & (self.data <= ord("~"))
+        return bool((printable & (self.data != ord('"')) & (self.data != ord("\\"))).all())
+
     def check(self) -> None:
         """Raise a ValueError unless the offsets rise from 0 to the number of bytes."""
         offsets, count = self.offsets, len(self.data)
@@ -66,13 +76,11 @@ class Texts(NamedTuple):
     def check_utf_8(self) -> None:
         """Raise a ValueError unless each is UTF-8, in which a `str` may also have surrogates."""
         for first in range(0, len(self.offsets) - 1, _CHUNK):
-            bounds = self.offsets[first : first + _CHUNK + 1]
-            data = self.data[bounds[0] : bounds[-1]]
+            offsets, data = self.part(slice(first, first + _CHUNK))
             if data.max(initial=0) < 0x80:
                 continue
             data.tobytes().decode("utf-8", "surrogatepass")
-            starts = bounds[:-1][np.diff(bounds) > 0] - bounds[0]
-            if (data[starts] & 0xC0 == 0x80).any():
+            if (data[offsets[:-1][np.diff(offsets) > 0]] & 0xC0 == 0x80).any():
                 raise ValueError("a text starts in the middle of a character")
 
     def same(self, other: Texts) -> NDArray[np.bool_]:

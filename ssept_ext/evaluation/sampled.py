@@ -273,8 +273,11 @@ def evaluate_popularity(
     drawn = draw_candidates(
         dataset, split, num_neg_test=num_neg_test, seed=seed, exclude=exclude, max_users=max_users
     ).candidates
-    # By what is there: the largest item may be much larger than the number of items.
-    items, counts = np.unique(dataset.histories("train").items, return_counts=True)
-    place = np.searchsorted(items[1:], drawn, side="right")
-    scores = torch.from_numpy(np.where(items[place] == drawn, counts[place], 0))
+    trained = dataset.histories("train").items
+    if dataset.itemnum > len(trained):  # it may be much larger than the number of items
+        items, trained = np.unique(trained, return_inverse=True)
+        place = np.minimum(np.searchsorted(items, drawn), len(items) - 1)
+        drawn = np.where(items[place] == drawn, place, len(items))
+    counts = np.bincount(trained, minlength=int(drawn.max()) + 1)
+    scores = torch.from_numpy(counts[drawn])
     return ndcg_and_hr(count_above(scores[:, 1:], scores[:, :1], ties))

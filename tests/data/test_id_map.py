@@ -1,5 +1,6 @@
 """Raw ids to numbers and back."""
 
+import hashlib
 import json
 from uuid import UUID
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ssept_ext.data import id_map
 from ssept_ext.data.id_map import IdMap, load_id_maps, save_id_maps
 
 UUIDS = [UUID(int=7), UUID(int=2**127 + 1)]
@@ -113,6 +115,17 @@ def test_maps_are_equal_by_content_and_type():
     assert IdMap([1, 2]) == IdMap(np.array([1, 2]), "item")
     assert IdMap([1, 2]) != IdMap([2, 1])
     assert IdMap([1]) != IdMap(["1"])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+@pytest.mark.parametrize("raw", [[5, -3], UUIDS, ["a", "b c", "~"], ["a", 'q"', "\\", "é", "\n"]])
+def test_the_digest_is_that_of_the_record_as_json(raw, chunk, monkeypatch):
+    monkeypatch.setattr(id_map, "_CHUNK", chunk)
+    ids = IdMap(raw)
+
+    text = json.dumps(ids.to_dict()).encode()
+
+    assert ids.digest == hashlib.sha256(text).hexdigest()[:16]
 
 
 def test_a_file_brings_both_maps_back(tmp_path):
