@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ssept_ext.data.histories import IntArray
 from ssept_ext.data.texts import Texts
 from ssept_ext.utils.checks import check_one_of, shown
-from ssept_ext.utils.files import DIGEST_LENGTH, read_json, replace_file, write_json
+from ssept_ext.utils.files import DIGEST_LENGTH, read_json, replace_file
 
 RawId: TypeAlias = int | str | UUID
 RawIds: TypeAlias = Sequence[RawId] | NDArray[Any]
@@ -222,12 +223,12 @@ class IdMap:
         """The first 64 bits of a SHA-256 of the ids and their type, in hexadecimal."""
         # That of `json.dumps(self.to_dict())`, without a text of them all.
         sha = hashlib.sha256(f'{{"type": "{self.type}", "ids": ['.encode())
-        for part in self._json_parts():
+        for part in self.json_parts():
             sha.update(part)
         sha.update(b"]}")
         return sha.hexdigest()[:DIGEST_LENGTH]
 
-    def _json_parts(self) -> Iterator[bytes]:
+    def json_parts(self) -> Iterator[bytes]:
         """Yield what `json.dumps` writes between the brackets of a list of the ids, some ids at a time."""
         for first in range(0, len(self), _CHUNK):
             if first:
@@ -270,10 +271,37 @@ def save_id_maps(
     path: str | os.PathLike[str], users: IdMap, items: IdMap, histories: str | None = None
 ) -> None:
     """Write both maps to one JSON file, replaced in one step, with the digest of the histories that they belong to."""
-    record = {"format": FORMAT, "users": users.to_dict(), "items": items.to_dict()}
-    if histories is not None:
-        record["histories"] = histories
-    replace_file(Path(path), lambda part: write_json(part, record, indent=None))
+    maps = {"users": users, "items": items}
+    of_each = {name: {"type": ids.type, "ids": f"@{name}"} for name, ids in maps.items()}
+    record = {
+        "format": FORMAT,
+        **of_each,
+        **({} if histories is None else {"histories": histories}),
+    }
+
+    def write(part: Path) -> None:
+        sha = hashlib.sha256()
+        for piece in _to_json(record, maps, sort_keys=True):
+            sha.update(piece)
+        digest = {"digest": sha.hexdigest()[:DIGEST_LENGTH]}
+        with part.open("wb") as file:
+            file.writelines(_to_json(record | digest, maps))
+            file.write(b"\n")
+
+    replace_file(Path(path), write)
+
+
+def _to_json(
+    record: dict[str, Any], maps: Mapping[str, IdMap], sort_keys: bool = False
+) -> Iterator[bytes]:
+    """Yield what `write_json` would write or digest, a part of the ids of "@NAME" at a time."""
+    for piece in re.split('("@[a-z]+")', json.dumps(record, sort_keys=sort_keys)):
+        if piece.startswith('"@'):
+            yield b"["
+            yield from maps[piece[2:-1]].json_parts()
+            yield b"]"
+        else:
+            yield piece.encode()
 
 
 def load_id_maps(path: str | os.PathLike[str], histories: str | None = None) -> tuple[IdMap, IdMap]:

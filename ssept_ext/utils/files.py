@@ -59,9 +59,9 @@ def digest(path: Path) -> str:
     return sha.hexdigest()[:DIGEST_LENGTH]
 
 
-def write_json(path: Path, record: dict[str, Any], indent: int | None = 2) -> None:
+def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record and its digest, which `read_json` verifies; call it in `replace_file` or `put_file`."""
-    path.write_text(json.dumps({**record, "digest": _json_digest(record)}, indent=indent) + "\n")
+    path.write_text(json.dumps({**record, "digest": _json_digest(record)}, indent=2) + "\n")
 
 
 def read_json(

@@ -128,6 +128,19 @@ def test_the_digest_is_that_of_the_record_as_json(raw, chunk, monkeypatch):
     assert ids.digest == hashlib.sha256(text).hexdigest()[:16]
 
 
+@pytest.mark.parametrize("histories", [None, "0123456789abcdef"])
+def test_a_file_is_the_record_and_its_digest_as_json(tmp_path, histories):
+    users, items = IdMap(UUIDS, "user"), IdMap(["7", 'q"', "é"], "item")
+    record = {"format": 1, "users": users.to_dict(), "items": items.to_dict()}
+    record |= {} if histories is None else {"histories": histories}
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+    save_id_maps(tmp_path / "ids.json", users, items, histories)
+
+    text = (tmp_path / "ids.json").read_text()
+    assert text == json.dumps({**record, "digest": digest}) + "\n"
+
+
 def test_a_file_brings_both_maps_back(tmp_path):
     users, items = IdMap(UUIDS, "user"), IdMap(["7", "\ud800 alone", "a\nb"], "item")
 
