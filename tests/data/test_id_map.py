@@ -14,6 +14,12 @@ from ssept_ext.data.id_map import IdMap, load_id_maps, save_id_maps
 UUIDS = [UUID(int=7), UUID(int=2**127 + 1)]
 
 
+@pytest.fixture(autouse=True, params=[10**6, 0], ids=["few ids", "many ids"])
+def _number_of_ids(request, monkeypatch):
+    """Look ids up as in a map of few or of many."""
+    monkeypatch.setattr(id_map, "_HASHED_UP_TO", request.param)
+
+
 @pytest.mark.parametrize(
     ("raw", "name", "kind"),
     [

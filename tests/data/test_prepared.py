@@ -16,7 +16,7 @@ from support.interactions import histories, of_rows
 
 from ssept_ext import Interactions, SASRecDataSet
 from ssept_ext.cli.runs import load_data
-from ssept_ext.data import texts
+from ssept_ext.data import id_map, texts
 from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.id_map import save_id_maps
 from ssept_ext.data.prepared import load_prepared
@@ -233,6 +233,7 @@ def test_a_damaged_file_gives_histories_of_its_ids_or_is_refused(path, damage):
 
 def test_texts_with_equal_hashes_are_told_apart(monkeypatch):
     events = of_rows(("bob", 1, 1), ("eve", 1, 2), ("ann", 1, 3))
+    monkeypatch.setattr(id_map, "_HASHED_UP_TO", 0)
     monkeypatch.setattr(
         texts.Texts, "hashes", lambda self: np.zeros(len(self.offsets) - 1, np.uint64)
     )
