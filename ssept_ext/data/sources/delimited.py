@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
@@ -169,14 +170,17 @@ def _to_events(parts: list[list[Any]], layout: Delimited) -> RawEvents:
     if len({part.type for column in times for part in column}) > 1:
         raise ValueError("the times of blocks are of several kinds")
     numbers = pa.chunked_array(times.pop()).to_numpy() if times else None
-    columns = [join_ids(items), join_ids(users)]
+    columns = [join_ids(users), join_ids(items)]
     users.clear()
     items.clear()
     wrong_time = numbers is not None and numbers.dtype.kind == "f"
     if layout.integers and (wrong_time or any(column.type != pa.int64() for column in columns)):
         raise ValueError("ids must be integers, and times integers or dates")
-    item_codes = encode_ids(columns.pop(0), layout.columns.item)
-    return RawEvents(encode_ids(columns.pop(), layout.columns.user), item_codes, numbers)
+    with ThreadPoolExecutor(2) as pool:
+        encoded = pool.map(encode_ids, columns, layout.columns[:2])
+        columns.clear()
+        user_codes, item_codes = encoded
+    return RawEvents(user_codes, item_codes, numbers)
 
 
 def rows(
