@@ -21,6 +21,7 @@ SCRIPTS = (
     "position_layer_norm.py",
     "causal_attention.py",
     "feed_forward.py",
+    "gated_residual.py",
     "sampled_logits.py",
 )
 

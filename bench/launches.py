@@ -155,6 +155,10 @@ OURS: dict[str, Cost] = {
     "feed_forward_backward": Cost(
         7, 2, partial(_layer_flops, 4), partial(_bytes_between_products, 5, 6)
     ),
+    "gated_residual": Cost(),
+    "gated_residual_backward": Cost(),
+    "swiglu": Cost(),
+    "swiglu_backward": Cost(),
     "sampled_loss": Cost(2, 0, partial(_score_flops, 1), partial(_scored_rows, 1)),
     "sampled_loss_backward": Cost(
         partial(_and_for_users, 2, 2), 0, partial(_score_flops, 2), partial(_scored_rows, 2)

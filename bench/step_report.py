@@ -37,6 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **PRESETS,
     # What `train_step.py` measures.
     "recommenders": {"seq_max_len": 200, "embedding_dim": DIM, "dropout_rate": DROPOUT},
+    "pre-ln": PRESETS["sse-pt-sampled-softmax"] | {"architecture": "pre-ln"},
+    "gated": PRESETS["sse-pt-sampled-softmax"] | {"architecture": "gated"},
 }
 
 # Of one H100, from bench/results/gpu-2026-11-28: a large copy; a large product in TF32; by how much a step is longer

@@ -27,20 +27,22 @@ SSEPT_LIBRARY(m) {
       "Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
       "SymInt max_seqlen_k, float scale, float dropout_p, Tensor? seed, int site, "
       "bool allow_tf32) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
-  // The other outputs are for the backward, whose q, k and v may come without their biases.
+  // residual: whether x_q is added. The other outputs are for the backward, whose q, k and v may
+  // come without their biases; `attended` has no rows without a residual, as it would be `out`.
   m.def(
       "multi_head_attention(Tensor x_q, Tensor x_k, Tensor q_weight, Tensor q_bias, "
       "Tensor k_weight, Tensor k_bias, Tensor v_weight, Tensor v_bias, Tensor cu_seqlens_q, "
       "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, int num_heads, float scale, "
-      "float dropout_p=0.0, Tensor? seed=None, int site=0, bool allow_tf32=False) "
-      "-> (Tensor out, Tensor attended, Tensor lse, Tensor q, Tensor k, Tensor v)");
+      "float dropout_p=0.0, Tensor? seed=None, int site=0, bool residual=True, "
+      "bool allow_tf32=False) -> (Tensor out, Tensor attended, Tensor lse, Tensor q, Tensor k, "
+      "Tensor v)");
   // Of weights and biases: those of queries, keys and values, one after another.
   m.def(
       "multi_head_attention_backward(Tensor grad_out, Tensor x_q, Tensor x_k, Tensor q_weight, "
       "Tensor q_bias, Tensor k_weight, Tensor k_bias, Tensor v_weight, Tensor v_bias, "
       "Tensor attended, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, "
       "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, int num_heads, float scale, "
-      "float dropout_p, Tensor? seed, int site, bool allow_tf32) "
+      "float dropout_p, Tensor? seed, int site, bool residual, bool allow_tf32) "
       "-> (Tensor grad_x_q, Tensor grad_x_k, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "sampled_logits(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor items, "
@@ -65,14 +67,26 @@ SSEPT_LIBRARY(m) {
       "position_layer_norm_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, "
       "Tensor positions, Tensor cu_seqlens, float eps) "
       "-> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta)");
-  // hidden: what the first dropout gives, for the backward.
+  // residual: x if not given. hidden: what the first dropout gives, for the backward.
   m.def(
       "feed_forward(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, "
-      "float dropout_p=0.0, Tensor? seed=None, int site=0) -> (Tensor out, Tensor hidden)");
+      "float dropout_p=0.0, Tensor? seed=None, int site=0, Tensor? residual=None) "
+      "-> (Tensor out, Tensor hidden)");
   m.def(
       "feed_forward_backward(Tensor grad, Tensor x, Tensor hidden, Tensor weight1, "
-      "Tensor weight2, float dropout_p, Tensor? seed, int site) -> (Tensor grad_x, "
+      "Tensor weight2, float dropout_p, Tensor? seed, int site, bool x_is_residual) "
+      "-> (Tensor grad_x, "
       "Tensor grad_weight1, Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
+  m.def(
+      "gated_residual(Tensor x, Tensor y, Tensor? gate=None, float dropout_p=0.0, "
+      "Tensor? seed=None, int site=0) -> Tensor");
+  // y and grad_gate's rows only with a gate. The gradient of x is grad.
+  m.def(
+      "gated_residual_backward(Tensor grad, Tensor? y, Tensor? gate, float dropout_p, "
+      "Tensor? seed, int site) -> (Tensor grad_y, Tensor grad_gate)");
+  m.def("swiglu(Tensor u, float dropout_p=0.0, Tensor? seed=None, int site=0) -> Tensor");
+  m.def(
+      "swiglu_backward(Tensor grad, Tensor u, float dropout_p, Tensor? seed, int site) -> Tensor");
   // Of the tables, the rows `ids` only. learning_rate and step are tensors, so that a captured CUDA
   // graph reads them anew.
   m.def(

@@ -19,9 +19,11 @@ OPS = (
     "position_layer_norm",
     "causal_attention",
     "feed_forward",
+    "gated_residual",
     "multi_head_attention",
     "sampled_logits",
     "sampled_loss",
+    "swiglu",
 )
 IN_PLACE_OPS = ("lazy_adam", "rowwise_adagrad")
 """Those that update rows of a table, and have no gradients."""

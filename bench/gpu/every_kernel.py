@@ -56,6 +56,12 @@ def norms_and_feed_forward(batch: Batch, dtype: torch.dtype, width: int) -> None
     backward(normal, x, gamma, beta)
     layers = [batch.leaf(dtype, *shape) for shape in ((7, width), (7,), (width, 7), (width,))]
     backward(ops.feed_forward(x, *layers, 0.2, batch.seed), x, *layers)
+    y, gate = (batch.leaf(dtype, batch.num_tokens, width) for _ in range(2))
+    backward(ops.feed_forward(x, *layers, 0.2, batch.seed, residual=y), x, *layers, y)
+    backward(ops.gated_residual(x, y, gate, 0.2, batch.seed), x, y, gate)
+    backward(ops.gated_residual(x, y, None, 0.2, batch.seed), x, y)
+    u = batch.leaf(dtype, batch.num_tokens, 2 * width)
+    backward(ops.swiglu(u, 0.2, batch.seed), u)
 
 
 def attention(batch: Batch, dtype: torch.dtype, width: int) -> None:

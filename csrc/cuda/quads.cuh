@@ -2,6 +2,7 @@
 // thread. A quad moves in packs of VEC elements: 16 bytes of float at VEC = 4, less where a width
 // or an address allows no more.
 #pragma once
+#include <algorithm>
 #include <initializer_list>
 
 #include "cuda/launch.cuh"
@@ -70,6 +71,31 @@ cudaError_t with_pack_size(std::initializer_list<int64_t> widths,
   if (fits(4)) return f.template operator()<4>();
   if (fits(2)) return f.template operator()<2>();
   return f.template operator()<1>();
+}
+
+inline constexpr int kQuadThreads = 256, kQuadsPerThread = 2;
+
+// Calls f(row, first column) for each quad of the whole rows that a block is for: few enough for
+// 32-bit divisions.
+template <class F>
+__device__ __forceinline__ void for_each_quad(int64_t num_rows, int64_t width,
+                                              int64_t rows_per_block, F&& f) {
+  const int64_t first_row = blockIdx.x * rows_per_block;
+  const auto quads = static_cast<uint32_t>((width + kQuad - 1) / kQuad);
+  const auto count = static_cast<uint32_t>(min(rows_per_block, num_rows - first_row)) * quads;
+  for (uint32_t i = threadIdx.x; i < count; i += kQuadThreads)
+    f(first_row + i / quads, static_cast<int64_t>(i % quads) * kQuad);
+}
+
+// Launches a kernel that goes through (num_rows, width) by `for_each_quad`, whose last parameter is
+// the rows of a block.
+template <class... Params, class... Args>
+cudaError_t launch_on_quads(void (*kernel)(Params...), int64_t num_rows, int64_t width,
+                            cudaStream_t stream, Args... args) {
+  if (num_rows == 0 || width == 0) return cudaSuccess;
+  const int64_t rows = std::max<int64_t>(1, kQuadThreads * kQuadsPerThread / num_quads(width));
+  const dim3 grid(static_cast<unsigned>((num_rows + rows - 1) / rows));
+  return launch(kernel, grid, kQuadThreads, 0, stream, args..., rows);
 }
 
 }  // namespace ssept::cuda

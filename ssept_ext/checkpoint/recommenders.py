@@ -80,7 +80,7 @@ def state_dict_for_recommenders(model: SequentialRecommender) -> dict[str, Tenso
     Raises
     ------
     ValueError
-        If the architecture is "original", which recommenders does not have.
+        If the architecture is not "recommenders", the only one that recommenders has.
 
     Examples
     --------

@@ -37,7 +37,7 @@ def sizes_of(
     """
     items, item_width = shapes["item_embedding_layer.weight"]
     seq_max_len, width = shapes["positional_embedding_layer.weight"]
-    inner = shapes["encoder.enc_layers.0.ffn.conv_layer1.weight"][0]
+    inner = shapes["encoder.enc_layers.0.ffn.conv_layer2.weight"][1]
     blocks = {name.split(".")[2] for name in shapes if name.startswith("encoder.enc_layers.")}
     sizes = {
         "item_num": items - 1,

@@ -25,8 +25,7 @@ WIDTH = Range(1, 100_000)
 """Of an embedding or a layer."""
 _IDS = Range(1, MAX_ID)
 
-Architecture = Literal["recommenders", "original"]
-
+Architecture = Literal["recommenders", "original", "pre-ln", "gated"]
 
 EmbeddingInit = Literal["uniform", "xavier"]
 
@@ -71,7 +70,8 @@ class SASRECConfig:
     architecture: Architecture = option(
         "recommenders",
         'layer norms per position ("recommenders"), or per feature and a second one before the '
-        'feed-forward layers ("original", the authors\' code)',
+        'feed-forward layers ("original", the authors\' code), with residuals that are not normalised '
+        '("pre-ln"), and also with gates and SwiGLU ("gated", LiGR)',
     )
     embedding_init: EmbeddingInit = option(
         "uniform",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,7 @@ from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend
-from ssept_ext.network.config import EmbeddingInit, SASRECConfig
-
-DROPOUTS_PER_LAYER = 3
+from ssept_ext.network.config import Architecture, EmbeddingInit, SASRECConfig
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ NO_DROPOUT = Dropout(0.0, None)
 class LayerNormalization(nn.Module):
     """Layer norm over the features, with biased variance and eps = 1e-8 inside the square root.
 
-    In the architecture "recommenders" gamma and beta have shape (T, D), one value per position and feature; in
-    "original" they have shape (D,).
+    In the architecture "recommenders" gamma and beta have shape (T, D), one value per position and feature; in the
+    others they have shape (D,).
     """
 
     def __init__(self, config: SASRECConfig, backend: Backend) -> None:
@@ -80,7 +79,7 @@ class LayerNormalization(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention with a residual and no output projection (Kang & McAuley 2018, section 3.2)."""
+    """Causal self-attention without an output projection (Kang & McAuley 2018, section 3.2)."""
 
     def __init__(self, width: int, num_heads: int, backend: Backend) -> None:
         super().__init__()
@@ -90,8 +89,13 @@ class MultiHeadAttention(nn.Module):
         self.K = nn.Linear(width, width)
         self.V = nn.Linear(width, width)
 
-    def forward(self, queries: Tokens, keys: Tokens, drop: Dropout, site: int) -> Tensor:
-        """Attend from each query token to the tokens of its sequence up to itself; returns (Nq, D), plus queries.x."""
+    def forward(
+        self, queries: Tokens, keys: Tokens, drop: Dropout, site: int, residual: bool = True
+    ) -> Tensor:
+        """Attend from each query token to the tokens of its sequence up to itself.
+
+        Returns (Nq, D), to which queries.x is added with `residual`.
+        """
         return ops.multi_head_attention(
             queries.x,
             keys.x,
@@ -110,6 +114,7 @@ class MultiHeadAttention(nn.Module):
             drop.p,
             drop.seed,
             site,
+            residual,
             backend=self.backend,
         )
 
@@ -123,11 +128,14 @@ class PointWiseFeedForward(nn.Module):
         self.conv_layer2 = nn.Linear(inner, width)
         self.backend = backend
 
-    def forward(self, x: Tensor, drop: Dropout, site: int) -> Tensor:
-        """(N, D) -> (N, D), including the residual x; uses the dropout sites `site` and `site + 1`."""
+    def forward(
+        self, x: Tensor, drop: Dropout, site: int, residual: Tensor | None = None
+    ) -> Tensor:
+        """(N, D) -> (N, D), including the residual, by default x; uses the dropout sites `site` and `site + 1`."""
         first, second = self.conv_layer1, self.conv_layer2
         weights = (first.weight, first.bias, second.weight, second.bias)
-        return ops.feed_forward(x, *weights, drop.p, drop.seed, site, backend=self.backend)
+        settings = (drop.p, drop.seed, site, residual)
+        return ops.feed_forward(x, *weights, *settings, backend=self.backend)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object
@@ -139,11 +147,32 @@ class PointWiseFeedForward(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class SwigluFeedForward(nn.Module):
+    """Linear, SwiGLU, dropout, Linear: no biases and no residual. The first layer makes what gates and what is gated.
+
+    As in LiGR (Borisyuk et al. 2025) and, of the same names, in RecTools.
+    """
+
+    def __init__(self, width: int, inner: int, backend: Backend) -> None:
+        super().__init__()
+        self.conv_layer1 = nn.Linear(width, 2 * inner, bias=False)
+        self.conv_layer2 = nn.Linear(inner, width, bias=False)
+        self.backend = backend
+
+    def forward(self, x: Tensor, drop: Dropout, site: int) -> Tensor:
+        """(N, D) -> (N, D); uses the dropout site `site`."""
+        u = self.conv_layer1(x)  # (N, 2 C)
+        h = ops.swiglu(u, drop.p, drop.seed, site, backend=self.backend)  # (N, C)
+        return cast("Tensor", self.conv_layer2(h))  # (N, D)
+
+
 class EncoderLayer(nn.Module):
     """One block: `n = LN(x)`, `a = attention(Q(n), K(x), V(x)) + n`, `y = FFN(m) + m`.
 
     In the architecture "recommenders" m is a; in "original" it is LN2(a).
     """
+
+    num_dropouts: ClassVar[int] = 3
 
     def __init__(self, config: SASRECConfig, backend: Backend) -> None:
         super().__init__()
@@ -158,7 +187,7 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
         """Run the block for all tokens or, with `last_only`, only for the last token of each sequence.
 
-        Uses the dropout sites `site` to `site + DROPOUTS_PER_LAYER - 1`.
+        Uses the dropout sites `site` to `site + num_dropouts - 1`.
         """
         queries = tokens.last() if last_only else tokens
         n = replace(queries, x=self.layer_normalization(queries))  # (Nq, D)
@@ -177,20 +206,107 @@ class EncoderLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class PreNormLayer(nn.Module):
+    """One block of the architecture "pre-ln": `a = x + attention(LN(x)) W + b`, `y = a + FFN(LN2(a))`.
+
+    Queries, keys and values come from LN(x), and the residuals are not normalised, as in Xiong et al. 2020, "On Layer
+    Normalization in the Transformer Architecture".
+    """
+
+    num_dropouts: ClassVar[int] = 4
+
+    def __init__(self, config: SASRECConfig, backend: Backend) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.backend = backend
+        self.mha = MultiHeadAttention(width, config.attention_num_heads, backend)
+        self.projection = nn.Linear(width, width)
+        self.ffn: nn.Module = PointWiseFeedForward(width, config.conv_dims[0], backend)
+        self.layer_normalization = LayerNormalization(config, backend)
+        self.layer_normalization2 = LayerNormalization(config, backend)
+
+    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
+        """As `EncoderLayer.forward`."""
+        x, h = self.attend(tokens, drop, site, last_only)  # (Nq, D) each
+        a = self.add(x.x, h, None, drop, site + 1)  # (Nq, D)
+        m = self.layer_normalization2(replace(x, x=a))  # (Nq, D)
+        return replace(x, x=self.ffn(m, drop, site + 2, residual=a))  # (Nq, D)
+
+    def attend(
+        self, tokens: Tokens, drop: Dropout, site: int, last_only: bool
+    ) -> tuple[Tokens, Tensor]:
+        """Return the tokens that the block computes, and what attention makes of each, (Nq, D)."""
+        keys = replace(tokens, x=self.layer_normalization(tokens))  # (N, D)
+        x, queries = (tokens.last(), keys.last()) if last_only else (tokens, keys)
+        attended = self.mha(queries, keys, drop, site, residual=False)  # (Nq, D)
+        return x, self.projection(attended)
+
+    def add(self, x: Tensor, y: Tensor, gate: Tensor | None, drop: Dropout, site: int) -> Tensor:
+        """Add a branch's output y, after dropout and gate, to its input x: (N, D) each."""
+        return ops.gated_residual(x, y, gate, drop.p, drop.seed, site, backend=self.backend)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, *rest: Any
+    ) -> None:
+        if (
+            strict
+            and f"{prefix}mha.Q.weight" in state_dict
+            and f"{prefix}projection.weight" not in state_dict
+        ):
+            raise RuntimeError(
+                'these are the parameters of a model of the architecture "recommenders" or "original": '
+                f"{type(self).__name__} has others, such as {prefix}projection.weight"
+            )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *rest)
+
+
+class GatedLayer(PreNormLayer):
+    """One block of the architecture "gated", LiGR: that of "pre-ln" with gates, and SwiGLU in the feed-forward layers.
+
+    `a = x + sigmoid(gate1(x)) * (attention(LN(x)) W + b)`, `y = a + sigmoid(gate2(a)) * FFN(LN2(a))`: each gate reads
+    what its branch is added to. From Borisyuk et al. 2025, "From Features to Transformers: Redefining Ranking for
+    Scalable Impact", as RecTools implements it.
+    """
+
+    def __init__(self, config: SASRECConfig, backend: Backend) -> None:
+        super().__init__(config, backend)
+        width = config.hidden_size
+        self.ffn = SwigluFeedForward(width, config.conv_dims[0], backend)
+        self.gate1 = nn.Linear(width, width)
+        self.gate2 = nn.Linear(width, width)
+
+    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
+        """As `EncoderLayer.forward`."""
+        x, h = self.attend(tokens, drop, site, last_only)  # (Nq, D) each
+        a = self.add(x.x, h, self.gate1(x.x), drop, site + 1)  # (Nq, D)
+        m = self.layer_normalization2(replace(x, x=a))  # (Nq, D)
+        y = self.ffn(m, drop, site + 2)  # (Nq, D)
+        return replace(x, x=self.add(a, y, self.gate2(a), drop, site + 3))  # (Nq, D)
+
+
+LAYERS: dict[Architecture, type[EncoderLayer | PreNormLayer]] = {
+    "recommenders": EncoderLayer,
+    "original": EncoderLayer,
+    "pre-ln": PreNormLayer,
+    "gated": GatedLayer,
+}
+"""The blocks of each architecture."""
+
+
 class Encoder(nn.Module):
     """A stack of encoder blocks."""
 
     def __init__(self, config: SASRECConfig, backend: Backend) -> None:
         super().__init__()
-        self.enc_layers = nn.ModuleList(
-            EncoderLayer(config, backend) for _ in range(config.num_blocks)
-        )
+        layer = LAYERS[config.architecture]
+        self.num_dropouts = layer.num_dropouts
+        self.enc_layers = nn.ModuleList(layer(config, backend) for _ in range(config.num_blocks))
 
     def forward(self, tokens: Tokens, drop: Dropout, first_site: int, last_only: bool) -> Tokens:
         """Run all blocks; with `last_only`, the last block computes only the last token of each sequence."""
         for i, layer in enumerate(self.enc_layers):
             is_last_layer = i == len(self.enc_layers) - 1
-            site = first_site + i * DROPOUTS_PER_LAYER
+            site = first_site + i * self.num_dropouts
             tokens = layer(tokens, drop, site, last_only and is_last_layer)
         return tokens
 
@@ -218,4 +334,5 @@ def initialise(network: nn.Module, embedding_init: EmbeddingInit) -> None:
                     module.weight[module.padding_idx] = 0
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -20,10 +20,11 @@ def feed_forward(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
+    residual: Tensor | None = None,
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """Compute `dropout(dropout(relu(x @ weight1.T + bias1)) @ weight2.T + bias2) + x`.
+    """Compute `dropout(dropout(relu(x @ weight1.T + bias1)) @ weight2.T + bias2) + residual`.
 
     The dropout masks depend only on (seed, site, row, column).
 
@@ -45,6 +46,8 @@ def feed_forward(
         (1,) int64 dropout seed; required if dropout_p > 0.
     site
         Number of the inner dropout in the model; the outer one is `site + 1`. Different sites have independent masks.
+    residual
+        (N, D), same dtype; x if not given.
     backend
         Overrides `ssept_ext.set_backend` for this call.
 
@@ -66,7 +69,9 @@ def feed_forward(
     """
     dtype = autocast_type(x.device)
     tensors = (cast(tensor, dtype) for tensor in (x, weight1, bias1, weight2, bias2))
-    args = (*tensors, dropout_p, seed, site)
+    if residual is not None:
+        residual = cast(residual, dtype)
+    args = (*tensors, dropout_p, seed, site, residual)
     return call("feed_forward", x.device, backend, *args)[0]  # type: ignore[no-any-return]
 
 
@@ -91,18 +96,19 @@ def register(namespace: str) -> None:
         )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight1, _, weight2, _, ctx.dropout_p, seed, ctx.site = inputs
-        hidden = output[1]
+        x, weight1, _, weight2, _, ctx.dropout_p, seed, ctx.site, residual = inputs
+        hidden, ctx.x_is_residual = output[1], residual is None
         ctx.mark_non_differentiable(hidden)
         ctx.set_materialize_grads(False)  # no zeros as the gradient of `hidden`
         ctx.save_for_backward(x, hidden, weight1, weight2, seed)
 
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         *saved, seed = ctx.saved_tensors
-        gradients = backward_op(grad, *saved, ctx.dropout_p, seed, ctx.site)
-        return *(g.to(grad.dtype) for g in gradients), None, None, None
+        gradients = backward_op(grad, *saved, ctx.dropout_p, seed, ctx.site, ctx.x_is_residual)
+        of_residual = None if ctx.x_is_residual else grad
+        return *(g.to(grad.dtype) for g in gradients), None, None, None, of_residual
 
     register_op(
         namespace,

@@ -1,4 +1,4 @@
-"""The op `multi_head_attention`: projections, causal attention and residual in one node of autograd."""
+"""The op `multi_head_attention`: projections, causal attention and a residual in one node of autograd."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def multi_head_attention(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
+    residual: bool = True,
     *,
     backend: Backend | None = None,
 ) -> Tensor:
@@ -54,13 +55,15 @@ def multi_head_attention(
     num_heads
         H, which must divide D. Head h has the features h · D / H and up. D / H is at most 256, or 128 for float64 on
         CUDA.
+    residual
+        False leaves out x_q in the sum.
     scale, dropout_p, seed, site, backend
         As in `causal_attention`.
 
     Returns
     -------
     Tensor
-        (Nq, D), same dtype as x_q; x_q for queries that see no key, zeros in tail padding.
+        (Nq, D), same dtype as x_q; x_q for queries that see no key (zeros without `residual`), zeros in tail padding.
 
     Raises
     ------
@@ -78,7 +81,7 @@ def multi_head_attention(
     dtype = autocast_type(x_q.device)
     parameters = (q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    settings = (num_heads, scale, dropout_p, seed, site, matmul_takes_tf32())
+    settings = (num_heads, scale, dropout_p, seed, site, residual, matmul_takes_tf32())
     args = (cast(x_q, dtype), cast(x_k, dtype), *parameters, *lengths, *settings)
     return call("multi_head_attention", x_q.device, backend, *args)[0]  # type: ignore[no-any-return]
 
@@ -88,12 +91,12 @@ def register(namespace: str) -> None:
     backward_op = getattr(torch.ops, namespace).multi_head_attention_backward
 
     def fake(x_q: Tensor, x_k: Tensor, *rest: Any, **_: Any) -> tuple[Tensor, ...]:
-        num_heads = rest[10]
+        num_heads, residual = rest[10], rest[15] if len(rest) > 15 else True
         wide = torch.promote_types(x_q.dtype, torch.float32)
         heads_q, heads_k = ((x.shape[0], num_heads, x.shape[1] // num_heads) for x in (x_q, x_k))
         return (
             x_q.new_empty(x_q.shape),
-            x_q.new_empty(heads_q),
+            x_q.new_empty(heads_q if residual else (0, *heads_q[1:])),
             x_q.new_empty(heads_q[:2], dtype=wide),
             x_q.new_empty(heads_q),
             *(x_k.new_empty(heads_k) for _ in "kv"),
@@ -113,21 +116,24 @@ def register(namespace: str) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.before_seed, ctx.after_seed = inputs[10:15], inputs[16:]
-        ctx.mark_non_differentiable(*output[1:])
+        out, attended, *others = output
+        ctx.mark_non_differentiable(attended, *others)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:8], *output[1:], *inputs[8:10], inputs[15])
+        attended = attended if inputs[17] else out
+        ctx.save_for_backward(*inputs[:8], attended, *others, *inputs[8:10], inputs[15])
 
     def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_out is None:
-            return (None,) * 18
+            return (None,) * 19
         *tensors, seed = ctx.saved_tensors
+        tensors[8] = tensors[8].view(tensors[10].shape)  # `out` is flat
         x_q, x_k, weight, bias = backward_op(
             grad_out, *tensors, *ctx.before_seed, seed, *ctx.after_seed
         )
         weights = weight.to(tensors[2].dtype).view(3, *tensors[2].shape).unbind()
         biases = bias.to(tensors[3].dtype).unbind()
         of_layers = [x for layer in zip(weights, biases, strict=True) for x in layer]
-        return x_q, x_k, *of_layers, *(None,) * 10
+        return x_q, x_k, *of_layers, *(None,) * 11
 
     register_op(
         namespace,

@@ -1,7 +1,7 @@
 """Every op in plain PyTorch: the specification, the fallback, and the oracle in tests of the kernels.
 
-Imports nothing of this package but `ops.dropout`, `ops.packing` and checks. Works on any device, through autograd and
-under `torch.compile`.
+Imports nothing of this package but `ops.layer_reference`, which is a part of it, `ops.dropout`, `ops.packing` and
+checks. Works on any device, through autograd and under `torch.compile`.
 
 Shared conventions: the N tokens of B sequences are packed one after another; sequence b has the tokens
 `cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`. Tokens from `cu_seqlens[B]` on are tail padding: they are never
@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssept_ext.ops.dropout import check_dropout, dropout, dropout_keep
+from ssept_ext.ops.layer_reference import feed_forward as feed_forward
+from ssept_ext.ops.layer_reference import gated_residual as gated_residual
+from ssept_ext.ops.layer_reference import swiglu as swiglu
 from ssept_ext.ops.packing import embedding, lookup, packed, padded, rows_at, sequence_of_token
 from ssept_ext.ops.reference_checks import (
     check_dims,
@@ -181,9 +184,10 @@ def multi_head_attention(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     site: int = 0,
+    residual: bool = True,
     allow_tf32: bool = False,
 ) -> tuple[Tensor]:
-    """`causal_attention` of linear projections, plus x_q: see `ssept_ext.ops`.
+    """`causal_attention` of linear projections, plus x_q as a `residual`: see `ssept_ext.ops`.
 
     Returns the first of the kernels' outputs; the others are for their backward.
     """
@@ -212,41 +216,11 @@ def multi_head_attention(
     )
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     attended, _ = causal_attention(q, k, v, *lengths, scale, dropout_p, seed, site)
-    _, real = sequence_of_token(cu_seqlens_q, x_q.shape[0])
-    out = torch.where(real[:, None], attended.flatten(1) + x_q, 0).to(x_q.dtype)
-    return (out,)
-
-
-def feed_forward(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    site: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Two linear layers with ReLU, dropouts and a residual: see `ssept_ext.ops`.
-
-    Also returns what the first dropout gives, (N, C), without gradient.
-    """
-    check_dropout(dropout_p, seed, site)
-    check_dropout(dropout_p, seed, site + 1)
-    check_dims("x", x, 2)
-    check_dims("weight1", weight1, 2)
-    inner, width = weight1.shape[0], x.shape[1]
-    check_shape("weight1", weight1, (inner, width))
-    check_shape("bias1", bias1, (inner,))
-    check_shape("weight2", weight2, (width, inner))
-    check_shape("bias2", bias2, (width,))
-    check_same_type(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    hidden = F.relu(F.linear(x.to(wide), weight1.to(wide), bias1.to(wide)))
-    hidden = dropout(hidden, dropout_p, seed, site)
-    y = F.linear(hidden, weight2.to(wide), bias2.to(wide))
-    out = dropout(y, dropout_p, seed, site + 1) + x
-    return out.to(x.dtype), hidden.to(x.dtype).detach()
+    out = attended.flatten(1)
+    if residual:
+        _, real = sequence_of_token(cu_seqlens_q, x_q.shape[0])
+        out = torch.where(real[:, None], out + x_q, 0)
+    return (out.to(x_q.dtype),)
 
 
 def sampled_logits(

@@ -1,6 +1,7 @@
 """Checkpoints: a model comes back as it was."""
 
 from dataclasses import asdict
+from typing import get_args
 from uuid import UUID
 
 import numpy as np
@@ -12,10 +13,11 @@ from support.factories import tiny_model
 
 from ssept_ext import SASREC, SSEPT
 from ssept_ext.checkpoint.model import CONFIG_FILE, save_checkpoint
+from ssept_ext.network.config import Architecture
 
 
 @pytest.mark.parametrize("make", [make_ssept, make_sasrec])
-@pytest.mark.parametrize("architecture", ["recommenders", "original"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_model_comes_back_as_it_was(tmp_path, make, architecture, dtype):
     model = make(architecture=architecture).to(dtype)

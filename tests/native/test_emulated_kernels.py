@@ -19,11 +19,13 @@ ATTENTION_TESTS = ("ops/test_causal_attention.py", "ops/test_attention_exactness
 TESTS = [
     *ATTENTION_TESTS,
     "ops/test_feed_forward.py",
+    "ops/test_gated_residual.py",
     "ops/test_multi_head_attention.py",
     "ops/test_position_layer_norm.py",
     "ops/test_row_update.py",
     "ops/test_sampled_logits.py",
     "ops/test_sampled_loss.py",
+    "ops/test_swiglu.py",
     "ops/test_user_item_embedding.py",
 ]
 # Those left out launch the same kernels a thousand times, or on thousands of tokens, or test how torch calls them. From

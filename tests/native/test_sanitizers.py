@@ -19,10 +19,12 @@ OPS = [
             "user_item_embedding",
             "position_layer_norm",
             "feed_forward",
+            "gated_residual",
             "multi_head_attention",
             "row_update",
             "sampled_logits",
             "sampled_loss",
+            "swiglu",
         )
     ),
 ]

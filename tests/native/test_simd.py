@@ -11,8 +11,10 @@ TESTS = [
     "ops/test_causal_attention.py",
     "ops/test_attention_exactness.py",
     "ops/test_feed_forward.py",
+    "ops/test_gated_residual.py",
     "ops/test_multi_head_attention.py",
     "ops/test_sampled_loss.py",
+    "ops/test_swiglu.py",
     "ops/test_user_item_embedding.py",
 ]
 

@@ -1,6 +1,7 @@
 """The network: the paper's formulas, dropout, how parameters start, and the losses of a packed batch."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from support.tolerances import relative_error
 
 from ssept_ext import SASREC, PackedBatch, pack
 from ssept_ext.network import losses
+from ssept_ext.network.config import Architecture
 from ssept_ext.ops import dropout, reference
 
 
@@ -104,16 +106,21 @@ def test_scores_have_no_dropout_in_a_model_that_is_training():
     np.testing.assert_array_equal(state, model.user_state([3, 4, 5]))
 
 
-def test_dropout_follows_torchs_seed_and_is_the_same_on_every_backend():
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_dropout_follows_torchs_seed_and_is_the_same_on_every_backend(architecture):
     logits = []
     for backend in ("reference", "auto"):
         torch.manual_seed(3)
-        model = tiny(dropout_rate=0.3, backend=backend).double()
+        model = tiny(dropout_rate=0.3, backend=backend, architecture=architecture).double()
         logits.append(model(padded_inputs())[0])
     assert relative_error(logits[1], logits[0]) < 1e-12
 
 
-def test_no_two_dropouts_of_a_forward_pass_share_a_mask(monkeypatch):
+@pytest.mark.parametrize(
+    ("architecture", "of_a_block"),
+    [("recommenders", 3), ("original", 3), ("pre-ln", 4), ("gated", 4)],
+)
+def test_no_two_dropouts_of_a_forward_pass_share_a_mask(monkeypatch, architecture, of_a_block):
     sites = []
     original = reference.dropout_keep
 
@@ -123,9 +130,9 @@ def test_no_two_dropouts_of_a_forward_pass_share_a_mask(monkeypatch):
 
     for module in (dropout, reference):
         monkeypatch.setattr(module, "dropout_keep", recording)
-    tiny(dropout_rate=0.3, backend="reference")(padded_inputs())
-    # The embedding, then attention and two in the feed-forward layer of each of two blocks.
-    assert sorted(sites) == [0, 1, 2, 3, 4, 5, 6]
+    tiny(dropout_rate=0.3, backend="reference", architecture=architecture)(padded_inputs())
+    # The embedding, then attention and two in the feed-forward layer of each of two blocks; of the others, four.
+    assert sorted(sites) == list(range(1 + 2 * of_a_block))
 
 
 def test_parameters_start_as_the_paper_and_recommenders_start_them():

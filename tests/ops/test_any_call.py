@@ -79,7 +79,9 @@ def changed(draw, name, value):
         return draw(integers)
     if isinstance(value, tuple):
         return (*value[1:], draw(floats))
-    if name in ("users", "user_weight", "seed", "residual", "log_q") and draw(st.booleans()):
+    if name in ("users", "user_weight", "seed", "residual", "gate", "log_q") and draw(
+        st.booleans()
+    ):
         return None
     if value.is_floating_point() or not value.numel() or draw(st.booleans()):
         return draw(shaped(value))

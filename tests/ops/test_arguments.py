@@ -8,6 +8,7 @@ from support.implementations import ALL
 from support.op_calls import arguments, call
 from support.samples import outputs_and_gradients
 
+from ssept_ext import ops
 from ssept_ext._extension import IN_PLACE_OPS, OPS
 from ssept_ext.ops import reference
 
@@ -65,6 +66,8 @@ def test_a_backend_that_there_is_not_is_an_error_that_names_it(op):
                 "causal_attention",
                 "multi_head_attention",
                 "feed_forward",
+                "gated_residual",
+                "swiglu",
             )
             for name, value, limit in [
                 ("dropout_p", -0.1, r"in \[0, 1\)"),
@@ -145,8 +148,9 @@ def test_rows_without_elements_cost_no_time():
     weight = torch.zeros(0, 0)
 
     out, _ = torch.ops.ssept_ext.feed_forward(x, weight, none, weight, none)
+    gated, swiglu = ops.gated_residual(x, x, x), ops.swiglu(x)
 
-    assert out.shape == x.shape
+    assert out.shape == gated.shape == swiglu.shape == x.shape
 
 
 @pytest.mark.parametrize("id_", [-(2**63), -(2**63) + 1, 2**63 - 1])

@@ -1,11 +1,14 @@
 """`torch.autocast`: hidden states in its type, tables in theirs, and errors within the one policy."""
 
+from typing import get_args
+
 import pytest
 import torch
 from support.factories import random_batch, tiny_model
 from support.tolerances import relative_error
 
 from ssept_ext import ops
+from ssept_ext.network.config import Architecture
 from ssept_ext.network.losses import bce
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -45,7 +48,7 @@ def logits_and_gradient(m, b, dtype=None):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("architecture", ["recommenders", "original"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_training_step_is_as_exact_as_plain_pytorch_under_autocast(device, architecture, dtype):
     b = batch(device)

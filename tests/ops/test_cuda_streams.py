@@ -39,6 +39,15 @@ def feed_forward_arguments(generator):
     return x, weights[0], biases[0], weights[1], biases[1], 0.2, torch.tensor([1]), 3
 
 
+def gated_arguments(generator):
+    x, y, gate = torch.randn(3, BATCH.num_tokens, WIDTH, generator=generator)
+    return x, y, gate, 0.2, torch.tensor([1]), 3
+
+
+def swiglu_arguments(generator):
+    return torch.randn(BATCH.num_tokens, WIDTH, generator=generator), 0.2, torch.tensor([1]), 3
+
+
 def tables(generator):
     return (
         torch.randn(ITEM_NUM + 1, WIDTH, generator=generator),
@@ -77,10 +86,12 @@ def loss_arguments(generator):
 OPS = {
     "causal_attention": attention_arguments,
     "feed_forward": feed_forward_arguments,
+    "gated_residual": gated_arguments,
     "multi_head_attention": multi_head_arguments,
     "position_layer_norm": layer_norm_arguments,
     "sampled_logits": logits_arguments,
     "sampled_loss": loss_arguments,
+    "swiglu": swiglu_arguments,
     "user_item_embedding": embedding_arguments,
 }
 every_op = pytest.mark.parametrize("name", OPS)

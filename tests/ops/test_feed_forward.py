@@ -77,6 +77,34 @@ def test_output_and_gradients_match_the_reference(implementation, dropout_p, sha
         assert_close(x, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@every_kernel
+def test_another_residual_takes_the_place_of_x_in_the_sum(implementation, dropout_p, dtype):
+    x, *layers = inputs(131, 16, 48, dtype)
+    residual, grad = torch.randn(2, 131, 16).to(dtype)
+    settings = (dropout_p, SEED, SITE)
+
+    out, hidden, grad_x, *of_layers, grad_residual = run(
+        implementation, x, *layers, *settings, residual, grad=grad
+    )
+
+    by_default = run(implementation, x, *layers, *settings, grad=grad)
+    wide, plain = (
+        outputs_and_gradients(
+            reference.feed_forward,
+            [*(t.to(kind) for t in (x, *layers)), *settings, residual.to(kind)],
+            grad.to(kind),
+        )
+        for kind in (torch.float64, dtype)
+    )
+    assert_close(out, wide[0], plain[0])
+    assert_close(grad_x, wide[2], plain[2])
+    assert torch.equal(grad_residual.cpu(), grad)
+    for x, y in zip((hidden, *of_layers), (by_default[1], *by_default[3:]), strict=True):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
 @every_implementation
 def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
@@ -103,7 +131,7 @@ def test_nothing_beyond_a_tensor_reaches_a_result(implementation, dtype):
     out, hidden = ops.feed_forward(*tensors)
     x, weight1, _, weight2, _ = tensors
     gradients = ops.feed_forward_backward(
-        grad, x, amid_traps(hidden), weight1, weight2, 0.0, None, 0
+        grad, x, amid_traps(hidden), weight1, weight2, 0.0, None, 0, True
     )
 
     assert all(torch.isfinite(y).all() for y in (out, hidden, *gradients))
@@ -167,6 +195,8 @@ WRONG = [
     ("dropout_p must be in", {"dropout_p": 1.0}),
     ("seed must be an int64 tensor of one element", {"dropout_p": 0.5}),
     ("site must be in 0..4294967295, got 4294967296", {"site": 2**32 - 1}),
+    ("residual must have", {"residual": torch.ones(2, 4)}),
+    ("residual.*[fF]loat", {"residual": torch.ones(2, 3).half()}),
 ]
 
 

@@ -37,6 +37,7 @@ class Arguments:
     dropout_p: float = 0.0
     seed: torch.Tensor | None = None
     site: int = 0
+    residual: bool = True
 
     def to(self, device=None, dtype=None):
         """On a device, and with hidden states and parameters of a type."""
@@ -78,14 +79,16 @@ def results(a, op, grad, device="cpu"):
 
 
 def in_parts(attention, linear=F.linear):
-    """The op as three linear layers, an attention and a sum."""
+    """The op as three linear layers, an attention and, with a residual, a sum."""
 
     def op(x_q, x_k, *rest):
-        parameters, offsets_and_lengths, (heads, *settings) = rest[:6], rest[6:10], rest[10:]
+        parameters, offsets_and_lengths = rest[:6], rest[6:10]
+        heads, *settings, residual = rest[10:]
         inputs = zip((x_q, x_k, x_k), parameters[::2], parameters[1::2], strict=True)
         head_size = x_q.shape[1] // heads
         qkv = (linear(x, w, b).view(-1, heads, head_size) for x, w, b in inputs)
-        return attention(*qkv, *offsets_and_lengths, *settings)[0].flatten(1) + x_q, None
+        attended = attention(*qkv, *offsets_and_lengths, *settings)[0].flatten(1)
+        return attended + x_q if residual else attended, None
 
     return op
 
@@ -120,6 +123,23 @@ def test_fewer_queries_than_keys_are_the_newest(implementation):
     exact[3 + K_BIAS].zero_()
     for x, y in zip(results(a, op, grad, implementation.device), exact, strict=True):
         assert_close(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF_TYPES], ids=str)
+@every_implementation
+def test_without_a_residual_it_is_attention_of_the_projections(implementation, dtype):
+    a = arguments(Ragged("", (5, 0, 17, 2), spare=3), residual=False)
+    a = replace(a, dropout_p=0.3, seed=torch.tensor([9])).to(dtype=dtype)
+    grad = torch.randn_like(a.x_q)
+    op = implementation.op("multi_head_attention")
+
+    actual = results(a, op, grad, implementation.device)
+
+    plain = results(a, in_parts(reference.causal_attention), grad)
+    exact = results(a.to(dtype=torch.float64), in_parts(reference.causal_attention), grad.double())
+    for i, (x, y, z) in enumerate(zip(actual, exact, plain, strict=True)):
+        if i != 3 + K_BIAS:
+            assert_close(x, y, z)
 
 
 @every_implementation
@@ -268,9 +288,11 @@ def test_under_autocast_hidden_states_are_of_its_type_and_gradients_of_the_param
     assert {g.dtype for g in gradients} == {torch.float32}
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @every_kernel
-def test_opcheck(implementation):
-    a = arguments(dropout_p=0.3, seed=torch.tensor([4])).to(implementation.device, torch.float32)
+def test_opcheck(implementation, residual):
+    a = arguments(dropout_p=0.3, seed=torch.tensor([4]), residual=residual)
+    a = a.to(implementation.device, torch.float32)
     leaves = [
         x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for x in vars(a).values()

@@ -131,14 +131,22 @@ def test_causal_attention(ragged, generator, dtype, heads, head_size, newest_onl
 
 
 @every_batch
-@given(ragged_batches, generators, dtypes, st.integers(1, 4), st.integers(1, 40), dropouts)
-def test_multi_head_attention(ragged, generator, dtype, heads, head_size, dropout):
+@given(
+    ragged_batches,
+    generators,
+    dtypes,
+    st.integers(1, 4),
+    st.integers(1, 40),
+    dropouts,
+    st.booleans(),
+)
+def test_multi_head_attention(ragged, generator, dtype, heads, head_size, dropout, residual):
     n, width = ragged.num_tokens, heads * head_size
     x_q, x_k = (normal(generator, dtype, n, width) for _ in range(2))
     weights = [normal(generator, dtype, width, width) / width**0.5 for _ in "qkv"]
     biases = [normal(generator, dtype, width) for _ in "qkv"]
     offsets, lengths = (ragged.cu_seqlens(),) * 2, (ragged.max_seqlen,) * 2
-    arguments = (*offsets, *lengths, heads, head_size**-0.5, *dropout)
+    arguments = (*offsets, *lengths, heads, head_size**-0.5, *dropout, residual)
 
     def only_out(op):
         def of(x_q, x_k, q_weight, q_bias, k_weight, v_weight, v_bias):
@@ -157,13 +165,22 @@ def test_multi_head_attention(ragged, generator, dtype, heads, head_size, dropou
         [x.double() for x in leaves],
         grad.to(dtype).double(),
     )
-    for x, y in zip(actual, exact, strict=True):
-        assert_close(x, torch.where(y.abs() < 1e-14, 0, y))
+    assert_close(actual[0], exact[0])
+    # Together, as one can be a small difference of large sums, which float32 does not hold.
+    assert_close(*(torch.cat([x.flatten() for x in kind[1:]]) for kind in (actual, exact)))
 
 
 @every_batch
-@given(st.integers(0, 300), st.integers(1, 130), st.integers(0, 130), generators, dtypes, dropouts)
-def test_feed_forward(rows, width, inner, generator, dtype, dropout):
+@given(
+    st.integers(0, 300),
+    st.integers(1, 130),
+    st.integers(0, 130),
+    generators,
+    dtypes,
+    dropouts,
+    st.booleans(),
+)
+def test_feed_forward(rows, width, inner, generator, dtype, dropout, has_residual):
     p, seed, site = dropout
 
     def whole_numbers(*shape):
@@ -181,7 +198,25 @@ def test_feed_forward(rows, width, inner, generator, dtype, dropout):
         p,
         seed,
         min(site, 2**32 - 2),
+        normal(generator, dtype, rows, width) if has_residual else None,
     )
+
+
+@every_batch
+@given(st.integers(0, 300), st.integers(0, 130), generators, dtypes, dropouts, st.booleans())
+def test_gated_residual(rows, width, generator, dtype, dropout, has_gate):
+    x, y, gate = (normal(generator, dtype, rows, width) for _ in range(3))
+    gate = gate if has_gate else None
+    assert_native_matches_reference(
+        "gated_residual", generator, (rows, width), x, y, gate, *dropout
+    )
+
+
+@every_batch
+@given(st.integers(0, 300), st.integers(0, 130), generators, dtypes, dropouts)
+def test_swiglu(rows, width, generator, dtype, dropout):
+    u = normal(generator, dtype, rows, 2 * width)
+    assert_native_matches_reference("swiglu", generator, (rows, width), u, *dropout)
 
 
 @every_batch

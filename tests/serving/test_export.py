@@ -36,6 +36,8 @@ def batch(size, candidates):
 MODELS = [
     pytest.param(lambda: make(), id="SSEPT"),
     pytest.param(lambda: make(SASREC, architecture="original", attention_num_heads=5), id="SASREC"),
+    pytest.param(lambda: make(architecture="pre-ln", attention_num_heads=2), id="pre-ln"),
+    pytest.param(lambda: make(architecture="gated", attention_num_heads=4), id="gated"),
 ]
 
 

@@ -15,7 +15,7 @@ SEED = torch.tensor([3])
 SHAPE = BatchShape(capacity=64, batch_size=4, num_negatives=2)
 
 
-def model(dtype=torch.float64, device="cpu"):
+def model(dtype=torch.float64, device="cpu", architecture="recommenders"):
     torch.manual_seed(0)
     return tiny_model(
         item_num=30,
@@ -30,6 +30,7 @@ def model(dtype=torch.float64, device="cpu"):
         sse_user_prob=0.5,
         sse_item_prob=0.2,
         sse_joint=True,
+        architecture=architecture,
     ).to(device, dtype)
 
 

@@ -78,7 +78,12 @@ def arguments(
                 "weight2": normal(width, num_items),
                 "bias2": normal(width),
                 **dropout,
+                "residual": normal(tokens, width),
             }
+        case "gated_residual":
+            return {name: normal(tokens, width) for name in ("x", "y", "gate")} | dropout
+        case "swiglu":
+            return {"u": normal(tokens, 2 * width), **dropout}
         case "multi_head_attention":
             inner = heads * item_width
             layers = {
@@ -97,6 +102,7 @@ def arguments(
                 "num_heads": heads,
                 "scale": 0.4,
                 **dropout,
+                "residual": True,
             }
         case "sampled_logits":
             return {

@@ -3,6 +3,7 @@
 import ast
 import inspect
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -23,19 +24,23 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ssept_ext import SSEPT, ops
 from ssept_ext.data.packed import number_rows
 from ssept_ext.network import layers, losses
+from ssept_ext.network.config import Architecture
 from ssept_ext.training import cuda_graph
 from ssept_ext.training.batch_shape import BatchShape
 from ssept_ext.training.cuda_graph import (
     training_step,
 )
 
+every_architecture = pytest.mark.parametrize("architecture", get_args(Architecture))
+
 
 def assert_equal(x, y):
     assert torch.equal(x, y)
 
 
-def test_spare_capacity_changes_neither_losses_nor_parameters():
-    assert_same_training(graphed, model())
+@every_architecture
+def test_spare_capacity_changes_neither_losses_nor_parameters(architecture):
+    assert_same_training(graphed, model(architecture=architecture))
 
 
 def test_a_batch_of_another_shape_is_worked_on_as_it_is():
@@ -103,6 +108,8 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         SSEPT.encode,
         SSEPT._score,
         *(layers.Encoder.forward, layers.EncoderLayer.forward, layers.MultiHeadAttention.forward),
+        *(layers.PreNormLayer.forward, layers.PreNormLayer.attend, layers.PreNormLayer.add),
+        *(layers.GatedLayer.forward, layers.SwigluFeedForward.forward),
         layers.PointWiseFeedForward.forward,
         layers.LayerNormalization.forward,
         losses.softmax,
@@ -118,8 +125,9 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         assert not called & waits, function.__qualname__
 
 
-def test_compiling_the_model_for_changing_lengths_makes_at_most_two_graphs():
-    m = model().eval()
+@every_architecture
+def test_compiling_the_model_for_changing_lengths_makes_at_most_two_graphs(architecture):
+    m = model(architecture=architecture).eval()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(m.sampled_logits, backend=counter, fullgraph=True, dynamic=True)
     for lengths in [(5, 3, 4), (4, 9, 2), (1, 12, 3), (7, 7, 20), (2, 15, 9)]:
@@ -129,8 +137,9 @@ def test_compiling_the_model_for_changing_lengths_makes_at_most_two_graphs():
 
 
 @pytest.mark.cuda
-def test_replayed_steps_train_as_eager_ones():
-    assert_same_training(graphed, model(device="cuda"))
+@every_architecture
+def test_replayed_steps_train_as_eager_ones(architecture):
+    assert_same_training(graphed, model(device="cuda", architecture=architecture))
 
 
 @pytest.mark.cuda

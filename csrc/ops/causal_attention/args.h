@@ -136,15 +136,26 @@ class ProjectionArgs {
   Tensor q_bias_, v_bias_;
 };
 
-// What the forward of `multi_head_attention` writes.
+// What the forward of `multi_head_attention` writes. Without a residual, `attended` has no rows, as
+// it would be `out`.
 struct MultiHeadOutputs {
   Tensor out, attended, lse, q, k, v;
+  bool residual;
+
+  // Valid while this object lives; x_q is the residual.
+  template <class T>
+  CausalAttentionOutputs<T> kernel_args(const Tensor& x_q) const {
+    using A = Accumulator<T>;
+    if (!residual) return {mutable_data<T>(out), mutable_data<A>(lse)};
+    return {mutable_data<T>(attended), mutable_data<A>(lse), data<T>(x_q), mutable_data<T>(out)};
+  }
 };
 
 // What its backward reads and writes. grad_kv has the gradients of a token's key and value side by
 // side, so that one product makes those of both weights.
 struct MultiHeadGradients {
   Tensor grad_out, attended, lse, grad_q, grad_kv, grad_x_q, grad_x_k, grad_weight, grad_bias;
+  bool residual;
 };
 
 // From grad_q and grad_kv on, by torch's products. grad_x_q has the residual's gradient already.
@@ -152,7 +163,10 @@ inline void multiply_gradients(const Products& products, const ProjectionArgs& p
                                MultiHeadGradients g) {
   const Tensor grad_k = torch::stable::narrow(g.grad_kv, 1, 0, p.width);
   const Tensor grad_v = torch::stable::narrow(g.grad_kv, 1, p.width, p.width);
-  products.add_product(g.grad_x_q, g.grad_q, p.q_weight);
+  if (g.residual)
+    products.add_product(g.grad_x_q, g.grad_q, p.q_weight);
+  else
+    products.multiply(g.grad_x_q, g.grad_q, p.q_weight);
   products.multiply(g.grad_x_k, grad_k, p.k_weight);
   products.add_product(g.grad_x_k, grad_v, p.v_weight);
   products.multiply(torch::stable::narrow(g.grad_weight, 0, 0, p.width), transposed(g.grad_q),
@@ -167,16 +181,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention(
     const Tensor& k_weight, const Tensor& k_bias, const Tensor& v_weight, const Tensor& v_bias,
     const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, int64_t num_heads, double scale, double dropout_p,
-    const std::optional<Tensor>& seed, int64_t site, bool allow_tf32) {
+    const std::optional<Tensor>& seed, int64_t site, bool residual, bool allow_tf32) {
   const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
   const Tensor q = p.heads(p.x_q), k = p.heads(p.x_k), v = p.heads(p.x_k);
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
   const Tensor out = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
-  const Tensor attended = p.heads(p.x_q);
+  const Tensor attended =
+      torch::stable::new_empty(p.x_q, {residual ? x_q.size(0) : 0, p.num_heads, p.head_size});
   const Tensor lse =
       torch::stable::new_empty(p.x_q, {x_q.size(0), num_heads}, accumulator_type(p.type));
-  Device::forward(p, args, {out, attended, lse, q, k, v}, allow_tf32);
+  Device::forward(p, args, {out, attended, lse, q, k, v, residual}, allow_tf32);
   return {out, attended, lse, q, k, v};
 }
 
@@ -187,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multi_head_attention_backward(
     const Tensor& v_bias, const Tensor& attended, const Tensor& lse, const Tensor& q,
     const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
     int64_t max_seqlen_q, int64_t max_seqlen_k, int64_t num_heads, double scale, double dropout_p,
-    const std::optional<Tensor>& seed, int64_t site, bool allow_tf32) {
+    const std::optional<Tensor>& seed, int64_t site, bool residual, bool allow_tf32) {
   const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
   const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                                  scale, dropout_p, seed, site);
@@ -200,7 +215,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multi_head_attention_backward(
                              torch::stable::new_empty(p.x_q, {x_q.size(0), p.width}),
                              torch::stable::new_empty(p.x_k, {x_k.size(0), p.width}),
                              torch::stable::new_empty(p.x_q, {3 * p.width, p.width}),
-                             torch::stable::new_empty(p.x_q, {3, p.width}, wide)};
+                             torch::stable::new_empty(p.x_q, {3, p.width}, wide),
+                             residual};
   Device::backward(p, args, g, allow_tf32);
   return {g.grad_x_q, g.grad_x_k, g.grad_weight, g.grad_bias};
 }

@@ -164,8 +164,7 @@ struct MultiHeadAttention {
       }
       for (const Tensor& x : {to.out, to.attended, to.lse})
         zero_rows_from(x, in.cu_seqlens_q[in.size.num_sequences]);
-      compute_outputs<T>(in, {mutable_data<T>(to.attended), mutable_data<A>(to.lse), data<T>(p.x_q),
-                              mutable_data<T>(to.out)});
+      compute_outputs<T>(in, to.kernel_args<T>(p.x_q));
     });
   }
 
@@ -178,14 +177,15 @@ struct MultiHeadAttention {
       zero_rows_from(g.grad_kv, in.cu_seqlens_k[in.size.num_sequences]);
       zero_rows_from(g.grad_bias, 0);
       T* const grad_k = mutable_data<T>(g.grad_kv);
-      compute_all_gradients<T>(
-          in, {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), nullptr,
-               mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
-               kOwnProducts ? nullptr : mutable_data<T>(g.grad_x_q), mutable_data<A>(g.grad_bias)});
+      compute_all_gradients<T>(in,
+                               {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), nullptr,
+                                mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
+                                kOwnProducts || !g.residual ? nullptr : mutable_data<T>(g.grad_x_q),
+                                mutable_data<A>(g.grad_bias)});
       if constexpr (kOwnProducts) {
-        multiply_gradients<A>(p, g, real);
+        multiply_gradients<A>(p, g, g.residual ? real : 0);
       } else {
-        zero_rows_from(g.grad_x_q, real);
+        if (g.residual) zero_rows_from(g.grad_x_q, real);
         multiply_gradients(kCpuProducts, p, g);
       }
     });

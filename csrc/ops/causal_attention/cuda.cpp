@@ -85,10 +85,7 @@ struct MultiHeadAttention {
       products.multiply_add(p.rows(to.v), p.x_k, transposed(p.v_weight), p.v_bias(p.type));
       check_cuda("multi_head_attention",
                  CausalAttentionKernels<T, kTf32>::forward(
-                     args.kernel_args<T>(),
-                     {mutable_data<T>(to.attended), mutable_data<Accumulator<T>>(to.lse),
-                      data<T>(p.x_q), mutable_data<T>(to.out)},
-                     device.stream()));
+                     args.kernel_args<T>(), to.kernel_args<T>(p.x_q), device.stream()));
     });
   }
 
@@ -100,13 +97,14 @@ struct MultiHeadAttention {
     dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
       using A = Accumulator<T>;
       T* const grad_k = mutable_data<T>(g.grad_kv);
-      check_cuda("multi_head_attention_backward",
-                 CausalAttentionKernels<T, kTf32>::backward(
-                     args.kernel_args<T>(),
-                     {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse),
-                      mutable_data<A>(delta), mutable_data<T>(g.grad_q), grad_k, grad_k + p.width,
-                      2 * p.width, mutable_data<T>(g.grad_x_q), mutable_data<A>(g.grad_bias)},
-                     device.stream()));
+      check_cuda(
+          "multi_head_attention_backward",
+          CausalAttentionKernels<T, kTf32>::backward(
+              args.kernel_args<T>(),
+              {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), mutable_data<A>(delta),
+               mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
+               g.residual ? mutable_data<T>(g.grad_x_q) : nullptr, mutable_data<A>(g.grad_bias)},
+              device.stream()));
     });
     multiply_gradients(device.products(), p, g);
   }

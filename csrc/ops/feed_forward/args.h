@@ -36,18 +36,21 @@ struct FeedForwardArgs {
 };
 
 struct FeedForward : FeedForwardArgs {
-  Tensor bias1, bias2;
+  Tensor bias1, bias2, residual;
   Tensor out, hidden;  // results
 
-  template <class... Rest>
   FeedForward(const Tensor& x_, const Tensor& weight1_, const Tensor& bias1_,
-              const Tensor& weight2_, const Tensor& bias2_, const Rest&... rest)
-      : FeedForwardArgs(x_, weight1_, weight2_, rest...),
+              const Tensor& weight2_, const Tensor& bias2_, double dropout_p,
+              const std::optional<Tensor>& seed, int64_t site,
+              const std::optional<Tensor>& residual_)
+      : FeedForwardArgs(x_, weight1_, weight2_, dropout_p, seed, site),
         bias1(contiguous("bias1", bias1_, {inner}, type)),
         bias2(contiguous("bias2", bias2_, {width}, type)),
+        residual(residual_ ? contiguous("residual", *residual_, {num_rows, width}, type) : x),
         out(new_rows(width)),
         hidden(new_rows(inner)) {
-    check_devices({{"x", &x_}, {"bias1", &bias1_}, {"bias2", &bias2_}});
+    check_devices(
+        {{"x", &x_}, {"bias1", &bias1_}, {"bias2", &bias2_}, {"residual", pointer(residual_)}});
   }
 
   // Valid while this object lives. T must have the size and layout of `type`.
@@ -57,7 +60,7 @@ struct FeedForward : FeedForwardArgs {
   }
   template <class T>
   BiasDropout<T> after_second() const {
-    return {data<T>(bias2), data<T>(x), dropout2, false, num_rows, width};
+    return {data<T>(bias2), data<T>(residual), dropout2, false, num_rows, width};
   }
   std::tuple<Tensor, Tensor> results() const { return {out, hidden}; }
 };
@@ -65,14 +68,16 @@ struct FeedForward : FeedForwardArgs {
 struct FeedForwardBackward : FeedForwardArgs {
   using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
   Tensor grad, hidden;
+  bool x_is_residual;
   Tensor grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2;  // results
 
-  template <class... Rest>
   FeedForwardBackward(const Tensor& grad_, const Tensor& x_, const Tensor& hidden_,
-                      const Tensor& weight1_, const Tensor& weight2_, const Rest&... rest)
-      : FeedForwardArgs(x_, weight1_, weight2_, rest...),
+                      const Tensor& weight1_, const Tensor& weight2_, double dropout_p,
+                      const std::optional<Tensor>& seed, int64_t site, bool x_is_residual_)
+      : FeedForwardArgs(x_, weight1_, weight2_, dropout_p, seed, site),
         grad(contiguous("grad", grad_, {num_rows, width}, type)),
         hidden(contiguous("hidden", hidden_, {num_rows, inner}, type)),
+        x_is_residual(x_is_residual_),
         grad_x(new_rows(width)),
         grad_weight1(torch::stable::new_empty(x, {inner, width})),
         grad_bias1(torch::stable::new_empty(x, {inner}, accumulator_type(type))),

@@ -102,8 +102,9 @@ void backward_part(const FeedForwardBackward& args, const Panels<A>& weight1,
   const int64_t width = args.width, inner = args.inner;
   const auto before_first = args.before_first<A>(), before_second = args.before_second<A>();
   const std::vector<A> no_bias(width);
-  const BiasDropout<A> after_last{no_bias.data(), data<A>(args.grad), {nullptr, 0, 0, 1},
-                                  false,          args.num_rows,      width};
+  const A* const residual = args.x_is_residual ? data<A>(args.grad) : nullptr;
+  const BiasDropout<A> after_last{no_bias.data(), residual,      {nullptr, 0, 0, 1},
+                                  false,          args.num_rows, width};
   std::vector<A> grad_out(kRowsPerBlock * at.row1), grad_hidden(kRowsPerBlock * at.row2);
   Panels<A> x(kRowsPerBlock, width), hidden(kRowsPerBlock, inner);
   for (int64_t last; begin < end; begin = last) {
@@ -189,8 +190,8 @@ class Steps {
 std::tuple<Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
                                         const Tensor& weight2, const Tensor& bias2,
                                         double dropout_p, const std::optional<Tensor>& seed,
-                                        int64_t site) {
-  const FeedForward args(x, weight1, bias1, weight2, bias2, dropout_p, seed, site);
+                                        int64_t site, const std::optional<Tensor>& residual) {
+  const FeedForward args(x, weight1, bias1, weight2, bias2, dropout_p, seed, site, residual);
   if (args.width == 0 && args.inner == 0) return args.results();  // however many rows
   dispatch_floating("x", args.type, [&]<class T>() {
     if constexpr (std::is_same_v<T, Accumulator<T>>)
@@ -204,9 +205,10 @@ std::tuple<Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& weight1, 
 FeedForwardBackward::Results feed_forward_backward(const Tensor& grad, const Tensor& x,
                                                    const Tensor& hidden, const Tensor& weight1,
                                                    const Tensor& weight2, double dropout_p,
-                                                   const std::optional<Tensor>& seed,
-                                                   int64_t site) {
-  const FeedForwardBackward args(grad, x, hidden, weight1, weight2, dropout_p, seed, site);
+                                                   const std::optional<Tensor>& seed, int64_t site,
+                                                   bool x_is_residual) {
+  const FeedForwardBackward args(grad, x, hidden, weight1, weight2, dropout_p, seed, site,
+                                 x_is_residual);
   if (args.width == 0 && args.inner == 0) return args.results();
   dispatch_floating("x", args.type, [&]<class T>() {
     if constexpr (std::is_same_v<T, Accumulator<T>>)

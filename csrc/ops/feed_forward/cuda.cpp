@@ -47,8 +47,8 @@ class Steps {
 std::tuple<Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
                                         const Tensor& weight2, const Tensor& bias2,
                                         double dropout_p, const std::optional<Tensor>& seed,
-                                        int64_t site) {
-  const FeedForward args(x, weight1, bias1, weight2, bias2, dropout_p, seed, site);
+                                        int64_t site, const std::optional<Tensor>& residual) {
+  const FeedForward args(x, weight1, bias1, weight2, bias2, dropout_p, seed, site, residual);
   const DeviceOf device(x);
   dispatch_floating("x", args.type,
                     [&]<class T>() { forward_by_steps<T>(Steps<T>(args, device), args); });
@@ -58,9 +58,10 @@ std::tuple<Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& weight1, 
 FeedForwardBackward::Results feed_forward_backward(const Tensor& grad, const Tensor& x,
                                                    const Tensor& hidden, const Tensor& weight1,
                                                    const Tensor& weight2, double dropout_p,
-                                                   const std::optional<Tensor>& seed,
-                                                   int64_t site) {
-  const FeedForwardBackward args(grad, x, hidden, weight1, weight2, dropout_p, seed, site);
+                                                   const std::optional<Tensor>& seed, int64_t site,
+                                                   bool x_is_residual) {
+  const FeedForwardBackward args(grad, x, hidden, weight1, weight2, dropout_p, seed, site,
+                                 x_is_residual);
   const DeviceOf device(x);
   dispatch_floating("x", args.type,
                     [&]<class T>() { backward_by_steps<T>(Steps<T>(args, device), args); });

@@ -8,21 +8,12 @@
 namespace ssept::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kQuadsPerThread = 2;
-
-// A block is for `rows_per_block` whole rows: few enough of their quads for 32-bit divisions.
 template <class T, int VEC>
-__global__ void __launch_bounds__(kThreads)
-    finish_kernel(BiasDropout<T> in, int64_t rows_per_block, T* product) {
+__global__ void __launch_bounds__(kQuadThreads)
+    finish_kernel(BiasDropout<T> in, T* product, int64_t rows_per_block) {
   using A = Accumulator<T>;
   const DropoutMask mask(in.dropout);
-  const int64_t first_row = blockIdx.x * rows_per_block;
-  const auto quads = static_cast<uint32_t>((in.width + kQuad - 1) / kQuad);
-  const auto count = static_cast<uint32_t>(min(rows_per_block, in.num_rows - first_row)) * quads;
-  for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
-    const uint32_t quad = i % quads;
-    const int64_t n = first_row + i / quads, column = static_cast<int64_t>(quad) * kQuad;
+  for_each_quad(in.num_rows, in.width, rows_per_block, [&](int64_t n, int64_t column) {
     A x[kQuad], bias[kQuad];
     load_quad<VEC>(product + n * in.width, column, in.width, x);
     load_quad<VEC>(in.bias, column, in.width, bias);
@@ -39,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kQuad; ++j) x[j] += residual[j];
     }
     store_quad<VEC>(product + n * in.width, column, in.width, x);
-  }
+  });
 }
 
 // grad_x of a part of the rows, block x's, and its column sums. Where there is a ReLU, what it or
@@ -112,11 +103,8 @@ __global__ void __launch_bounds__(kSumThreads)
 
 template <class T>
 cudaError_t FeedForwardKernels<T>::finish(const BiasDropout<T>& in, T* x, cudaStream_t stream) {
-  if (in.num_rows == 0 || in.width == 0) return cudaSuccess;
-  const int64_t rows = std::max<int64_t>(1, kThreads * kQuadsPerThread / num_quads(in.width));
-  const dim3 grid(static_cast<unsigned>((in.num_rows + rows - 1) / rows));
   return with_pack_size<T>({in.width}, {x, in.bias, in.residual}, [&]<int VEC>() {
-    return launch(finish_kernel<T, VEC>, grid, kThreads, 0, stream, in, rows, x);
+    return launch_on_quads(finish_kernel<T, VEC>, in.num_rows, in.width, stream, in, x);
   });
 }
 

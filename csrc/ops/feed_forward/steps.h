@@ -19,14 +19,18 @@ template <class T, class Steps>
 void backward_by_steps(Steps&& steps, const FeedForwardBackward& f) {
   using A = Accumulator<T>;
   const Tensor grad_out = f.new_rows(f.width), grad_hidden = f.new_rows(f.inner);
-  T* const grad_x = mutable_data<T>(f.grad_x);  // the residual's, to which the rest is added last
+  // The residual's, to which the rest is added last.
+  T* const grad_x = f.x_is_residual ? mutable_data<T>(f.grad_x) : nullptr;
   steps.start(f.before_second<T>(), data<T>(f.grad), mutable_data<T>(grad_out), grad_x, f.inner);
   steps.products().multiply(f.grad_weight2, transposed(grad_out), f.hidden);
   steps.products().multiply(grad_hidden, grad_out, f.weight2);
   steps.start(f.before_first<T>(), data<T>(grad_hidden), mutable_data<T>(grad_hidden),
               static_cast<T*>(nullptr), 0);
   steps.products().multiply(f.grad_weight1, transposed(grad_hidden), f.x);
-  steps.products().add_product(f.grad_x, grad_hidden, f.weight1);
+  if (f.x_is_residual)
+    steps.products().add_product(f.grad_x, grad_hidden, f.weight1);
+  else
+    steps.products().multiply(f.grad_x, grad_hidden, f.weight1);
   steps.sum_biases(mutable_data<A>(f.grad_bias1), f.inner, mutable_data<A>(f.grad_bias2), f.width);
 }
 
