@@ -222,9 +222,9 @@ def peak_extra_memory(step: Call, options: Options) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not _reset_peak():
         return None
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     step()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def _reset_peak() -> bool:
@@ -237,7 +237,8 @@ def _reset_peak() -> bool:
     return True
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes of memory of this process, as Linux counts them: now (VmRSS) or at most so far (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -31,6 +31,7 @@ INTEL = "2026-11-25-intel-r-xeon-r-processor-2-cores.txt"
 GPU = "gpu-2026-11-28"
 DIFFERENCES = "differences-2026-11-28.md"
 LARGE_TABLES = "2026-11-28-amd-epyc-2-cores-large-tables.txt"
+LARGE_DATA = "2026-11-28-amd-epyc-2-cores-large-data.txt"
 FIFTY_COLUMNS = "2026-11-28-amd-epyc-2-cores-fifty-columns.txt"
 
 MARKER = re.compile(r"(<!-- figures: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -136,6 +137,31 @@ def ops() -> str:
         cells = [ratio(case(file, heading), other) for file in (AMD_LOGITS, INTEL)]
         rows.append([f"`sampled_logits`, {label}", other, *cells, *NOWHERE])
     return table(["op", "against", *MACHINES], rows)
+
+
+def large_data() -> str:
+    """CPU seconds and peak memory of each stage, at both sizes."""
+    paragraphs = (RESULTS / LARGE_DATA).read_text().strip().split("\n\n")
+    sizes = [text for text in paragraphs if re.match(r"[\d,]+ events, ", text)]
+    costs = [
+        {
+            label: costs
+            for label, *costs in re.findall(
+                r"^  (\S.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.M
+            )
+        }
+        for text in sizes
+    ]
+    head = [
+        "",
+        *(
+            f"{what}, {text.partition(chr(10))[0]}"
+            for text in sizes
+            for what in ("CPU seconds", "peak GB")
+        ),
+    ]
+    rows = [[label, *(cell for of in costs for cell in of[label][1:])] for label in costs[0]]
+    return table(head, rows)
 
 
 def floors() -> str:
@@ -277,6 +303,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "gpu-ndcg-sasrec": lambda: f"{on_gpu('time to NDCG, sasrec-sampled-softmax', 'seconds'):.1f}",
     "gpu-ndcg-sse-pt": lambda: f"{on_gpu('time to NDCG, sse-pt-sampled-softmax', 'seconds'):.1f}",
     "large-tables": large_tables,
+    "large-data": large_data,
     "speed-large-tables": lambda: ratio(
         case(LARGE_TABLES, "3,000,000 items"), "Adam, whole gradients"
     ),

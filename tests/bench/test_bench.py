@@ -49,6 +49,19 @@ def test_large_tables_are_drawn_over_their_sizes(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("_one_thread")
+def test_what_grows_with_the_data_is_measured_from_raw_text_to_recommending(tmp_path, capsys):
+    large_data = importlib.import_module("large_data")
+
+    large_data.main(["--quick", "--scratch", str(tmp_path)])
+
+    output = capsys.readouterr().out
+    assert "2,000 events, 100 users, 500 items" in output
+    for stage in large_data.STAGES:
+        assert re.search(rf"  {stage.label} +[0-9.]+ +[0-9.]+ +[0-9.]+\n", output)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_profile_names_the_ops_of_our_step(capsys):
     importlib.import_module("train_step").main(["--quick", "--profile"])
 
