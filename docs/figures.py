@@ -142,26 +142,20 @@ def ops() -> str:
 def large_data() -> str:
     """CPU seconds and peak memory of each stage, at both sizes."""
     paragraphs = (RESULTS / LARGE_DATA).read_text().strip().split("\n\n")
-    sizes = [text for text in paragraphs if re.match(r"[\d,]+ events, ", text)]
-    costs = [
-        {
-            label: costs
-            for label, *costs in re.findall(
-                r"^  (\S.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.M
-            )
-        }
-        for text in sizes
+    costs = {
+        number(text, r"events, ([\d,]+) users"): re.findall(
+            r"^  (\S.*?) +[\d.]+ +([\d.]+) +([\d.]+)$", text, re.MULTILINE
+        )
+        for text in paragraphs
+        if " events, " in text
+    }
+    head = [f"{what}, {size}" for size in costs for what in ("CPU seconds", "peak GB")]
+    rows = [
+        [label, *(cell for (_, *cells) in stages for cell in cells)]
+        for stages in zip(*costs.values(), strict=True)
+        for label in [stages[0][0]]
     ]
-    head = [
-        "",
-        *(
-            f"{what}, {text.partition(chr(10))[0]}"
-            for text in sizes
-            for what in ("CPU seconds", "peak GB")
-        ),
-    ]
-    rows = [[label, *(cell for of in costs for cell in of[label][1:])] for label in costs[0]]
-    return table(head, rows)
+    return table(["users, and as many items", *head], rows)
 
 
 def floors() -> str:
