@@ -8,6 +8,7 @@ times over the number of rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 
@@ -88,15 +89,18 @@ class Alternatives:
     def torchrec(self) -> Call | None:
         """None where TorchRec is not installed."""
         try:
-            from ssept_ext.training.large_tables import ShardedTables, without_tables
+            from ssept_ext.large_tables import ShardedSSEPT
         except ImportError:
             return None
-        config, device = self.model.config, self.model.device
-        tables = ShardedTables(
-            config, optimizer="rowwise_adagrad", learning_rate=1e-3, device=device
+        config = self.model.config
+        model = ShardedSSEPT(**asdict(config))
+        options = TrainingOptions(table_optimizer="rowwise_adagrad")
+        adam = make_optimizer(model, 1e-3, options)
+        step = eager_step(
+            adam,
+            lambda batch, seed: model.training_loss(batch, seed=seed),
+            rows=model.table_rows(options, adam),
         )
-        model = without_tables(config, device)
-        step = eager_step(torch.optim.Adam(model.parameters(), fused=True), tables.loss(model))
         batches = cycle(self.batches)
         return lambda: step(next(batches), self.seed)
 

@@ -157,12 +157,17 @@ def gather(value: T) -> list[T]:
 
 def average(values: Tensor) -> Tensor:
     """Average a tensor, which must be on the model's device, over the processes."""
+    return values if size() == 1 else total(values) / size()
+
+
+def total(values: Tensor) -> Tensor:
+    """Add up a tensor, which must be on the model's device, over the processes."""
     if size() == 1:
         return values
-    total = values.clone()
+    values = values.clone()
     with raise_if_peer_lost():
-        dist.all_reduce(total)
-    return total / size()
+        dist.all_reduce(values)
+    return values
 
 
 def check_same(**values: Any) -> None:

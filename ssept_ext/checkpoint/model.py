@@ -33,6 +33,7 @@ from ssept_ext.data.id_map import load_id_maps, save_id_maps
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.config import config_from_arguments
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.network.sharded import Sharded, Shards
 from ssept_ext.utils.files import (
     DIGEST_LENGTH,
     digest,
@@ -42,7 +43,7 @@ from ssept_ext.utils.files import (
     store_file,
     write_json,
 )
-from ssept_ext.utils.tensor_files import write_tensors
+from ssept_ext.utils.tensor_files import RowBlocks, map_tensors, write_blocks, write_tensors
 
 FORMAT = 2
 
@@ -116,17 +117,29 @@ def save_checkpoint(
     kind = type(model)
     if kind.__name__ not in _CLASS_NAMES or not kind.__module__.startswith("ssept_ext."):
         raise TypeError(f"model must be one of {', '.join(_CLASS_NAMES)}, got {kind.__name__}")
+    store_checkpoint(model, kind.__name__, folder, histories, overwrite)
+
+
+def store_checkpoint(
+    model: SequentialRecommender,
+    class_name: str,
+    folder: str | os.PathLike[str],
+    histories: bool,
+    overwrite: bool,
+    tables: Mapping[str, RowBlocks] | None = None,
+) -> None:
+    """As `save_checkpoint`, for a model to be loaded as this class, with `tables` that its state dict lacks."""
     if model.known is not None:
         _check_fits(model, model.known)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         earlier = _earlier_files(folder, overwrite)
-        files = _store_files(model, folder, histories)
+        files = _store_files(model, folder, histories, tables)
         config = {
             "format": FORMAT,
             "version": build_info().version,
-            "class": kind.__name__,
+            "class": class_name,
             "arguments": asdict(model.config),
             "trained_on": model.trained_on and asdict(model.trained_on),
             "files": files,
@@ -158,9 +171,18 @@ def _earlier_files(folder: Path, overwrite: bool) -> dict[str, str]:
     )
 
 
-def _store_files(model: SequentialRecommender, folder: Path, histories: bool) -> dict[str, str]:
+def _store_files(
+    model: SequentialRecommender,
+    folder: Path,
+    histories: bool,
+    tables: Mapping[str, RowBlocks] | None,
+) -> dict[str, str]:
     """Write all files but the config, and return their names."""
-    files, known, tensors = {}, model.known, {"model": model.state_dict()}
+    files, known, tensors = {}, model.known, {}
+    write = partial(write_tensors, tensors=model.state_dict())
+    if tables is not None:
+        write = partial(write_blocks, tensors={**model.state_dict(), **tables})
+    files["model"] = store_file(folder, "model", "safetensors", write)
     if known is not None:
         ids = (known.user_ids, known.item_ids)
         files["ids"] = store_file(folder, "ids", "json", lambda path: save_id_maps(path, *ids))
@@ -245,7 +267,12 @@ def _load(
             "meta"
         ):  # draws no parameters, which would take the memory of a second model
             model = kind(**arguments, backend=backend)
-        model.load_state_dict(read_tensors(paths["model"])[0], assign=True)
+        tensors, _ = map_tensors(paths["model"])
+        shards: Shards = model.shards() if isinstance(model, Sharded) else {}
+        for name, (first, rows) in shards.items():
+            rows.copy_(tensors.pop(name)[first : first + len(rows)])
+        # Clones, because a later change of the file must not change them.
+        model.load_state_dict({name: x.clone() for name, x in tensors.items()}, assign=True)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{paths['model']} does not belong to {config_path}: {error}") from error
     model.trained_on = trained_on

@@ -279,8 +279,8 @@ def number_rows(batch: PackedBatch) -> PackedBatch:
         return batch
     assert batch.positives is not None
     assert batch.negatives is not None
-    item_ids, *numbers = _numbered(batch.items, batch.positives, batch.negatives)
-    user_ids, users = _numbered(batch.users)
+    item_ids, *numbers = numbered(batch.items, batch.positives, batch.negatives)
+    user_ids, users = numbered(batch.users)
     return replace(batch, numbers=RowNumbers(item_ids, user_ids, users, *numbers))
 
 
@@ -315,7 +315,7 @@ def round_up_tokens(batch: PackedBatch) -> PackedBatch:
     return replace(batch, **padded(batch), numbers=numbers)
 
 
-def _numbered(*tensors: Tensor) -> list[Tensor]:
+def numbered(*tensors: Tensor) -> list[Tensor]:
     """Return the distinct ids and 0, ascending, and then, for each tensor, the index of each of its ids among them."""
     flat = torch.cat([tensors[0].new_zeros(1), *(x.flatten() for x in tensors)])
     ids, index = torch.unique(flat, return_inverse=True)

@@ -23,11 +23,12 @@ from ssept_ext.evaluation.candidates import (
 from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, hr, mean_gain, ndcg, reciprocal
 from ssept_ext.network.identity import in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.network.sharded import is_sharded
 from ssept_ext.ranking.catalogue import (
     USERS_AT_A_TIME,
+    Catalogue,
     SeenItems,
     encode_groups,
-    score_blocks,
     scoring,
 )
 from ssept_ext.ranking.top_k import TopK
@@ -76,7 +77,8 @@ def evaluate_full(
 
     The input is the training history, followed by the validation item if `split` is "test". The rank of the held-out
     item is the number of other items that score higher or, as `ties` says, the same. If several processes call this
-    together, they share the users, and all return the same metrics. The model's mode (train or eval) plays no part.
+    together, they share the users (of a sharded model, the items), and all return the same metrics. The model's mode
+    (train or eval) plays no part.
 
     Parameters
     ----------
@@ -114,23 +116,26 @@ def evaluate_full(
     for histories in (inputs, held_out):
         check_items(histories, dataset.itemnum)
 
-    mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
+    mine = slice(0, len(users))
+    if not is_sharded(model):
+        mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
     inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
     num_best = min(max(ks), dataset.itemnum)
     ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
     best = targets.new_zeros(len(targets), num_best)
     with scoring(model):
         # Rank the items of the data set only: the model's table may be larger.
-        item_weight = model.item_embedding_layer.weight[: dataset.itemnum + 1]
+        catalogue = Catalogue.of(model, dataset.itemnum)
         for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
             seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), num_best, like=queries)
             of_rows = targets[rows].to(model.device)
-            ranks[rows] = _full_ranks(queries, item_weight, of_rows, seen, top, ties).cpu()
-            top.check_finite()
+            ranks[rows] = _full_ranks(queries, catalogue, of_rows, seen, top, ties).cpu()
+            catalogue.complete(top)
             best[rows] = top.items.cpu()
-    everywhere = distributed.gather((ranks, best))
-    ranks, best = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
+    if not is_sharded(model):
+        everywhere = distributed.gather((ranks, best))
+        ranks, best = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
 
     def at_each_k(gain: Callable[..., Tensor]) -> dict[int, float]:
         return {k: mean_gain(ranks, partial(gain, k=k)) for k in ks}
@@ -147,31 +152,26 @@ def evaluate_full(
 
 def _full_ranks(
     queries: Tensor,
-    item_weight: Tensor,
+    catalogue: Catalogue,
     targets: Tensor,
     seen: SeenItems | None,
     top: TopK,
     ties: Ties,
 ) -> Tensor:
     """Rank the targets as `count_above` does, and update `top` with all blocks."""
-    target_scores = queries.new_empty(len(queries), 1)
+    target_scores = queries.new_zeros(len(queries), 1)
     # Targets are scored by the same matrix products as the other items: a product of another shape may round
     # differently, and break ties.
-    for first, scores in score_blocks(queries, item_weight):
-        row, column = _inside(targets, first, scores)
+    for first, scores in catalogue.blocks(queries):
+        row, column = catalogue.find(targets, first, scores)
         target_scores[row, 0] = scores[row, column]
+    target_scores = catalogue.total(target_scores)
     ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
-    for first, scores in score_blocks(queries, item_weight):
+    for first, scores in catalogue.blocks(queries):
         if seen is not None:
             seen.hide(first, scores)
         top.update(first, scores)
-        row, column = _inside(targets, first, scores)
+        row, column = catalogue.find(targets, first, scores)
         scores[row, column] = -math.inf  # do not count the target itself
         ranks += count_above(scores, target_scores, ties)
-    return ranks
-
-
-def _inside(targets: Tensor, first: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows and columns of the targets that are in this block."""
-    row = ((targets >= first) & (targets < first + scores.shape[1])).nonzero()[:, 0]
-    return row, targets[row] - first
+    return catalogue.total(ranks)

@@ -23,6 +23,7 @@ from ssept_ext.evaluation.candidates import (
 from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, ndcg_and_hr
 from ssept_ext.network.identity import check_ids_of, in_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.network.sharded import is_sharded
 from ssept_ext.ranking.catalogue import scoring
 from ssept_ext.ranking.top_k import check_finite
 from ssept_ext.utils.checks import check_at_least, check_one_of
@@ -77,18 +78,23 @@ def _rank(
     eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
     check_one_of("ties", ties, get_args(Ties))
     mine = distributed.rank_slice(len(trials.candidates), eval_batch_size)
+    starts = [*range(mine.start, mine.stop, eval_batch_size)]
+    if is_sharded(model):  # those who have fewer batches help with the others' last one
+        most = max(distributed.gather(len(starts)))
+        starts += [0] * (most - len(starts))
     ranks = [torch.zeros(0, len(BEATS[ties]), dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)
     with scoring(model):
-        for start in range(mine.start, mine.stop, eval_batch_size):
-            rows = slice(start, min(start + eval_batch_size, mine.stop))
+        for start in starts:
+            rows = slice(start, min(start + eval_batch_size, len(trials.candidates)))
             batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)
             candidates = torch.from_numpy(trials.candidates[rows]).to(model.device)
             scores = model.score(batch, candidates, user_part=False)
             finite &= scores.isfinite().all()
             ranks.append(count_above(scores[:, 1:], scores[:, :1], ties))
     parts, all_finite = zip(
-        *distributed.gather((torch.cat(ranks).cpu(), finite.cpu())), strict=True
+        *distributed.gather((torch.cat(ranks)[: mine.stop - mine.start].cpu(), finite.cpu())),
+        strict=True,
     )
     check_finite(torch.stack(all_finite).all())
     return ndcg_and_hr(torch.cat(parts))

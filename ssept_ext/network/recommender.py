@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend, check_backend
@@ -105,15 +104,15 @@ class SequentialRecommender(nn.Module):
         Tensor
             (N, D), or (B, D) with `last_only`.
         """
-        item_table, own_users, rows = batch.look_up(*self.lookup_tables().values())
-        if user_table is None:
-            user_table = own_users
+        item_table, own_users, rows = self.look_up(batch)
+        own = user_table is None
+        user_table, users = (own_users, rows.users) if own else (user_table, batch.users)
         x = ops.user_item_embedding(
             item_table,  # (I + 1, Di)
             user_table,  # (U + 1, Du)
             self.positional_embedding_layer.weight,  # (T, D)
             rows.items,  # (N,)
-            None if user_table is None else rows.users,  # (B,)
+            None if user_table is None else users,  # (B,)
             batch.positions,  # (N,)
             batch.cu_seqlens,  # (B + 1,)
             drop.p,
@@ -121,8 +120,8 @@ class SequentialRecommender(nn.Module):
             backend=self.backend,
         )  # (N, D)
         tokens = Tokens(x, batch.positions, batch.cu_seqlens, batch.max_seqlen)
-        tokens = self.encoder(tokens, drop, 1, last_only)
-        return cast("Tensor", self.layer_normalization(tokens))  # (N, D) or (B, D)
+        hidden = self.layer_normalization(self.encoder(tokens, drop, 1, last_only))
+        return cast("Tensor", hidden)  # (N, D) or (B, D)
 
     forward = encode
 
@@ -153,8 +152,7 @@ class SequentialRecommender(nn.Module):
         logq_correction
             Which logits these correct, see `losses.sampled_softmax`.
         seed
-            (1,) int64 on the model's device, for dropout and SSE; drawn on the host from torch's global
-            generator if not given.
+            (1,) int64 on the model's device, for dropout and SSE; drawn from torch's global generator if not given.
         """
         check_one_of("loss", loss, get_args(losses.LossName))
         batch.targets(needs_negatives=loss != "softmax")
@@ -168,7 +166,7 @@ class SequentialRecommender(nn.Module):
         if loss == "gbce":
             beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)
         log_q = negative_log_probs if loss == "sampled_softmax" else None
-        item_table, user_table, rows = batch.look_up(*self.lookup_tables().values())
+        item_table, user_table, rows = self.look_up(batch)
         shared = batch.negatives_per != "event"
         compute: Callable[..., Tensor] = ops.shared_loss if shared else ops.sampled_loss
         return compute(
@@ -207,9 +205,8 @@ class SequentialRecommender(nn.Module):
         """
         batch.targets()
         batch, hidden = self._encode_targets(batch, training, seed)
-        item_table, user_table, rows = batch.look_up(*self.lookup_tables().values())
-        positives, _ = rows.targets()
-        items = torch.cat([positives.unsqueeze(1), rows.negatives_of_tokens()], 1)
+        item_table, user_table, rows = self.look_up(batch)
+        items = torch.cat([rows.targets()[0].unsqueeze(1), rows.negatives_of_tokens()], 1)
         return self._score(hidden, items, user_table, rows.users, batch.cu_seqlens, item_table)
 
     def score(
@@ -276,10 +273,9 @@ class SequentialRecommender(nn.Module):
         """
         if self.user_embedding_layer is None:
             return None
-        weight = self.user_embedding_layer.weight
-        ids = checked_ids("users", users, weight.shape[0])
-        on_device = ids.to(weight.device)
-        vectors = F.embedding(on_device, weight)
+        ids = checked_ids("users", users, self.user_embedding_layer.num_embeddings)
+        on_device = ids.to(self.device)
+        vectors = cast("Tensor", self.user_embedding_layer(on_device))
         if ids.device.type == "cpu" and ids.all():  # a GPU would have to be waited for
             return vectors
         if mean is None:
@@ -291,8 +287,8 @@ class SequentialRecommender(nn.Module):
 
         It is not cached, because torch does not notice all changes to parameters: not those made through `.data`.
         """
-        table = self._user_table()
-        return None if table is None else layers.mean_row(table.detach()[1:])
+        layer = self.user_embedding_layer
+        return None if layer is None else layers.mean_row(layer.weight.detach()[1:])
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """Return the tables that `l2_reg` applies to: items, positions, users."""
@@ -309,6 +305,10 @@ class SequentialRecommender(nn.Module):
             for name, layer in layers.items()
             if layer is not None
         }
+
+    def look_up(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
+        """Return tables of items and users, and a batch whose ids are their rows: see `PackedBatch.look_up`."""
+        return batch.look_up(*self.lookup_tables().values())
 
     @property
     def item_num(self) -> int:
@@ -356,10 +356,6 @@ class SequentialRecommender(nn.Module):
                 own = seed + batch.process if isinstance(batch, BatchPart) else seed
                 drop = Dropout(self.dropout_rate, own)
         return batch, self.encode(batch, drop)
-
-    def _user_table(self) -> Tensor | None:
-        layer = self.user_embedding_layer
-        return None if layer is None else layer.weight
 
     def _last_hidden(
         self, batch: PackedBatch, user_vectors: Tensor | None

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssept_ext import ops
+from ssept_ext import distributed, ops
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.packed import last_events
 from ssept_ext.network.padded import is_ours
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.network.sharded import Rows, Sharded
+from ssept_ext.ranking.top_k import TopK
 
 USERS_AT_A_TIME = 1024
 """Number of users that are scored together."""
@@ -92,7 +94,7 @@ def encode_groups(
         yield slice(start, end), queries, user_parts
 
 
-def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+def score_blocks(queries: Tensor, item_weight: Rows) -> Iterator[tuple[int, Tensor]]:
     """Score all items except item 0, in blocks of consecutive items.
 
     All blocks have the same width and reuse the same memory. The width is a multiple of 192, so that every matrix
@@ -125,6 +127,43 @@ def score_blocks(queries: Tensor, item_weight: Tensor) -> Iterator[tuple[int, Te
         torch.mm(queries, vectors[1:].T, out=scores)
         scores[:, count:] = -math.inf
         yield first, scores
+
+
+class Catalogue:
+    """The items that users are ranked against. Of a sharded model, each process scores those that it has."""
+
+    def __init__(self, vectors: Rows, before: int = 0, is_part: bool = False) -> None:
+        """Have vectors (n + 1, Di), after a row that is not used, that come after those of `before` other items."""
+        self._vectors, self._before, self._is_part = vectors, before, is_part
+
+    @classmethod
+    def of(cls, model: SequentialRecommender, num_items: int) -> Catalogue:
+        """Have the model's vectors of the items 1 to `num_items`."""
+        if isinstance(model, Sharded):
+            before, vectors = model.item_part(num_items)
+            return cls(vectors, before, is_part=True)
+        return cls(model.item_embedding_layer.weight[: num_items + 1])
+
+    def blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """As `score_blocks`, for the items of this process."""
+        for first, scores in score_blocks(queries, self._vectors):
+            yield self._before + first, scores
+
+    def find(self, items: Tensor, first: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which of some items, and in which columns, are in a block, not counting columns beyond the last."""
+        end = min(first + scores.shape[1], self._before + self._vectors.shape[0])
+        row = ((items >= first) & (items < end)).nonzero()[:, 0]
+        return row, items[row] - first
+
+    def total(self, values: Tensor) -> Tensor:
+        """Add up what the processes have found in their blocks."""
+        return distributed.total(values) if self._is_part else values
+
+    def complete(self, top: TopK) -> None:
+        """Make what the blocks of this process have updated the best of all; a ValueError if a score is not finite."""
+        if self._is_part:
+            top.gather()
+        top.check_finite()
 
 
 class SeenItems:

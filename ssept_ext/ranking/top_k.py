@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ssept_ext import distributed
+
 _CHUNK = 64
 """Items that are first compared by their maximum. The width of a block must be a multiple of this."""
 
@@ -65,6 +67,16 @@ class TopK:
         items = torch.cat([self.items[rows], items], 1).gather(1, order)
         k = self.scores.shape[1]
         self.scores[rows], self.items[rows] = scores[:, :k], items[:, :k]
+
+    def gather(self) -> None:
+        """Take the best of all processes, where each has ranked items after those of the process before it."""
+        everywhere = distributed.gather((self.scores.cpu(), self.items.cpu(), self._finite.cpu()))
+        scores, items, finite = (list(parts) for parts in zip(*everywhere, strict=True))
+        best, order = torch.cat(scores, 1).sort(dim=1, descending=True, stable=True)
+        k = self.scores.shape[1]
+        self.scores.copy_(best[:, :k])
+        self.items.copy_(torch.cat(items, 1).gather(1, order[:, :k]))
+        self._finite = torch.stack(finite).all()
 
     def check_finite(self) -> None:
         """Raise a ValueError if any score was NaN or infinite."""

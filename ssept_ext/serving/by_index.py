@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, check_ids
 from ssept_ext.data.id_map import id_list
 from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.ranking.catalogue import SeenItems, encode_groups, score_blocks, scoring
+from ssept_ext.network.sharded import is_sharded
+from ssept_ext.ranking.catalogue import Catalogue, SeenItems, encode_groups, score_blocks, scoring
 from ssept_ext.ranking.top_k import TopK
 from ssept_ext.serving.requests import CANDIDATES, check_indices, id_lists
 from ssept_ext.utils.checks import check_at_least
@@ -100,24 +102,30 @@ def rank_catalogue(
     """Return the k best items for each history; none may be empty. User 0 is an unknown user."""
     check_at_least("k", k, 1)
     check_at_least("batch_size", batch_size, 1)
-    item_weight, seen_items = model.item_embedding_layer.weight, asked
+    num_items, seen_items = model.item_num, asked
     if catalogue is not None:
         if not len(catalogue):
             raise ValueError("candidates must hold an item that the model knows")
         catalogue = np.unique(np.append(0, catalogue))
-        item_weight = item_weight[torch.from_numpy(catalogue).to(model.device)]
-        seen_items = _within(asked, catalogue)
-    k = min(k, len(item_weight) - 1)
+        num_items, seen_items = len(catalogue) - 1, _within(asked, catalogue)
+    k = min(k, num_items)
     found = []
+    if is_sharded(model):
+        distributed.check_same(k=k, batch_size=batch_size, histories=asked.digest())
     with scoring(model):
+        if catalogue is None:
+            ranked = Catalogue.of(model, num_items)
+        else:
+            ids = torch.from_numpy(catalogue).to(model.device)
+            ranked = Catalogue(model.item_embedding_layer(ids))
         for rows, queries, user_parts in encode_groups(model, asked, batch_size):
             seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), k, like=queries)
-            for first, scores in score_blocks(queries, item_weight):
+            for first, scores in ranked.blocks(queries):
                 if seen is not None:
                     seen.hide(first, scores)
                 top.update(first, scores)
-            top.check_finite()
+            ranked.complete(top)
             top.scores += user_parts[:, None]
             found.append(top)
     items, scores_found = concatenated(found, k)

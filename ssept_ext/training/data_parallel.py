@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -105,7 +106,15 @@ def data_parallel(model: nn.Module, loss: Loss, apart: Iterable[str] = ()) -> Lo
     with raise_if_peer_lost():
         for name in names:
             dist.broadcast(module.get_parameter(name).data, 0)
-        parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
+        # After its first step, DistributedDataParallel puts the gradients in another order, in which three or more
+        # processes round other sums, so that a resumed training would end otherwise. It does not where it looks for
+        # unused parameters, which is cheap on CPUs, but it warns if there is none.
+        is_exact = next(model.parameters()).device.type == "cpu"
+        if is_exact:
+            module.unused = nn.Parameter(torch.zeros(1))
+        parallel = DistributedDataParallel(
+            module, gradient_as_bucket_view=True, find_unused_parameters=is_exact
+        )
 
     def weighted(batch: PackedBatch, seed: Tensor) -> Tensor:
         assert isinstance(batch, BatchPart)

@@ -1,198 +1,278 @@
-"""Embedding tables that are too large for one device, with rows sharded over the processes by TorchRec.
+"""Item and user tables that are too large for one machine, with rows spread over the processes by TorchRec.
 
-This needs `torchrec` and FBGEMM (`pip install 'ssept_ext[large-tables]'`, or `fbgemm-gpu-cpu` instead of
-`fbgemm-gpu` on a machine without a GPU), and a process group, see `ssept_ext.distributed`. Each process looks up the
-rows that its part of a batch needs. They form two small tables, which the model uses like its own. In the backward
-pass, their gradients are sent to the processes that own the rows, which update them at once. `docs/large_tables.md`
-has measurements and limits.
+This needs `torchrec` and FBGEMM, see `docs/large_tables.md`, and a process group, see `ssept_ext.distributed`. Each
+process looks up the rows that its part of a batch reads. They form small tables, which the model uses like its own.
+Their gradients are sent to the processes that have the rows, which update them at once.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._shard.sharded_tensor.shard import Shard
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.nn import functional as F
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
 from torchrec.distributed.types import ShardingEnv
 
 from ssept_ext import distributed
-from ssept_ext.data.packed import PackedBatch, number_rows
-from ssept_ext.data.sse import replace_ids
-from ssept_ext.network.config import SASRECConfig, SSEPTConfig
-from ssept_ext.network.layers import LayerNormalization
+from ssept_ext.data.packed import PackedBatch
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.training.data_parallel import LossModule
-from ssept_ext.training.step import Loss
-from ssept_ext.utils.checks import check_one_of
+from ssept_ext.training.options import TrainingOptions
+from ssept_ext.training.table_rows import TableRows
 
-TableOptimizer = Literal["sgd", "rowwise_adagrad", "adam"]
-_OPTIMIZERS = {
-    "sgd": EmbOptimType.EXACT_SGD,
-    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    "adam": EmbOptimType.ADAM,
-}
-_MULTIPLE = 4  # FBGEMM needs rows of a multiple of 4 features
+_MULTIPLE = 4
+"""FBGEMM needs rows of a multiple of this many features."""
+
+_EPS = 1e-7
+"""As that of `make_optimizer`."""
 
 
-class ShardedTables:
-    """The item table and, for `SSEPT`, the user table, each sharded evenly by rows over the processes.
+class ShardedTable:
+    """A table (count + 1, width) of vectors, of which each process has as many consecutive rows; row 0 is zero.
 
-    The backward pass of a lookup updates the rows that were looked up, each by the sum of its gradients, with "sgd",
-    "rowwise_adagrad" (one number of state per row) or "adam" (two rows of state per row; GPUs only). Unlike the Adam
-    of `train_model`, this one does not change the moments of other rows.
-
-    Attributes
-    ----------
-    shards
-        TorchRec's sharded collections, with the keys "item" and "user"; their `state_dict` holds ShardedTensors.
+    All processes of the default group must call its methods together. The table is float32.
     """
 
     def __init__(
-        self,
-        config: SASRECConfig,
-        *,
-        optimizer: TableOptimizer,
-        learning_rate: float,
-        device: torch.device | str = "cpu",
+        self, noun: str, count: int, width: int, limit: float, seed: int, env: ShardingEnv
     ) -> None:
-        """Make and initialise the tables of a model. Every process of the default group must call this.
+        """Make a table, uniform in ±`limit`, on `device_of_group`.
 
         Raises
         ------
         ValueError
-            If the optimizer is unknown, or `config.l2_reg` is not 0, which is not supported.
+            If a process would have no row.
         """
-        check_one_of("optimizer", optimizer, tuple(_OPTIMIZERS))
-        if config.l2_reg:
+        self.noun, self.width, self.num_rows = noun, width, count + 1
+        device, size = device_of_group(), distributed.size()
+        if (size - 1) * -(-self.num_rows // size) >= self.num_rows:  # FBGEMM fails without a row
             raise ValueError(
-                f"l2_reg must be 0, because only rows that are looked up change, got {config.l2_reg}"
+                f"{noun}_num must leave rows for each of {size} processes, got {count}: start fewer processes"
             )
-        self.config = config
-        sizes = {"item": (config.item_num, config.item_dim)}
-        if isinstance(config, SSEPTConfig):
-            sizes["user"] = (config.user_num, config.user_dim)
-        self._widths = {noun: width for noun, (_, width) in sizes.items()}
-        fused = {"optimizer": _OPTIMIZERS[optimizer], "learning_rate": learning_rate, "eps": 1e-7}
-        sharder = EmbeddingCollectionSharder(fused_params=fused)
-        # A separate process group, so that communication cannot interleave with DistributedDataParallel's.
-        env = ShardingEnv.from_process_group(dist.new_group())
-        self.shards: dict[str, nn.Module] = {}
-        seed = distributed.broadcast_from_rank0(
-            lambda: int(torch.randint(2**62, (1,), device="cpu"))
+        padded = -(-width // _MULTIPLE) * _MULTIPLE
+        # FBGEMM takes means of squares over features that are only padding, too.
+        self._scale = math.sqrt(width / padded)
+        sharder = EmbeddingCollectionSharder(
+            fused_params={
+                "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+                "learning_rate": 0.0,
+                "eps": _EPS * self._scale,
+            }
         )
-        generator = torch.Generator(device).manual_seed(seed + distributed.rank())
-        for noun, (count, width) in sizes.items():
-            table = EmbeddingConfig(
-                name=noun,
-                embedding_dim=-(-width // _MULTIPLE) * _MULTIPLE,
-                num_embeddings=count + 1,
-                feature_names=[noun],
-            )
-            whole = EmbeddingCollection(tables=[table], device=torch.device("meta"))
-            plan = construct_module_sharding_plan(
-                whole,
-                {noun: row_wise(compute_kernel="fused")},
-                sharder,
-                device_type=torch.device(device).type,
-            )
-            self.shards[noun] = sharder.shard(whole, plan, env, torch.device(device))
-            limit = 0.05
-            if config.embedding_init == "xavier":
-                limit = math.sqrt(6 / (count + 1 + width))
-            for _, rows in self.local_rows(noun):
-                nn.init.uniform_(rows, -limit, limit, generator)
-
-    def local_rows(self, noun: str) -> list[tuple[int, Tensor]]:
-        """Return this process's shards of a table: pairs of the first row's id and the rows, which may be modified.
-
-        Rows have shape (n, width), with the width rounded up to a multiple of 4.
-        """
-        weight = self.shards[noun].state_dict()[f"embeddings.{noun}.weight"]
-        return [
-            (shard.metadata.shard_offsets[0], shard.tensor.detach())
-            for shard in weight.local_shards()
-        ]
-
-    def look_up(self, batch: PackedBatch) -> tuple[dict[str, Tensor], PackedBatch]:
-        """Fetch the rows that a batch with targets needs; all processes must call this together.
-
-        Returns
-        -------
-        tuple[dict[str, Tensor], PackedBatch]
-            The small tables, by names of the model's parameters, with zeros as row 0; and the batch, with ids that are
-            rows of these tables.
-        """
-        numbers = number_rows(batch).numbers
-        assert numbers is not None
-        found = {"item_embedding_layer.weight": self._rows("item", numbers.item_ids)}
-        users = batch.users
-        if "user" in self.shards:
-            users = numbers.users
-            found["user_embedding_layer.weight"] = self._rows("user", numbers.user_ids)
-        return found, replace(
-            batch,
-            users=users,
-            items=numbers.items,
-            positives=numbers.positives,
-            negatives=numbers.negatives,
-            numbers=None,
+        table = EmbeddingConfig(
+            name=noun, embedding_dim=padded, num_embeddings=self.num_rows, feature_names=[noun]
         )
+        whole = EmbeddingCollection(tables=[table], device=torch.device("meta"))
+        plan = construct_module_sharding_plan(
+            whole,
+            {noun: row_wise(compute_kernel="fused")},
+            sharder,
+            device_type=device.type,
+        )
+        self._module = sharder.shard(whole, plan, env, device)
+        self._best = torch.empty(0)
+        first, rows = self.rows()
+        nn.init.uniform_(rows, -limit, limit, torch.Generator(device).manual_seed(seed))
+        if first == 0:
+            rows[:1].zero_()
 
-    def loss(
-        self, model: SequentialRecommender, loss: Literal["bce", "gbce", "bpr"] = "bce"
-    ) -> Loss:
-        """Make the loss of a model from `without_tables`, for `ssept_ext.training.data_parallel.data_parallel`.
+    def rows(self) -> tuple[int, Tensor]:
+        """Return the id of this process's first row, and its rows (n, width), which may be changed."""
+        (shard,) = self._weight().local_shards()
+        return shard.metadata.shard_offsets[0], shard.tensor.detach()[:, : self.width]
 
-        SSE replaces ids as the config of the tables says. The losses that need more than the rows of a batch, "softmax"
-        and "sampled_softmax", are not supported.
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Look up distinct ids of which the first is 0: a row of zeros, then their rows.
+
+        The backward pass sends the gradients to the processes that have the rows. These add them up, divide by the
+        number of processes and update the rows.
         """
-        whole = LossModule(model, lambda batch, seed: model.training_loss(batch, loss, seed=seed))
-
-        def value(batch: PackedBatch, seed: Tensor) -> Tensor:
-            if self.config.sse.is_active and not batch.ids_replaced:
-                batch = replace_ids(batch, self.config.sse, int(seed))
-            rows, batch = self.look_up(batch)
-            named = {f"model.{name}": tensor for name, tensor in rows.items()}
-            result: Tensor = functional_call(whole, named, (batch, seed))
-            return result
-
-        return value
-
-    def _rows(self, noun: str, ids: Tensor) -> Tensor:
-        """Look up distinct ids of which the first is 0: a row of zeros, then their rows."""
         wanted = KeyedJaggedTensor(
-            keys=[noun], values=ids[1:], lengths=ids.new_tensor([len(ids) - 1])
+            keys=[self.noun], values=ids[1:], lengths=ids.new_tensor([len(ids) - 1])
         )
-        rows = self.shards[noun](wanted).wait()[noun].values()[:, : self._widths[noun]]
-        return torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+        with distributed.raise_if_peer_lost():
+            found = self._module(wanted).wait()[self.noun].values()
+        rows: Tensor = F.pad(found[:, : self.width], (0, 0, 1, 0))
+        return rows
+
+    def look_up_without_gradient(self, ids: Tensor) -> Tensor:
+        """As `look_up`, also in inference mode, in which FBGEMM fails."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.look_up(ids.clone())
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Update rows with this learning rate from now on."""
+        optimizer = self._module.fused_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * self._scale
+        optimizer.step()  # hands it on; rows are updated by backward passes
+
+    def keep_best(self) -> None:
+        """Keep a copy of the rows for `restore_best`."""
+        (shard,) = self._weight().local_shards()
+        self._best = shard.tensor.detach().clone()
+
+    def restore_best(self) -> None:
+        """Go back to the rows that were kept."""
+        (shard,) = self._weight().local_shards()
+        shard.tensor.detach().copy_(self._best)
+
+    def state(self, best: bool) -> dict[str, ShardedTensor]:
+        """Return the rows, the optimizer's state and, with `best`, the rows that are kept, to save or to load."""
+        weight = self._weight()
+        found = {f"{self.noun}.weight": weight}
+        for states in self._module.fused_optimizer.state_dict()["state"].values():
+            found |= states
+        if best:
+            (shard,) = weight.local_shards()
+            found[f"{self.noun}.best"] = ShardedTensor._init_from_local_shards_and_global_metadata(
+                [Shard(self._best, shard.metadata)],
+                weight.metadata(),
+                process_group=weight._process_group,
+            )
+        return found
+
+    def _weight(self) -> ShardedTensor:
+        weight: ShardedTensor = self._module.state_dict()[f"embeddings.{self.noun}.weight"]
+        return weight
 
 
-def without_tables(
-    config: SASRECConfig, device: torch.device | str = "cpu"
-) -> SequentialRecommender:
-    """Make a model without item and user tables and without SSE: `ShardedTables` does both."""
-    config = replace(config, sse_item_prob=0.0, sse_target_prob=0.0, sse_joint=False)
-    if isinstance(config, SSEPTConfig):
-        config = replace(config, sse_user_prob=0.0)
-    with torch.device("meta"):
-        model = SequentialRecommender(config)
-    for layer in (model.item_embedding_layer, model.user_embedding_layer):
-        if layer is not None:
-            width = layer.weight.shape[1]
-            del layer.weight
-            layer.register_buffer("weight", torch.zeros(1, width), persistent=False)
-    model = model.to_empty(device=device)
-    model.reset_parameters()
-    for module in model.modules():
-        if isinstance(module, LayerNormalization):
-            nn.init.ones_(module.gamma)
-            nn.init.zeros_(module.beta)
-    return model
+class ShardedRows(TableRows):
+    """Trains sharded tables by the rows that each process's part of a batch reads, by row-wise Adagrad.
+
+    A step is that of `RowOptimizer` on whole tables.
+    """
+
+    def __init__(
+        self,
+        model: SequentialRecommender,
+        options: TrainingOptions,
+        optimizer: torch.optim.Adam,
+        tables: list[ShardedTable],
+    ) -> None:
+        """Prepare to update tables, items and then perhaps users, by the learning rate of the optimizer."""
+        if options.table_optimizer != "rowwise_adagrad":
+            raise ValueError(
+                f'table_optimizer must be "rowwise_adagrad" for sharded tables, got "{options.table_optimizer}"'
+            )
+        kind = device_of_group().type
+        if model.device.type != kind:
+            raise ValueError(
+                f"device must be {kind}, from which the process group communicates and where the tables are, "
+                f"got {model.device.type}"
+            )
+        if model.l2_reg:
+            raise ValueError(
+                f"l2_reg must be 0 for sharded tables, of which a step changes only the rows that it reads, "
+                f"got {model.l2_reg}"
+            )
+        super().__init__(model)
+        # The norm of all gradients needs the sums over the processes: each then looks up the rows of the whole batch.
+        self.of_parts = options.max_grad_norm is None
+        self._optimizer, self._sharded = optimizer, tables
+        self._looked_up: list[Tensor] = []
+        self._number, self._has_best = 0, False
+
+    def gather(self, batch: PackedBatch) -> PackedBatch:
+        numbers = batch.numbers
+        assert numbers is not None
+        self._looked_up = []
+        for table, ids in zip(self._sharded, (numbers.item_ids, numbers.user_ids), strict=False):
+            table.set_learning_rate(float(self._optimizer.param_groups[0]["lr"]))
+            self._looked_up.append(table.look_up(ids))
+        rows = [found.detach().requires_grad_() for found in self._looked_up]
+        return replace(batch, tables=(rows[0], rows[1] if len(rows) > 1 else None))
+
+    def collect(self, batch: PackedBatch) -> list[Tensor]:
+        found = [rows for rows in batch.tables or () if rows is not None]
+        for rows in found:
+            if rows.grad is None:
+                rows.grad = torch.zeros_like(rows)
+            if not self.of_parts:
+                rows.grad = distributed.average(rows.grad)
+        return found
+
+    def finish(self, batch: PackedBatch) -> None:
+        for found, rows in zip(self._looked_up, batch.tables or (), strict=False):
+            assert rows is not None
+            found.backward(rows.grad)  # type: ignore[no-untyped-call]
+
+    def keep_best(self) -> None:
+        for table in self._sharded:
+            table.keep_best()
+        self._has_best = True
+
+    def restore_best(self) -> None:
+        if self._has_best:
+            for table in self._sharded:
+                table.restore_best()
+
+    def save(self, folder: Path) -> dict[str, Tensor]:
+        """Save the tables in a folder of their own, which `saved` makes the only one."""
+        path = folder / f"tables-{self._number + 1}"
+        distributed.broadcast_from_rank0(lambda: shutil.rmtree(path, ignore_errors=True))
+        with _checkpointing(f"cannot write {path}", OSError):
+            save(self._state(), checkpoint_id=path)
+        self._number += 1
+        return {
+            "number": torch.tensor(self._number),
+            "has_best": torch.tensor(self._has_best),
+        }
+
+    def saved(self, folder: Path) -> None:
+        for path in folder.iterdir():
+            if re.fullmatch("tables-[0-9]+", path.name) and path.name != f"tables-{self._number}":
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load(self, folder: Path, state: dict[str, Tensor]) -> None:
+        self._number = int(state["number"])
+        if state["has_best"]:
+            self.keep_best()
+        path = folder / f"tables-{self._number}"
+        with _checkpointing(f"{path} is missing or damaged", ValueError):
+            load(self._state(), checkpoint_id=path)
+
+    def _state(self) -> dict[str, ShardedTensor]:
+        state: dict[str, ShardedTensor] = {}
+        for table in self._sharded:
+            state |= table.state(self._has_best)
+        return state
+
+
+def device_of_group() -> torch.device:
+    """Return the device that the default process group communicates from."""
+    if not dist.is_initialized():
+        raise RuntimeError(
+            "sharded tables need a process group: start the processes with torchrun, and use "
+            "ssept_ext.distributed.process_group"
+        )
+    return torch.device("cuda" if "nccl" in dist.get_backend() else "cpu")
+
+
+@contextmanager
+def _checkpointing(what: str, kind: type[Exception]) -> Iterator[None]:
+    """Turn the errors of torch.distributed.checkpoint, which are no Exceptions, into ones that say what failed."""
+    with distributed.raise_if_peer_lost():
+        try:
+            yield
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            if "gloo" in str(cause) or isinstance(cause, dist.DistError):
+                raise cause from error
+            raise kind(f"{what}: {cause}") from error

@@ -235,7 +235,7 @@ def train_run(
             if run.epoch == epoch:
                 display.epoch_is_over(epoch)
                 run.call(callbacks)
-            if checkpoint is not None and distributed.rank() == 0:
+            if checkpoint is not None:
                 run.save(checkpoint)
             stop.share(distributed.gather(stop.noted))
     run.restore_best()

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,6 +102,7 @@ class Run:
             table_sizes=[] if self._rows is None else [*map(len, self._rows.tables.values())],
         )
         self._must_compare_batches = distributed.size() > 1
+        self._numbers_whole_batches = self._rows is not None and not self._rows.of_parts
 
     def take_step(self, batch: PackedBatch) -> Tensor:
         """Take a training step on a batch on the CPU and return its loss, without waiting for the device.
@@ -115,13 +117,15 @@ class Run:
         self.steps_done += 1
         if self._sse.is_active and not batch.ids_replaced:
             batch = replace_ids(batch, self._sse, int(seed))
-        if self._rows is not None:
+        if self._numbers_whole_batches:
             batch = number_rows(batch)
         if distributed.size() > 1:
             if self._must_compare_batches:
                 data_parallel.check_same_batch(batch)
                 self._must_compare_batches = False
             batch = data_parallel.shard(batch, distributed.rank(), distributed.size())
+        if self._rows is not None:
+            batch = number_rows(batch)
         if self.options.precision == "bf16" and self.model.device.type == "cpu":
             batch = round_up_tokens(batch)
         with distributed.raise_if_peer_lost():
@@ -157,7 +161,7 @@ class Run:
         with ExitStack() as stack:
             if self._sse.is_active and isinstance(self.sampler, ReplacingSampler):
                 stack.enter_context(self.sampler.replacing(self._sse))
-            if self._rows is not None and isinstance(self.sampler, NumberingSampler):
+            if self._numbers_whole_batches and isinstance(self.sampler, NumberingSampler):
                 stack.enter_context(self.sampler.numbering_rows())
             yield
 
@@ -181,11 +185,15 @@ class Run:
         self.history["val_hr"].append(hr)
         if is_best and self.options.restore_best:
             self.best = {name: x.clone() for name, x in self.model.state_dict().items()}
+            if self._rows is not None:
+                self._rows.keep_best()
 
     def restore_best(self) -> None:
         """Put the best parameters by validation back into the model, if any were kept."""
         if self.best:
             self.model.load_state_dict(self.best)
+            if self._rows is not None:
+                self._rows.restore_best()
 
     def call(self, callbacks: Sequence[Callback]) -> None:
         """Call the callbacks after an epoch; the training ends if any of them, in any process, returns True."""
@@ -242,8 +250,11 @@ class Run:
         return plain
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save the complete state, between two steps."""
+        """Save the complete state, between two steps; all processes call this, and process 0 writes most of it."""
         assert isinstance(self.sampler, SeekableSampler)
+        tables = {} if self._rows is None else self._rows.save(Path(folder))
+        if distributed.rank() != 0:
+            return
         moments = self.optimizer.state_dict()["state"]
         state = TrainingState(
             settings=self.settings(),
@@ -256,10 +267,12 @@ class Run:
             losses=self.losses,
             model=self.model.state_dict(),
             optimizer={f"{i}.{name}": x for i, xs in moments.items() for name, x in xs.items()},
-            tables={} if self._rows is None else self._rows.state,
+            tables=tables,
             best=self.best,
         )
         save_training(state, folder)
+        if self._rows is not None:
+            self._rows.saved(Path(folder))
 
     def resume(self, folder: str | os.PathLike[str]) -> None:
         """Resume from the state in `folder`, if there is one.
@@ -300,9 +313,8 @@ class Run:
             moments.setdefault(int(index), {})[name] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for name, x in state.tables.items():
-            assert self._rows is not None
-            self._rows.state[name].copy_(x)
+        if self._rows is not None:
+            self._rows.load(Path(folder), state.tables)
         self.sampler.seek(state.next_batch)
         self.generator.set_state(state.rng)
         self.history, self.best = state.history, state.best

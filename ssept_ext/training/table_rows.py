@@ -10,6 +10,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,11 +36,14 @@ class TableRows(ABC):
         The item table and, if there is one, the user table, by their names in the model's state dict.
     state
         What the update of the tables keeps from step to step, apart from the state of Adam.
+    of_parts
+        Whether processes that train together look up the rows of their parts of a batch, not those of all of it.
     """
 
     def __init__(self, model: SequentialRecommender) -> None:
         self.tables = model.lookup_tables()
         self.state: dict[str, Tensor] = {}
+        self.of_parts = False
 
     def gather(self, batch: PackedBatch) -> PackedBatch:
         """Give a batch with `numbers` its `tables`, which collect gradients instead of the model's."""
@@ -58,6 +63,27 @@ class TableRows(ABC):
     @abstractmethod
     def finish(self, batch: PackedBatch) -> None:
         """Do what is to be done after the optimizer's step."""
+
+    def save(self, folder: Path) -> dict[str, Tensor]:
+        """Return what to save in a checkpoint in this folder, for `load`; all processes call this."""
+        return self.state
+
+    def load(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Go back to what `save` returned."""
+        for name, x in state.items():
+            self.state[name].copy_(x)
+
+    def saved(self, folder: Path) -> None:
+        """Remove what earlier checkpoints in this folder needed; process 0 calls this after each."""
+        return
+
+    def keep_best(self) -> None:
+        """Keep tables that are not in the model's state dict, for `restore_best`."""
+        return
+
+    def restore_best(self) -> None:
+        """Go back to the tables that were kept, if any."""
+        return
 
     def _gathered(self, batch: PackedBatch) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Names of the tables, the ids of the rows, and the rows that were gathered."""
@@ -161,10 +187,20 @@ class RowOptimizer(TableRows):
                 )
 
 
+@runtime_checkable
+class SuppliesRows(Protocol):
+    """A model that has a `TableRows` of its own."""
+
+    def table_rows(self, options: TrainingOptions, optimizer: torch.optim.Adam) -> TableRows:
+        """Train its tables by the learning rate of this optimizer, which does not have them."""
+
+
 def table_rows(
     model: SequentialRecommender, options: TrainingOptions, optimizer: torch.optim.Adam
 ) -> TableRows | None:
     """Choose how to train the tables of a model; None for Adam with gradients of whole tables."""
+    if isinstance(model, SuppliesRows):
+        return model.table_rows(options, optimizer)
     if options.table_optimizer != "adam":
         return RowOptimizer(model, options, optimizer)
     tables = model.lookup_tables().values()

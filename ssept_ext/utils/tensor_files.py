@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,31 @@ def write_tensors(
         save_file({name: x.contiguous() for name, x in tensors.items()}, path, header)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+class RowBlocks(Protocol):
+    """A tensor that is too large to be made at once."""
+
+    shape: tuple[int, ...]
+    """Its number of rows, and their width."""
+
+    def blocks(self) -> Iterable[Tensor]:
+        """Its rows, in their order."""
+
+
+def write_blocks(path: Path, tensors: Mapping[str, Tensor | RowBlocks]) -> None:
+    """As `write_tensors`, byte for byte, for tensors to be float32, of which some are made block by block."""
+    header, end = {}, 0
+    for name, x in sorted(tensors.items()):
+        start, end = end, end + 4 * math.prod(x.shape)
+        header[name] = {"dtype": "F32", "shape": list(x.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, x in sorted(tensors.items()):
+            for block in [x] if isinstance(x, Tensor) else x.blocks():
+                file.write(block.detach().float().cpu().contiguous().numpy().data)
 
 
 def map_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

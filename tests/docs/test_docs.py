@@ -19,7 +19,7 @@ NOT_RUN = {
     "make": "sets up a virtual environment, and runs for minutes",
     "pip install": "builds the extension",
     "torchrun": "starts processes; tests/cli/test_torchrun.py does",
-    "# Under torchrun": "the same; tests/training/test_large_tables.py has these calls",
+    "# Under torchrun": "the same; tests/training/test_large_tables.py runs it",
     "python bench/gpu_check.py": "builds for a GPU; tests/bench/test_gpu_check.py has its dry run",
     "python build/gpu-check/bench/gpu_check.py": "the same",
     "sed -i": "changes the files of a user; tests/recommenders/test_drop_in.py has the names replaced",

@@ -1,4 +1,4 @@
-"""Starts processes that run functions of test files, alone or in pairs that work together."""
+"""Starts processes that run functions of test files, alone or in groups that work together."""
 
 import os
 import socket
@@ -16,14 +16,19 @@ def program(code):
     return [sys.executable, "-c", f"import sys; sys.path[:0] = {folders!r}\n{code}"]
 
 
-@contextmanager
 def two_processes(code, folder, **options):
     """Two Python processes that run `code`, as torchrun would start them; see `program`."""
+    return processes(2, code, folder, **options)
+
+
+@contextmanager
+def processes(count, code, folder, **options):
+    """As many Python processes that run `code`, as torchrun would start them; see `program`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
         subprocess.Popen(
             program(code),
             env=os.environ | group | {"RANK": str(rank)},
@@ -31,10 +36,10 @@ def two_processes(code, folder, **options):
             text=True,
             **options,
         )
-        for rank in (0, 1)
+        for rank in range(count)
     ]
     try:
-        yield processes
+        yield started
     finally:
-        for process in processes:
+        for process in started:
             process.kill()

@@ -1,146 +1,387 @@
-"""Tables with their rows spread over two processes, against a model that holds them whole."""
+"""Tables with their rows spread over two and over four processes, against models that hold them whole."""
 
-from dataclasses import replace
+import re
+import subprocess
+from dataclasses import astuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from support.factories import model_for
-from support.processes import two_processes
+from support.checkpoints import named
+from support.factories import perturbed, tiny_model
+from support.processes import processes
+from support.raw_ids import SIZES, interactions, rows
 
-from ssept_ext import WarpSampler, distributed
+from ssept_ext import SASREC, SSEPT, WarpSampler, distributed
+from ssept_ext.data.packed import pack
 from ssept_ext.data.synthetic import synthetic
-from ssept_ext.training import data_parallel
-from ssept_ext.training.step import eager_step
 
 pytest.importorskip("torchrec")
 
-LEARNING_RATE = 0.5
+pytestmark = pytest.mark.usefixtures("_one_thread")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SHAPE = {"item_num": 480, "user_num": 41, "ffn_dim": 8}  # as of the data
+WIDTHS = {"item_embedding_dim": 6, "user_embedding_dim": 4}  # one is no multiple of 4
+
+# Arguments of the model, of the sampler and of the training.
+CASES = {
+    "bce, with SSE": (
+        {**WIDTHS, "sse_user_prob": 0.5, "sse_item_prob": 0.3, "sse_joint": True},
+        {"num_negatives": 2},
+        {},
+    ),
+    "gbce, by a schedule": (WIDTHS, {}, {"loss": "gbce", "schedule": "cosine", "warmup_steps": 2}),
+    "sampled softmax by popularity, clipped": (
+        WIDTHS,
+        {"num_negatives": 3, "popularity_exponent": 0.75},
+        {"loss": "sampled_softmax", "max_grad_norm": 0.01},
+    ),
+    "SASREC, bpr, with items that are not in the data": (
+        {"kind": SASREC, "embedding_dim": 6, "item_num": 900},
+        {},
+        {"loss": "bpr"},
+    ),
+    "bce, with negatives that a sequence shares": (
+        WIDTHS,
+        {"num_negatives": 5, "negatives_per": "sequence"},
+        {},
+    ),
+    "bfloat16": (WIDTHS, {}, {"precision": "bf16"}),
+}
 
 
-def make_model():
-    dataset = synthetic(num_users=21, min_events=4, max_events=20)
+EVENTS = {f"user {u}": [f"i{i}" for i in range(u, u + 6)] for u in range(12)}
+ASKED = {"user 3": ["i3"], "a stranger": ["i1", "i2"]}
+
+
+def make_dataset():
+    return synthetic(num_users=41, min_events=4, max_events=20)
+
+
+def make_model(case):
+    """A model with whole tables, of values that are far from 0, as their gradients are then."""
     torch.manual_seed(0)
-    model = model_for(
-        dataset,
-        item_embedding_dim=6,  # no multiple of 4
-        user_embedding_dim=4,
-        ffn_dim=8,
-        sse_user_prob=0.5,
-        sse_item_prob=0.3,
-        sse_joint=True,
-    )
-    return model, dataset
+    model = perturbed(tiny_model(**{**SHAPE, **CASES[case][0]}))
+    with torch.no_grad():
+        for table in model.lookup_tables().values():
+            table[0] = 0
+    return model
 
 
-def first_batch(dataset):
+def sharded_class(case):
+    from ssept_ext.large_tables import ShardedSASREC, ShardedSSEPT
+
+    return ShardedSASREC if "SASREC" in case else ShardedSSEPT
+
+
+def train(model, case):
+    """Two epochs of two steps."""
+    _, sampler_arguments, options = CASES[case]
+    dataset = make_dataset()
     sizes = (dataset.usernum, dataset.itemnum, 20, 6)
-    with WarpSampler(dataset.user_train, *sizes, seed=3, num_negatives=2) as sampler:
-        return sampler.next_packed()
-
-
-def train_in_whole():
-    """A step of SGD on the tables: the loss, all gradients, and the parameters before it."""
-    model, dataset = make_model()
-    loss = model.training_loss(first_batch(dataset), seed=torch.tensor([7]))
-    loss.backward()
-    before = {name: p.detach() for name, p in model.named_parameters()}
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}, before
-
-
-def train_in_shards(folder):
-    from ssept_ext.training.large_tables import ShardedTables, without_tables
-
-    torch.set_num_threads(1)
-    with distributed.process_group(torch.device("cpu"), 60):
-        whole, dataset = make_model()
-        state = whole.state_dict()
-        tables = ShardedTables(whole.config, optimizer="sgd", learning_rate=LEARNING_RATE)
-        drawn = {
-            noun: torch.cat([rows.clone() for _, rows in tables.local_rows(noun)])
-            for noun in tables.shards
-        }
-        for noun in tables.shards:
-            table = state.pop(f"{noun}_embedding_layer.weight")
-            for first, rows in tables.local_rows(noun):
-                rows[:, : table.shape[1]] = table[first : first + len(rows)]
-        model = without_tables(whole.config)
-        fresh = {name: p.detach().clone() for name, p in model.named_parameters()}
-        model.load_state_dict(state)
-        loss = data_parallel.data_parallel(model, tables.loss(model))
-        work = eager_step(torch.optim.SGD(model.parameters(), lr=0.0), loss)
-        part = data_parallel.shard(first_batch(dataset), dist.get_rank(), 2)
-        value = distributed.average(work(part, torch.tensor([7])))
-        torch.save(
-            {
-                "loss": value,
-                "gradients": {name: p.grad.clone() for name, p in model.named_parameters()},
-                "rows": {noun: tables.local_rows(noun) for noun in tables.shards},
-                "drawn": drawn,
-                "fresh": fresh,
-            },
-            Path(folder) / f"{dist.get_rank()}.pt",
+    torch.manual_seed(1)
+    with WarpSampler(dataset.user_train, *sizes, seed=3, **sampler_arguments) as sampler:
+        history = model.train_model(
+            dataset,
+            sampler,
+            2,
+            20,
+            0.1,
+            verbose=False,
+            table_optimizer="rowwise_adagrad",
+            **options,
         )
+    return history["loss"]
+
+
+def figures(model):
+    """All that a model says of users and items, which must be the same to the last bit."""
+    dataset = make_dataset()
+    found = {
+        "test": model.evaluate(dataset, seed=0, eval_batch_size=3),
+        "valid": model.evaluate_valid(dataset, seed=5),
+        "full": astuple(model.evaluate_full(dataset, ks=(1, 10, 100))),
+        "full, with seen items": astuple(model.evaluate_full(dataset, exclude_seen=False)),
+        "user_state": model.user_state([3, 5], user=7).tolist(),
+    }
+    for name, options in {
+        "best": {"k": 7},
+        "all": {"k": 10**6, "users": [3, 9], "exclude_seen": False},
+        "among some": {"candidates": [1, 100, 200, 2, 480], "k": 4},
+    }.items():
+        items, scores = model.recommend(dataset, **options)
+        found[name] = (items.tolist(), scores.tolist())
+    with torch.no_grad():
+        seq = torch.tensor([[0, 0, 3, 5, 7, 480]])
+        inputs = {"input_seq": seq, "candidate": torch.tensor([[480, 1, 7, 1]]), "user": [[9]]}
+        found["predict"] = model.predict(inputs).tolist()
+        batch = pack(torch.tensor([9]), seq, seq.roll(1), seq.roll(2))
+        found["logits"] = model.sampled_logits(batch, training=False).tolist()
+    return found
+
+
+def message_of(error, function):
+    with pytest.raises(error) as caught:
+        function()
+    return str(caught.value)
+
+
+def work(folder):
+    """What each process does, and keeps for the tests to look at."""
+    torch.set_num_threads(1)
+    folder, results = Path(folder), {"losses": {}, "figures": {}}
+    with distributed.process_group(torch.device("cpu"), 60):
+        rank = dist.get_rank()
+        for case in CASES:
+            start, end = folder / f"{case} before", folder / f"{case} after"
+            if rank == 0:
+                make_model(case).save_pretrained(start)
+            dist.barrier()
+            model = sharded_class(case).from_pretrained(start)
+            model.save_pretrained(folder / f"{case} again")
+            results["losses"][case] = train(model, case)
+            results["figures"][case] = figures(model)
+            model.save_pretrained(end)
+        (folder / "foreign").mkdir(exist_ok=True)
+        (folder / "foreign" / "config.json").write_text("{}")
         dist.barrier()
+        results["foreign"] = message_of(
+            FileExistsError, lambda: model.save_pretrained(folder / "foreign")
+        )
+        fresh = sharded_class("").fit(
+            interactions(EVENTS), **SIZES, table_optimizer="rowwise_adagrad", num_epochs=1
+        )
+        fresh.save_pretrained(folder / "fitted")
+        results["other users"] = message_of(
+            ValueError, lambda: model.recommend({1: [3], 2: [4]}, users=[1 + rank % 2])
+        )
+        torch.manual_seed(rank)
+        results["fresh"] = tiny_model(sharded_class(""), **SHAPE, **WIDTHS).state_dict()
+        results["fitted"] = rows(fresh.recommend(ASKED, k=3))
+    torch.save(results, folder / f"{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+@pytest.fixture(scope="module", params=[2, 4])
+def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    code = f"import test_large_tables as t; t.train_in_shards({str(folder)!r})"
-    with two_processes(code, folder) as processes:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    code = f"import test_large_tables as t; t.work({str(folder)!r})"
+    with processes(request.param, code, folder) as started:
+        assert [process.wait(timeout=240) for process in started] == [0] * request.param
+    return folder, [
+        torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)
+    ]
 
 
-def test_a_step_on_sharded_tables_is_that_on_whole_ones(results):
-    loss, gradients, before = train_in_whole()
+@pytest.mark.parametrize("case", CASES)
+def test_training_is_that_of_whole_tables(results, case):
+    folder, everywhere = results
+    model = make_model(case)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
 
-    for result in results:
-        torch.testing.assert_close(result["loss"], loss)
-        for name, gradient in result["gradients"].items():
-            torch.testing.assert_close(gradient, gradients[name], msg=name)
-    for noun in ("item", "user"):
-        name = f"{noun}_embedding_layer.weight"
-        width = before[name].shape[1]
-        shards = [shard for result in results for shard in result["rows"][noun]]
-        assert [first for first, _ in shards] == [0, len(shards[0][1])]
-        after = torch.cat([rows for _, rows in shards])[:, :width]
-        expected = before[name] - LEARNING_RATE * gradients[name]
-        torch.testing.assert_close(after, expected)
-        assert not torch.equal(after, before[name])
+    losses = train(model, case)
 
-
-def test_sharded_tables_and_the_rest_are_drawn_as_the_model_draws_them(results):
-    model, _ = make_model()
-
-    for noun in ("item", "user"):
-        drawn = [result["drawn"][noun] for result in results]
-        rows = torch.cat(drawn)
-        assert 0.04 < rows.abs().max() <= 0.05
-        assert not torch.equal(drawn[0][:5], drawn[1][:5])
-    for name, parameter in results[0]["fresh"].items():
-        like = dict(model.named_parameters())[name].detach()
-        assert parameter.shape == like.shape
-        if like.unique().numel() == 1:  # of layer norms, and biases
-            assert torch.equal(parameter, like), name
-        else:
-            assert parameter.std() == pytest.approx(like.std(), rel=0.5), name
+    trained = SASREC.from_pretrained(folder / f"{case} after").state_dict()
+    rounds = case == "bfloat16"  # otherwise in parts of a batch: the parameters are soon far apart
+    for result in everywhere:
+        assert result["losses"][case] == pytest.approx(losses, rel=1e-3 if rounds else 1e-5)
+    for name, x in model.state_dict().items():
+        if not rounds:
+            torch.testing.assert_close(trained[name], x, rtol=1e-3, atol=1e-3, msg=name)
+        if name in model.lookup_tables():
+            assert not torch.equal(trained[name], before[name]), name
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_figures_are_those_of_one_process_with_the_same_tables(results, case):
+    folder, everywhere = results
+    kind = SASREC if "SASREC" in case else SSEPT
+
+    expected = figures(kind.from_pretrained(folder / f"{case} after"))
+
+    for result in everywhere:
+        assert result["figures"][case] == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_is_saved_as_one_process_saves_it(results, case):
+    folder, _ = results
+
+    before, again = folder / f"{case} before", folder / f"{case} again"
+
+    assert (again / "config.json").read_bytes() == (before / "config.json").read_bytes()
+    assert named(again).read_bytes() == named(before).read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_all_processes(results):
+    _, everywhere = results
+
+    assert {result["foreign"] for result in everywhere} == {everywhere[0]["foreign"]}
+    assert "is not of a checkpoint that this version can replace" in everywhere[0]["foreign"]
+
+
+def test_processes_that_ask_for_other_users_are_told_so(results):
+    _, everywhere = results
+
+    for result in everywhere:
+        assert result["other users"].startswith("histories must be the same in every process, got")
+
+
+def test_a_new_model_is_the_same_in_all_processes(results):
+    _, everywhere = results
+
+    for name, x in everywhere[0]["fresh"].items():
+        assert all(torch.equal(result["fresh"][name], x) for result in everywhere), name
+
+
+def test_unknown_users_of_a_fitted_model_get_the_mean_of_all(results):
+    folder, everywhere = results
+
+    expected = rows(SSEPT.from_pretrained(folder / "fitted").recommend(ASKED, k=3))
+
+    for result in everywhere:
+        for found, wanted in zip(result["fitted"], expected, strict=True):
+            assert found[:2] == wanted[:2]
+            assert found[2] == pytest.approx(wanted[2], rel=1e-5)
+
+
+def test_the_script_of_the_documentation_runs(tmp_path):
+    page = (ROOT / "docs" / "large_tables.md").read_text()
+    script = re.search("```python\n(# Under torchrun.*?)```", page, re.S)[1]
+    lines = [f"{u},{'abcdefghi'[(u + t) % 9]},{t}\n" for u in range(20) for t in range(6)]
+    (tmp_path / "events.csv").write_text("".join(["user,item,timestamp\n", *lines]))
+    code = script.replace("num_epochs=20", "num_epochs=1")
+    assert code != script
+
+    with processes(2, code, tmp_path, stdout=subprocess.PIPE) as started:
+        answers = [process.communicate(timeout=240)[0] for process in started]
+        assert [process.returncode for process in started] == [0, 0]
+
+    assert answers[0] == answers[1]
+    assert "FullMetrics(num_users=20" in answers[0]
+    assert SSEPT.from_pretrained(tmp_path / "model").item_num == 9
+
+
+@pytest.fixture
+def _alone():
+    """A process group of this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sharded(**arguments):
+    from ssept_ext.large_tables import ShardedSSEPT
+
+    return tiny_model(ShardedSSEPT, **{**SHAPE, **WIDTHS, **arguments})
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize(("init", "limit"), [("uniform", 0.05), ("xavier", (6 / (481 + 6)) ** 0.5)])
+def test_tables_start_as_those_of_a_model_with_whole_ones(tmp_path, init, limit):
+    sharded(embedding_init=init).save_pretrained(tmp_path)
+
+    state = SSEPT.from_pretrained(tmp_path).state_dict()
+
+    table = state["item_embedding_layer.weight"]
+    assert table[0].eq(0).all()
+    assert 0.9 * limit < table.abs().max() <= limit
+    assert table[1:].std() == pytest.approx(limit / 3**0.5, rel=0.1)
+    assert not torch.equal(table[1:42, :4], state["user_embedding_layer.weight"][1:])
+    assert state["encoder.enc_layers.0.mha.Q.weight"].std() > 0.1
+
+
+@pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize(
-    ("changes", "optimizer", "message"),
+    ("arguments", "options", "message"),
     [
-        ({}, "adamw", "optimizer must be one of .*, got 'adamw'"),
-        ({"l2_reg": 0.1}, "sgd", "l2_reg must be 0, .*, got 0.1"),
+        ({}, {}, 'table_optimizer must be "rowwise_adagrad" for sharded tables, got "adam"'),
+        ({}, {"table_optimizer": "lazy_adam"}, '"rowwise_adagrad" for sharded .* got "lazy_adam"'),
+        (
+            {"l2_reg": 0.1},
+            {"table_optimizer": "rowwise_adagrad"},
+            "l2_reg must be 0 for sharded tables, .*, got 0.1",
+        ),
     ],
 )
-def test_what_sharded_tables_cannot_do_is_refused(changes, optimizer, message):
-    from ssept_ext.training.large_tables import ShardedTables
+def test_what_sharded_tables_cannot_do_is_refused(arguments, options, message):
+    model, dataset = sharded(**arguments), make_dataset()
 
-    model, _ = make_model()
-    config = replace(model.config, **changes)
+    with (
+        WarpSampler(dataset.user_train, dataset.usernum, dataset.itemnum, 20, 6) as sampler,
+        pytest.raises(ValueError, match=message),
+    ):
+        model.train_model(dataset, sampler, verbose=False, **options)
 
-    with pytest.raises(ValueError, match=message):
-        ShardedTables(config, optimizer=optimizer, learning_rate=LEARNING_RATE)
+
+@pytest.mark.usefixtures("_alone")
+def test_a_model_that_is_not_where_its_tables_are_is_refused():
+    model, dataset = sharded().to("meta"), make_dataset()
+
+    with (
+        WarpSampler(dataset.user_train, dataset.usernum, dataset.itemnum, 20, 6) as sampler,
+        pytest.raises(ValueError, match="device must be cpu, .*, got meta"),
+    ):
+        model.train_model(dataset, sampler, table_optimizer="rowwise_adagrad")
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("item_vectors", ()), ("similar_items", ([3],)), ("state_dict_for_recommenders", ())],
+)
+def test_methods_that_need_whole_tables_say_so(method, arguments):
+    with pytest.raises(RuntimeError, match="the item table is spread over 1 processes, and this"):
+        getattr(sharded(), method)(*arguments)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_gradients_are_not_lost_silently():
+    seq = torch.tensor([[0, 0, 3, 5, 7, 480]])
+    batch = pack(torch.tensor([9]), seq, seq.roll(1), seq.roll(2))
+
+    with pytest.raises(RuntimeError, match="sharded tables have gradients only in train_model"):
+        sharded().training_loss(batch)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_folder_of_another_class_is_refused(tmp_path):
+    from ssept_ext.large_tables import ShardedSASREC, ShardedSSEPT
+
+    make_model("SASREC, bpr, with items that are not in the data").save_pretrained(tmp_path)
+
+    assert isinstance(ShardedSASREC.from_pretrained(tmp_path), ShardedSASREC)
+    with pytest.raises(ValueError, match="holds a SASREC, not a SSEPT"):
+        ShardedSSEPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_model_in_half_precision_is_widened(tmp_path):
+    model = make_model("bce, with SSE").half()
+    model.save_pretrained(tmp_path)
+    from ssept_ext.large_tables import ShardedSSEPT
+
+    wide = ShardedSSEPT.from_pretrained(tmp_path)
+
+    assert {p.dtype for p in wide.parameters()} == {torch.float32}
+    first, rows_of_items = wide.shards()["item_embedding_layer.weight"]
+    assert first == 0
+    np.testing.assert_array_equal(
+        rows_of_items.numpy(), model.item_embedding_layer.weight.detach().float().numpy()
+    )
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_process_without_rows_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+
+    with pytest.raises(ValueError, match="user_num must leave rows for each of 4 processes, got 4"):
+        sharded(user_num=4)
+
+
+def test_without_a_process_group_no_table_is_made():
+    with pytest.raises(RuntimeError, match="sharded tables need a process group: start the"):
+        sharded()
