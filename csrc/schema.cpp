@@ -54,6 +54,13 @@ SSEPT_LIBRARY(m) {
       "Tensor negatives, Tensor? users, Tensor cu_seqlens, str loss, float beta=1.0, "
       "Tensor? log_q=None, bool corrects_positive=True) "
       "-> (Tensor loss, Tensor grad_logits, Tensor inverse_count, Tensor items)");
+  // Of shared_loss, gradients are those of the sum of the tokens' losses, and are to be multiplied
+  // by inverse_count.
+  m.def(
+      "shared_loss(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor positives, "
+      "Tensor negatives, Tensor? users, Tensor cu_seqlens, SymInt max_seqlen, str loss, "
+      "float beta=1.0, Tensor? log_q=None, bool corrects_positive=True) -> (Tensor loss, "
+      "Tensor grad_hidden, Tensor grad_item, Tensor grad_user, Tensor inverse_count)");
   for (const std::string op : {"sampled_logits", "sampled_loss"})
     m.def((op + "_backward(Tensor grad_logits, Tensor hidden, Tensor item_weight, "
                 "Tensor? user_weight, Tensor items, Tensor? users, Tensor cu_seqlens, "

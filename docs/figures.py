@@ -33,6 +33,7 @@ DIFFERENCES = "differences-2026-11-28.md"
 LARGE_TABLES = "2026-11-28-amd-epyc-2-cores-large-tables.txt"
 LARGE_DATA = "2026-11-28-amd-epyc-2-cores-large-data.txt"
 FIFTY_COLUMNS = "2026-11-28-amd-epyc-2-cores-fifty-columns.txt"
+SHARED_NEGATIVES = "2026-11-28-amd-epyc-2-cores-shared-negatives.txt"
 
 MARKER = re.compile(r"(<!-- figures: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -193,6 +194,10 @@ def large_tables() -> str:
     return table(head, rows)
 
 
+def shared(heading: str, slower: str, faster: str) -> str:
+    return ratio(case(SHARED_NEGATIVES, heading), slower, ours=faster)
+
+
 # Results of bench/gpu_check.py.
 
 
@@ -306,6 +311,9 @@ FIGURES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "presets": preset_table,
     "speed-fifty": lambda: ratio(case(FIFTY_COLUMNS, "ML-1M"), "eager baseline"),
+    "shared-op": lambda: shared("sequence, the op", "ours", "16 of each event's own"),
+    "shared-step": lambda: shared("a training step with", "ours", "16 of each event's own"),
+    "shared-step-own": lambda: shared("a training step with", "256 of each event's own", "ours"),
     "tokens-fifty": lambda: number(case(FIFTY_COLUMNS, "ML-1M"), r"(\d+)% of"),
     "differences": lambda: "\n\n" + (RESULTS / DIFFERENCES).read_text().partition("\n\n")[2] + "\n",
     "options-model": lambda: option_table(SSEPTConfig),

@@ -23,6 +23,7 @@ OPS = (
     "multi_head_attention",
     "sampled_logits",
     "sampled_loss",
+    "shared_loss",
     "swiglu",
 )
 IN_PLACE_OPS = ("lazy_adam", "rowwise_adagrad")

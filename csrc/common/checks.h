@@ -145,6 +145,15 @@ inline void check_offsets(const char* name, const int32_t* cu_seqlens, int64_t n
         num_tokens, " tokens, got an end of ", cu_seqlens[num_sequences]);
 }
 
+inline void check_longest(const char* name, const int32_t* cu_seqlens, int64_t num_sequences,
+                          int64_t max_seqlen) {
+  int64_t longest = 0;
+  for (int64_t b = 0; b < num_sequences; ++b)
+    longest = std::max<int64_t>(longest, cu_seqlens[b + 1] - cu_seqlens[b]);
+  check(longest <= max_seqlen, "max_seqlen of ", name, " is ", max_seqlen, ", but a sequence has ",
+        longest, " tokens");
+}
+
 [[noreturn]] inline void throw_bad_id(const char* name, int64_t id, int64_t table_size) {
   std::ostringstream message;
   message << name << " has id " << id << ", outside its table of " << table_size << " rows (0.."

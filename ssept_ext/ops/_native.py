@@ -66,20 +66,49 @@ def register_op(
     op: str,
     *,
     fake: Callable[..., Any],
-    fake_backward: Callable[..., Any],
+    fake_backward: Callable[..., Any] | None,
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> None:
-    """Register the fake implementations of an op and of its backward (for torch.compile), and its gradient."""
+    """Register the fake implementations of an op and of its backward (for torch.compile), and its gradient.
+
+    An op that has all for its gradient among its outputs needs no other op for the backward, and no `fake_backward`.
+    """
     forward_op, backward_op = f"{namespace}::{op}", f"{namespace}::{op}_backward"
 
     def second_backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(f'{op} has no second derivatives: use backend="reference"')
+        raise _no_second_derivatives(op)
+
+    def only_backward(ctx: Any, *grads: Tensor) -> Any:
+        gradients = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # as it is by create_graph
+            return gradients
+        return tuple(None if x is None else _Underivable.apply(x, op) for x in gradients)  # type: ignore[no-untyped-call]
 
     torch.library.register_fake(forward_op, _on_one_device(forward_op, fake))
+    if fake_backward is None:
+        torch.library.register_autograd(forward_op, only_backward, setup_context=setup_context)
+        return
     torch.library.register_fake(backward_op, _on_one_device(backward_op, fake_backward))
     torch.library.register_autograd(forward_op, backward, setup_context=setup_context)
     torch.library.register_autograd(backward_op, second_backward)
+
+
+class _Underivable(torch.autograd.Function):
+    """The identity, whose derivative is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, op: str) -> Tensor:
+        ctx.op = op
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise _no_second_derivatives(ctx.op)
+
+
+def _no_second_derivatives(op: str) -> NotImplementedError:
+    return NotImplementedError(f'{op} has no second derivatives: use backend="reference"')
 
 
 def register_in_place(namespace: str, op: str) -> None:

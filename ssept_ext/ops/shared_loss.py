@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ssept_ext._extension import Backend
-from ssept_ext.ops._native import autocast_type, call
+from ssept_ext.ops._native import autocast_type, call, register_op
+from ssept_ext.ops.sampled_logits import fake_backward
 from ssept_ext.ops.sampled_loss import SampledLossName
 
 
@@ -68,5 +71,44 @@ def shared_loss(
         log_q = log_q.to(torch.promote_types(hidden.dtype, torch.float32))
     tensors = (hidden, item_weight, user_weight, positives, negatives, users, cu_seqlens)
     options = (loss, beta, log_q, corrects_positive)
-    out: Tensor = call("shared_loss", device, backend, *tensors, max_seqlen, *options)
-    return out
+    out = call("shared_loss", device, backend, *tensors, max_seqlen, *options)
+    # The kernel also returns gradients, which it computes while the logits are in cache.
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def register(namespace: str) -> None:
+    """Register the fake implementation and the gradient of this op in a library namespace."""
+
+    def fake(
+        hidden: Tensor, item_weight: Tensor, user_weight: Tensor | None, *_: Any, **__: Any
+    ) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        loss, inverse_count = (hidden.new_empty((), dtype=wide) for _ in range(2))
+        return loss, *fake_backward(loss, hidden, item_weight, user_weight), inverse_count
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, *for_backward = output
+        ctx.mark_non_differentiable(*for_backward)
+        ctx.set_materialize_grads(False)  # no zeros as their gradients
+        ctx.types = [None if x is None else x.dtype for x in inputs[:3]]
+        ctx.save_for_backward(*for_backward)
+
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 12
+        *gradients, inverse_count = ctx.saved_tensors
+        factor = grad_loss * inverse_count
+        scaled = (
+            None if dtype is None else (x.to(factor.dtype) * factor).to(dtype)
+            for x, dtype in zip(gradients, ctx.types, strict=True)
+        )
+        return *scaled, *(None,) * 9
+
+    register_op(
+        namespace,
+        "shared_loss",
+        fake=fake,
+        fake_backward=None,
+        setup_context=setup_context,
+        backward=backward,
+    )

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def run_model(**options):
     )
     model.predict({"user": [1], "input_seq": [[0, 1, 2]], "candidate": [[3, 4]]})
     sequence = torch.tensor([[0, 1, 2]])
-    model.training_loss(pack(torch.tensor([1]), sequence, sequence, sequence))
+    batch = pack(torch.tensor([1]), sequence, sequence, sequence)
+    model.training_loss(batch)
+    model.training_loss(replace(batch, negatives=torch.tensor([[3, 4]]), negatives_per="batch"))
 
 
 def without_native(code):

@@ -24,6 +24,7 @@ OPS = [
             "row_update",
             "sampled_logits",
             "sampled_loss",
+            "shared_loss",
             "swiglu",
         )
     ),

@@ -251,22 +251,25 @@ def test_sampled_logits(ragged, generator, dtype, num_items, item_width, user_wi
     st.one_of(st.just(0), widths),
     st.sampled_from(["bce", "bpr", "sampled_softmax"]),
     st.booleans(),
+    st.sampled_from(["event", "sequence", "batch"]),
 )
-def test_sampled_loss(
-    ragged, generator, num_negatives, item_width, user_width, loss, corrects_positive
+def test_sampled_and_shared_loss(
+    ragged, generator, num_negatives, item_width, user_width, loss, corrects_positive, per
 ):
     # A user's gradient can be the small difference of large sums, which float32 does not hold.
     n, dtype = ragged.num_tokens, torch.float64
+    sets = {"event": n, "sequence": len(ragged.lengths), "batch": 1}[per]
     assert_native_matches_reference(
-        "sampled_loss",
+        "sampled_loss" if per == "event" else "shared_loss",
         generator,
         (),
         normal(generator, dtype, n, item_width + user_width) / item_width,
         *tables(generator, dtype, item_width, user_width),
         random_ids(generator, (n,), ITEM_NUM, padding=0.1),
-        random_ids(generator, (n, num_negatives), ITEM_NUM, padding=0.1),
+        random_ids(generator, (sets, num_negatives), ITEM_NUM, padding=0.1),
         users_of(ragged, generator, user_width),
         ragged.cu_seqlens(),
+        *([] if per == "event" else [ragged.max_seqlen]),
         loss,
         0.5,
         normal(generator, dtype, ITEM_NUM + 1),

@@ -23,7 +23,7 @@ from support.tolerances import HALF_TYPES, assert_close
 from ssept_ext import ops
 from ssept_ext.ops import reference
 
-every_implementation = pytest.mark.parametrize("implementation", CPU[:1], indirect=True)
+every_implementation = pytest.mark.parametrize("implementation", CPU, indirect=True)
 every_kernel = pytest.mark.parametrize("implementation", CPU[1:], indirect=True)
 every_loss = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 each_way = pytest.mark.parametrize("per", ["sequence", "batch"])
@@ -239,6 +239,34 @@ def test_gradcheck(implementation, options, per):
         return sharing(implementation.op("shared_loss"))(*tables, *others)
 
     assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in floats])
+
+
+@each_way
+@every_kernel
+def test_opcheck(implementation, per):
+    a = arguments(per, dtype=torch.float32)
+    for x in (a.hidden, a.item_weight, a.user_weight):
+        x.requires_grad_()
+    values = list(vars(a).values())
+    values.insert(7, 17)
+    torch.library.opcheck(torch.ops.ssept_ext.shared_loss.default, tuple(values))
+
+
+@each_way
+@every_kernel
+def test_results_do_not_depend_on_the_number_of_threads(implementation, per):
+    a = arguments(per, Ragged("long", (600, 1, 0, 900, 77)), SIZES[3], dtype=torch.float32)
+    op = sharing(implementation.op("shared_loss"))
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(a.results(op))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
 def test_compiling_for_changing_lengths_makes_at_most_two_graphs():

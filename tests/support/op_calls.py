@@ -112,14 +112,16 @@ def arguments(
                 "users": users,
                 "cu_seqlens": cu_seqlens,
             }
-        case "sampled_loss":
+        case "sampled_loss" | "shared_loss":
+            shared = op == "shared_loss"
             return {
                 "hidden": normal(tokens, width),
                 **tables,
                 "positives": ids(item_rows, tokens),
-                "negatives": ids(item_rows, tokens, num_items),
+                "negatives": ids(item_rows, len(lengths) if shared else tokens, num_items),
                 "users": users,
                 "cu_seqlens": cu_seqlens,
+                **({"max_seqlen": max(lengths, default=0)} if shared else {}),
                 "loss": "sampled_softmax",
                 "beta": 0.5,
                 "log_q": normal(item_rows).to(torch.promote_types(dtype, torch.float32)),

@@ -33,11 +33,7 @@ void check_all_offsets(const attention::Inputs<T>& in) {
   const auto check_side = [&](const char* name, const int32_t* offsets, int64_t tokens,
                               int64_t max_seqlen) {
     check_offsets(name, offsets, s.num_sequences, tokens);
-    int64_t longest = 0;
-    for (int64_t b = 0; b < s.num_sequences; ++b)
-      longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);
-    check(longest <= max_seqlen, "max_seqlen of ", name, " is ", max_seqlen,
-          ", but a sequence has ", longest, " tokens");
+    check_longest(name, offsets, s.num_sequences, max_seqlen);
   };
   check_side("cu_seqlens_q", in.cu_seqlens_q, s.num_queries, s.max_seqlen_q);
   check_side("cu_seqlens_k", in.cu_seqlens_k, s.num_keys, s.max_seqlen_k);

@@ -70,6 +70,42 @@ class SampledLogitsArgs {
   Users users_;
 };
 
+// What is to be made of logits.
+class LossOptions {
+ public:
+  LossOptions(const std::string& loss, double beta, const std::optional<Tensor>& log_q,
+              bool corrects_positive, const SampledLogitsArgs& logits)
+      : beta_(beta), corrects_positive_(corrects_positive) {
+    check(loss == "bce" || loss == "bpr" || loss == "sampled_softmax",
+          "loss must be bce, bpr or sampled_softmax, got ", loss);
+    loss_ = loss == "bce" ? Loss::kBce : loss == "bpr" ? Loss::kBpr : Loss::kSampledSoftmax;
+    check(std::isfinite(beta), "beta must be finite, got ", beta);
+    if (log_q)
+      log_q_ = contiguous("log_q", *log_q, {logits.size.item_rows}, accumulator_type(logits.type));
+  }
+
+  // Valid while this object and the tensors live.
+  template <class A>
+  SampledLoss<A> kernel_args(const Tensor& positives, const Tensor& negatives,
+                             int64_t* items) const {
+    const double num_drawn = corrects_positive_ ? 1 : static_cast<double>(negatives.size(1));
+    return {data<int64_t>(positives),
+            data<int64_t>(negatives),
+            items,
+            loss_,
+            static_cast<A>(beta_),
+            data<A>(log_q_),
+            static_cast<A>(std::log(num_drawn)),
+            corrects_positive_};
+  }
+
+ private:
+  Loss loss_;
+  double beta_;
+  std::optional<Tensor> log_q_;
+  bool corrects_positive_;
+};
+
 // Those of `sampled_loss`, and its outputs.
 class SampledLossArgs {
   Tensor negatives_, positives_;
@@ -89,18 +125,12 @@ class SampledLossArgs {
         items(torch::stable::new_empty(hidden, {negatives.size(0), negatives.size(1) + 1},
                                        ScalarType::Long)),
         logits(hidden, item_weight, user_weight, items, users, cu_seqlens),
-        beta_(beta),
-        corrects_positive_(corrects_positive) {
+        options_(loss, beta, log_q, corrects_positive, logits) {
     check_devices({{"hidden", &hidden},
                    {"positives", &positives},
                    {"negatives", &negatives},
                    {"log_q", pointer(log_q)}});
-    check(loss == "bce" || loss == "bpr" || loss == "sampled_softmax",
-          "loss must be bce, bpr or sampled_softmax, got ", loss);
-    loss_ = loss == "bce" ? Loss::kBce : loss == "bpr" ? Loss::kBpr : Loss::kSampledSoftmax;
-    check(std::isfinite(beta), "beta must be finite, got ", beta);
     const ScalarType wide = accumulator_type(logits.type);
-    if (log_q) log_q_ = contiguous("log_q", *log_q, {logits.size.item_rows}, wide);
     mean = torch::stable::new_empty(hidden, {}, wide);
     grad_logits = torch::stable::new_empty(hidden, {logits.size.num_tokens, logits.size.num_items});
     inverse_count = torch::stable::new_empty(hidden, {}, wide);
@@ -109,23 +139,59 @@ class SampledLossArgs {
   // Valid while this object lives.
   template <class A>
   SampledLoss<A> kernel_args() const {
-    const double num_drawn =
-        corrects_positive_ ? 1 : static_cast<double>(logits.size.num_items - 1);
-    return {data<int64_t>(positives_),
-            data<int64_t>(negatives_),
-            mutable_data<int64_t>(items),
-            loss_,
-            static_cast<A>(beta_),
-            data<A>(log_q_),
-            static_cast<A>(std::log(num_drawn)),
-            corrects_positive_};
+    return options_.kernel_args<A>(positives_, negatives_, mutable_data<int64_t>(items));
   }
 
  private:
-  Loss loss_;
-  double beta_;
-  std::optional<Tensor> log_q_;
-  bool corrects_positive_;
+  LossOptions options_;
+};
+
+// Those of `shared_loss`, and its outputs: gradients of the sum of the tokens' losses.
+class SharedLossArgs {
+  Tensor positives_, negatives_;
+
+ public:
+  SampledLogitsArgs logits;
+  int64_t num_sets, num_negatives, max_seqlen;
+  Tensor mean, grad_hidden, grad_item, grad_user, inverse_count;
+
+  SharedLossArgs(const Tensor& hidden, const Tensor& item_weight,
+                 const std::optional<Tensor>& user_weight, const Tensor& positives,
+                 const Tensor& negatives, const std::optional<Tensor>& users,
+                 const Tensor& cu_seqlens, int64_t longest, const std::string& loss, double beta,
+                 const std::optional<Tensor>& log_q, bool corrects_positive)
+      : positives_(contiguous("positives", positives, {kAnySize}, ScalarType::Long)),
+        negatives_(contiguous("negatives", negatives, {kAnySize, kAnySize}, ScalarType::Long)),
+        logits(hidden, item_weight, user_weight, torch::stable::unsqueeze(positives_, 1), users,
+               cu_seqlens),
+        num_sets(negatives.size(0)),
+        num_negatives(negatives.size(1)),
+        max_seqlen(longest),
+        options_(loss, beta, log_q, corrects_positive, logits) {
+    check_devices({{"hidden", &hidden},
+                   {"positives", &positives},
+                   {"negatives", &negatives},
+                   {"log_q", pointer(log_q)}});
+    const SampledLogitsSizes& s = logits.size;
+    check(num_sets == 1 || num_sets == s.num_sequences, "negatives must have 1 or ",
+          s.num_sequences, " rows, got shape (", num_sets, ", ", num_negatives, ")");
+    check(max_seqlen >= 0, "max_seqlen must be at least 0, got ", max_seqlen);
+    const ScalarType wide = accumulator_type(logits.type);
+    mean = torch::stable::new_empty(hidden, {}, wide);
+    grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
+    grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
+    grad_user = torch::stable::new_zeros(hidden, {s.user_rows, s.user_width}, wide);
+    inverse_count = torch::stable::new_empty(hidden, {}, wide);
+  }
+
+  // Valid while this object lives.
+  template <class A>
+  SampledLoss<A> kernel_args() const {
+    return options_.kernel_args<A>(positives_, negatives_, nullptr);
+  }
+
+ private:
+  LossOptions options_;
 };
 
 }  // namespace ssept

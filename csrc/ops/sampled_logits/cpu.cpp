@@ -8,16 +8,10 @@
 #include "cpu/vector_ops.h"
 #include "ops/sampled_logits/args.h"
 #include "ops/sampled_logits/cpu_loss.h"
+#include "ops/sampled_logits/cpu_tokens.h"
 
 namespace ssept::cpu {
 namespace {
-
-// The user's row for a token, or null where it has no user.
-template <class T>
-SSEPT_INLINE const T* user_row(const SampledLogits<T>& in, int64_t b) {
-  if (!in.users || in.users[b] == 0) return nullptr;
-  return in.user_weight + in.users[b] * in.size.user_width;
-}
 
 // The logits of tokens begin..end-1; `out` has room for these. item_of(n, k) is the item in column
 // k for token n, 0 where there is none to score.
@@ -157,28 +151,6 @@ SSEPT_INLINE void backward_items(const SampledLogits<T>& in, const T* grad, A fa
   }
 }
 
-template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward_users(const SampledLogits<T>& in, const A* grad_sum,
-                                      const Occurrences& sequences, A* grad_user, int64_t begin,
-                                      int64_t end) {
-  const auto& s = in.size;
-  for (int64_t user = begin; user < end; ++user)
-    for (int64_t o = sequences.start[user]; o < sequences.start[user + 1]; ++o) {
-      const int64_t b = sequences.entries[o];
-      for (int64_t n = in.cu_seqlens[b]; n < in.cu_seqlens[b + 1]; ++n)
-        add_scaled(grad_user + user * s.user_width, grad_sum[n] * static_cast<A>(s.user_scale),
-                   in.hidden + n * s.width + s.item_width, s.user_width);
-    }
-}
-
-// Throws for offsets and users that make no sense; returns the number of tokens in sequences.
-template <class T>
-int64_t check_batch(const SampledLogits<T>& in) {
-  check_offsets("cu_seqlens", in.cu_seqlens, in.size.num_sequences, in.size.num_tokens);
-  check_users(in.users, in.size.num_sequences, in.size.user_rows);
-  return in.cu_seqlens[in.size.num_sequences];
-}
-
 Tensor sampled_logits(const Tensor& hidden, const Tensor& item_weight,
                       const std::optional<Tensor>& user_weight, const Tensor& items,
                       const std::optional<Tensor>& users, const Tensor& cu_seqlens) {
@@ -231,14 +203,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(
     torch::stable::parallel_for(0, num_real, grain(s.num_items * s.width), some);
     bad_positive.raise("positives", s.item_rows);
     bad_negative.raise("negatives", s.item_rows);
-    double sum = 0, count = 0;
-    for (int64_t n = 0; n < num_real; ++n) {
-      sum += static_cast<double>(losses[n]);
-      count += options.positives[n] != 0;
-    }
-    count = std::max(count, 1.0);
-    *mutable_data<A>(args.mean) = static_cast<A>(sum / count);
-    *mutable_data<A>(args.inverse_count) = static_cast<A>(1 / count);
+    average(losses, options.positives, mutable_data<A>(args.mean),
+            mutable_data<A>(args.inverse_count));
   });
   return {args.mean, args.grad_logits, args.inverse_count, args.items};
 }
@@ -283,13 +249,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const int64_t mean_occurrences = s.num_tokens * s.num_items / (s.item_rows + 1);
     torch::stable::parallel_for(0, s.item_rows, grain((1 + mean_occurrences) * s.item_width),
                                 some_items);
-    if (!in.users) return;
-    const Occurrences sequences(in.users, s.num_sequences, s.user_rows, /*first=*/1);
-    torch::stable::parallel_for(
-        0, s.user_rows, grain((1 + s.num_tokens / (s.user_rows + 1)) * s.user_width),
-        [&](int64_t begin, int64_t end) {
-          backward_users<T>(in, grad_sum.data(), sequences, mutable_data<A>(grad_user), begin, end);
-        });
+    backward_users(in, grad_sum.data(), mutable_data<A>(grad_user));
   });
   return {grad_hidden, grad_item, grad_user};
 }
