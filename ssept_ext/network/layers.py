@@ -224,6 +224,7 @@ class PreNormLayer(nn.Module):
         self.ffn: nn.Module = PointWiseFeedForward(width, config.conv_dims[0], backend)
         self.layer_normalization = LayerNormalization(config, backend)
         self.layer_normalization2 = LayerNormalization(config, backend)
+        self.num_branches = 2 * config.num_blocks  # of the whole encoder
 
     def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
         """As `EncoderLayer.forward`."""
@@ -322,7 +323,11 @@ def mean_row(table: Tensor) -> Tensor:
 
 
 def initialise(network: nn.Module, embedding_init: EmbeddingInit) -> None:
-    """Initialise tables as `embedding_init` says, with row 0 zero; weights Xavier-uniform, biases zero."""
+    """Initialise tables as `embedding_init` says, with row 0 zero; weights Xavier-uniform, biases zero.
+
+    In a `PreNormLayer`, the last weights of both branches are then divided by the square root of the number of all
+    branches, whose sum would grow with it (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+    """
     for module in network.modules():
         if isinstance(module, nn.Embedding):
             if embedding_init == "xavier":
@@ -336,3 +341,8 @@ def initialise(network: nn.Module, embedding_init: EmbeddingInit) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for block in network.modules():
+        if isinstance(block, PreNormLayer):
+            for last in (block.projection, block.ffn.get_submodule("conv_layer2")):
+                with torch.no_grad():
+                    last.get_parameter("weight").div_(block.num_branches**0.5)

@@ -76,7 +76,7 @@ class SequentialRecommender(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise tables as `embedding_init` says, with row 0 zero; weights Xavier-uniform, biases zero."""
+        """Initialise tables as `embedding_init` says, and layers as `network.layers.initialise` does."""
         layers.initialise(self, self.config.embedding_init)
 
     def encode(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssept_ext import SSEPT
-from ssept_ext.network.layers import Dropout, Tokens
+from ssept_ext.network.layers import NO_DROPOUT, Dropout, Tokens
 from ssept_ext.ops.dropout import dropout_keep
 
 every_architecture = pytest.mark.parametrize("architecture", ["pre-ln", "gated"])
@@ -216,6 +216,19 @@ def test_dropout_follows_attention_its_projection_and_both_feed_forward_layers(a
     h = F.silu(h[:, :12]) * h[:, 12:] if architecture == "gated" else h.relu()
     y = layer.ffn.conv_layer2(h * kept(7, 1, 12)) * kept(8, 1, 8)
     assert_close(out, a + gated("gate2", a, y))
+
+
+@every_architecture
+def test_hidden_states_start_as_large_in_32_blocks_as_in_2(architecture):
+    torch.manual_seed(0)
+    b, sizes = batch(), {"item_embedding_dim": 40, "user_embedding_dim": 24, "seq_max_len": 8}
+
+    def size_of_sums(num_blocks):
+        m = tiny_model(architecture=architecture, num_blocks=num_blocks, **sizes)
+        x = torch.randn(sum(LENGTHS), 64)
+        return m.encoder(Tokens(x, b.positions, b.cu_seqlens, 8), NO_DROPOUT, 1, False).x.std()
+
+    assert 0.7 < size_of_sums(32) / size_of_sums(2) < 1.4
 
 
 @every_architecture
