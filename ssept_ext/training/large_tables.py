@@ -24,7 +24,6 @@ from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.nn import functional as F
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
@@ -108,8 +107,7 @@ class ShardedTable:
         )
         with distributed.raise_if_peer_lost():
             found = self._module(wanted).wait()[self.noun].values()
-        rows: Tensor = F.pad(found[:, : self.width], (0, 0, 1, 0))
-        return rows
+        return torch.cat([found.new_zeros(1, self.width), found[:, : self.width]])
 
     def look_up_without_gradient(self, ids: Tensor) -> Tensor:
         """As `look_up`, also in inference mode, in which FBGEMM fails."""
