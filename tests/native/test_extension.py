@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ssept_ext
-from ssept_ext import SSEPT, _extension, ops, pack
+from ssept_ext import SASREC, SSEPT, _extension, ops, pack
 from ssept_ext.ops import reference
 
 OPS = _extension.OPS
@@ -50,6 +50,8 @@ def run_model(**options):
     batch = pack(torch.tensor([1]), sequence, sequence, sequence)
     model.training_loss(batch)
     model.training_loss(replace(batch, negatives=torch.tensor([[3, 4]]), negatives_per="batch"))
+    sizes = {"item_num": 5, "seq_max_len": 3, "embedding_dim": 2, "conv_dims": [2, 2]}
+    SASREC(**sizes, architecture="gated", **options).training_loss(batch)
 
 
 def without_native(code):
