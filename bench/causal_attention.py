@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from workload import DIM, DROPOUT, Batch, Name, attention_flops, load
 
 from ssept_ext import ops
+from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 WORKLOADS: tuple[Name, ...] = ("ML-1M", "Games")
 HEAD_SIZE = 2 * DIM
@@ -36,15 +37,30 @@ def random_inputs(shape: tuple[int, ...], dtype: torch.dtype, options: Options) 
     ]
 
 
-def ours(batch: Batch, p: float, backward: bool, dtype: torch.dtype, options: Options) -> Call:
+def ours(
+    batch: Batch,
+    p: float,
+    backward: bool,
+    dtype: torch.dtype,
+    options: Options,
+    *,
+    biased: bool = False,
+) -> Call:
     packed = batch.packed
     inputs = random_inputs((len(packed.items), 1, HEAD_SIZE), dtype, options)
     grad = torch.randn_like(inputs[0])
+    bias: dict[str, Tensor] = {}
+    if biased:  # an event an hour, and each query a minute after its own
+        widths = {"position_bias": packed.max_seqlen, "time_bias": TIME_BUCKETS}
+        tables = {n: torch.randn(1, width, device=options.device) for n, width in widths.items()}
+        times = packed.positions * 3600
+        inputs += [table.requires_grad_() for table in tables.values()]
+        bias = {**tables, "query_times": times + 60, "key_times": times}
     lengths = (packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen)
     seed = torch.tensor([1], device=options.device) if p else None
 
     def run() -> None:
-        out, _ = ops.causal_attention(*inputs, *lengths, SCALE, p, seed)
+        out, _ = ops.causal_attention(*inputs[:3], *lengths, SCALE, p, seed, **bias)
         if backward:
             torch.autograd.grad(out, inputs, grad)
 
@@ -107,7 +123,11 @@ def run_case(name: Name, p: float, backward: bool, dtype: torch.dtype, options: 
     workload = load(name, options.quick)
     batch = workload.batch(options.device)
     case = (batch, p, backward, dtype, options)
-    alternatives = {OURS: ours(*case), "masked SDPA, padded": sdpa(*case, dense=False)}
+    alternatives = {
+        OURS: ours(*case),
+        "ours, with biases of position and time": ours(*case, biased=True),
+        "masked SDPA, padded": sdpa(*case, dense=False),
+    }
     if options.device.type == "cuda" and dtype != torch.float32:
         alternatives["dense causal flash SDPA"] = sdpa(*case, dense=True)
     flops = attention_flops(batch.lengths, HEAD_SIZE) * (3 if backward else 1)

@@ -21,12 +21,16 @@ SSEPT_LIBRARY(m) {
   m.def(
       "causal_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
       "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, float dropout_p=0.0, "
-      "Tensor? seed=None, int site=0, bool allow_tf32=False) -> (Tensor out, Tensor lse)");
+      "Tensor? seed=None, int site=0, bool allow_tf32=False, Tensor? position_bias=None, "
+      "Tensor? time_bias=None, Tensor? query_times=None, Tensor? key_times=None) "
+      "-> (Tensor out, Tensor lse)");
   m.def(
       "causal_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
       "SymInt max_seqlen_k, float scale, float dropout_p, Tensor? seed, int site, "
-      "bool allow_tf32) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+      "bool allow_tf32, Tensor? position_bias=None, Tensor? time_bias=None, "
+      "Tensor? query_times=None, Tensor? key_times=None) -> (Tensor grad_q, Tensor grad_k, "
+      "Tensor grad_v, Tensor grad_position_bias, Tensor grad_time_bias)");
   // residual: whether x_q is added. The other outputs are for the backward, whose q, k and v may
   // come without their biases; `attended` has no rows without a residual, as it would be `out`.
   m.def(

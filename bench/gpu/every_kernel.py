@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssept_ext import ops
+from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 LENGTHS = (70, 0, 33, 1, 130)
 SPARE_TOKENS = 13
@@ -75,6 +76,11 @@ def attention(batch: Batch, dtype: torch.dtype, width: int) -> None:
             for p in (0.0, 0.2):
                 out, _ = ops.causal_attention(q, k, v, *lengths, width**-0.5, p, batch.seed)
                 backward(out, q, k, v)
+            tables = [batch.leaf(torch.float32, heads, n) for n in (longest, TIME_BUCKETS)]
+            bias = dict(zip(("position_bias", "time_bias"), tables, strict=True))
+            times = {"query_times": batch.positions * 60 + 7, "key_times": batch.positions * 60}
+            out, _ = ops.causal_attention(q, k, v, *lengths, width**-0.5, **bias, **times)
+            backward(out, q, k, v, *tables)
             x, *rows = (batch.leaf(dtype, n, width) for n in (batch.num_tokens, *[width] * 3))
             biases = (batch.leaf(dtype, width) for _ in rows)
             layers = [x for layer in zip(rows, biases, strict=True) for x in layer]

@@ -17,6 +17,7 @@ from ssept_ext.ops.feed_forward import feed_forward
 from ssept_ext.ops.gated_residual import gated_residual
 from ssept_ext.ops.multi_head_attention import multi_head_attention
 from ssept_ext.ops.position_layer_norm import position_layer_norm
+from ssept_ext.ops.relative_bias import time_buckets
 from ssept_ext.ops.row_update import lazy_adam, rowwise_adagrad
 from ssept_ext.ops.sampled_logits import sampled_logits
 from ssept_ext.ops.sampled_loss import sampled_loss
@@ -38,6 +39,7 @@ __all__ = [
     "sampled_loss",
     "shared_loss",
     "swiglu",
+    "time_buckets",
     "user_item_embedding",
 ]
 

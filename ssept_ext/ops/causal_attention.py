@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import call, matmul_takes_tf32, register_op
+from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 
 def causal_attention(
@@ -25,6 +26,10 @@ def causal_attention(
     seed: Tensor | None = None,
     site: int = 0,
     *,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_times: Tensor | None = None,
+    key_times: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal softmax attention within each of B packed sequences, in the layout of `flash_attn_varlen_func`.
@@ -60,6 +65,14 @@ def causal_attention(
         (1,) int64 dropout seed; required if dropout_p > 0.
     site
         Number of this dropout in the model: different sites have independent masks.
+    position_bias
+        (H, P) floating-point: what is added to the scaled score of a query and the key that it sees d keys before its
+        newest, in column d. P must be at least the length of the longest sequence of keys, or the upper bound of it.
+    time_bias
+        (H, 128) floating-point: what is added for the time between a query and a key, `query_times - key_times`, in the
+        column of `ssept_ext.ops.time_buckets`.
+    query_times, key_times
+        (Nq,) and (Nk,) int64, in any unit; given with time_bias.
     backend
         Overrides `ssept_ext.set_backend` for this call.
 
@@ -87,7 +100,10 @@ def causal_attention(
     tensor([1.0000, 1.5000, 2.0000])
     """
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    args = (q, k, v, *lengths, scale, dropout_p, seed, site, matmul_takes_tf32())
+    wide = torch.promote_types(q.dtype, torch.float32)
+    tables = [None if x is None else x.to(wide) for x in (position_bias, time_bias)]
+    bias = (*tables, query_times, key_times)
+    args = (q, k, v, *lengths, scale, dropout_p, seed, site, matmul_takes_tf32(), *bias)
     return call("causal_attention", q.device, backend, *args)  # type: ignore[no-any-return]
 
 
@@ -101,6 +117,10 @@ def padded_causal_attention(
     seed: Tensor | None = None,
     site: int = 0,
     *,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_times: Tensor | None = None,
+    key_times: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """`causal_attention` on padded sequences of equal shape, such as those of other models.
@@ -113,8 +133,10 @@ def padded_causal_attention(
         (B, T, H, Dh), all of one dtype.
     key_mask
         (B, T) bool, True at real tokens.
-    scale, dropout_p, seed, site, backend
-        As in `causal_attention`.
+    query_times, key_times
+        (B, T) int64, given with time_bias.
+    scale, dropout_p, seed, site, position_bias, time_bias, backend
+        As in `causal_attention`. Padding counts in no distance.
 
     Returns
     -------
@@ -138,9 +160,15 @@ def padded_causal_attention(
             f"key_mask must be bool of shape {tuple(q.shape[:2])}, got {key_mask.dtype} "
             f"{tuple(key_mask.shape)}"
         )
-    for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape:
-            raise ValueError(f"{name} must have shape {tuple(q.shape)}, got {tuple(x.shape)}")
+    shapes = {"k": (k, q.shape), "v": (v, q.shape)}
+    shapes |= {
+        name: (times, key_mask.shape)
+        for name, times in (("query_times", query_times), ("key_times", key_times))
+        if times is not None
+    }
+    for name, (x, shape) in shapes.items():
+        if x.shape != shape:
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
     cu_seqlens = F.pad(key_mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
     out, _ = causal_attention(
         q[key_mask],
@@ -154,6 +182,10 @@ def padded_causal_attention(
         dropout_p,
         seed,
         site,
+        position_bias=position_bias,
+        time_bias=time_bias,
+        query_times=None if query_times is None else query_times[key_mask],
+        key_times=None if key_times is None else key_times[key_mask],
         backend=backend,
     )
     return torch.zeros_like(q).masked_scatter(key_mask[..., None, None], out)
@@ -168,23 +200,31 @@ def register(namespace: str) -> None:
         return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
 
     def fake_backward(
-        grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        of_tables = (
+            q.new_empty((0, width) if table is None else table.shape, dtype=wide)
+            for table, width in zip(rest[11:13], (0, TIME_BUCKETS), strict=True)
+        )
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_tables
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        qkv, offsets, seed = inputs[:3], inputs[3:5], inputs[9]
-        ctx.before_seed, ctx.after_seed = inputs[5:9], inputs[10:]
+        qkv, offsets, seed, bias = inputs[:3], inputs[3:5], inputs[9], inputs[12:]
+        ctx.before_seed, ctx.after_seed = inputs[5:9], inputs[10:12]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*qkv, *output, *offsets, seed)
+        ctx.save_for_backward(*qkv, *output, *offsets, seed, *bias)
 
     def backward(ctx: Any, grad_out: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad_out is None:
-            return (None,) * 12
-        *tensors, seed = ctx.saved_tensors
-        gradients = backward_op(grad_out, *tensors, *ctx.before_seed, seed, *ctx.after_seed)
-        return *gradients, *(None,) * 9
+            return (None,) * 16
+        *tensors, seed, position, time, query_times, key_times = ctx.saved_tensors
+        bias = (position, time, query_times, key_times)
+        settings = (*ctx.before_seed, seed, *ctx.after_seed)
+        *of_qkv, of_position, of_time = backward_op(grad_out, *tensors, *settings, *bias)
+        of_bias = (None if position is None else of_position, None if time is None else of_time)
+        return *of_qkv, *(None,) * 9, *of_bias, None, None
 
     register_op(
         namespace,

@@ -33,6 +33,7 @@ from ssept_ext.ops.reference_checks import (
     check_users,
     checked_ids,
 )
+from ssept_ext.ops.relative_bias import check_relative_bias, relative_bias
 
 
 def user_item_embedding(
@@ -117,6 +118,10 @@ def causal_attention(
     seed: Tensor | None = None,
     site: int = 0,
     allow_tf32: bool = False,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_times: Tensor | None = None,
+    key_times: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal softmax attention within each sequence: see `ssept_ext.ops`.
 
@@ -139,6 +144,9 @@ def causal_attention(
     if not torch.compiler.is_compiling():  # no minimum of a size that torch.export leaves open
         max_seqlen_q, max_seqlen_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
 
+    bias = (position_bias, time_bias)
+    check_relative_bias(q, k, max_seqlen_k, *bias, query_times, key_times)
+
     wide = torch.promote_types(q.dtype, torch.float32)
     query = padded(q.to(wide), cu_seqlens_q, max_seqlen_q).transpose(1, 2)
     key = padded(k.to(wide), cu_seqlens_k, max_seqlen_k).transpose(1, 2)
@@ -150,7 +158,13 @@ def causal_attention(
     visible &= torch.arange(max_seqlen_q, device=q.device)[:, None] < lengths_q[:, None, None]
     visible = visible[:, None]  # (B, 1, Tq, Tk)
 
-    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~visible, -torch.inf)
+    between = None
+    if query_times is not None and key_times is not None:
+        of_queries = _padded(query_times, cu_seqlens_q, max_seqlen_q)
+        between = of_queries[:, :, None] - _padded(key_times, cu_seqlens_k, max_seqlen_k)[:, None]
+    distances = last_key[..., None] - torch.arange(max_seqlen_k, device=q.device)
+    scores = query @ key.transpose(-1, -2) * scale + relative_bias(*bias, distances, between)
+    scores = scores.masked_fill(~visible, -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True)
     # A query that sees no key has lse = -inf: subtract 0 there, so that its weights are 0, not NaN.
     weights = (scores - lse.masked_fill(lse.isneginf(), 0)).exp()

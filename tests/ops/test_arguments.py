@@ -120,14 +120,19 @@ def test_an_upper_bound_of_lengths_may_be_as_large_as_it_likes(backend):
 @every_op
 @pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
 def test_an_op_takes_tensors_of_no_elements(implementation, op, missing, dropout_p):
-    given = list(arguments(op, **EXTENTS[missing], dropout_p=dropout_p).values())
+    names, given = zip(*arguments(op, **EXTENTS[missing], dropout_p=dropout_p).items(), strict=True)
+
+    def by_name(function):
+        return lambda *tensors: function(**dict(zip(names, tensors, strict=True)))
+
+    kernel = by_name(implementation.op(op))
     if op == "causal_attention" and given[0].shape[2] == 0:
         with pytest.raises(ValueError, match=r"head size of q must be in 1\.\.256, got 0"):
-            implementation.op(op)(*given)
+            kernel(*given)
         return
     if op == "multi_head_attention" and given[0].shape[1] == 0:
         with pytest.raises(ValueError, match="num_heads must divide the width of x_q, 0, got"):
-            implementation.op(op)(*given)
+            kernel(*given)
         return
     moved = [x.to(implementation.device) if isinstance(x, torch.Tensor) else x for x in given]
 
@@ -136,9 +141,9 @@ def test_an_op_takes_tensors_of_no_elements(implementation, op, missing, dropout
             return outputs_and_gradients(lambda *x: function(*x)[0], tensors)
         return outputs_and_gradients(function, tensors)
 
-    actual = results(implementation.op(op), moved)
+    actual = results(kernel, moved)
 
-    expected = results(getattr(reference, op), given)
+    expected = results(by_name(getattr(reference, op)), given)
     for x, y in zip(actual, expected, strict=True):
         torch.testing.assert_close(x.cpu(), y)
 

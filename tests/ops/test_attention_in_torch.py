@@ -47,7 +47,7 @@ def test_compiled_float32_products_follow_the_precision_of_matmul():
 
     def recording(graph, _):
         (node,) = [x for x in graph.graph.nodes if "causal_attention" in str(x.target)]
-        allowed.append(node.args[-1])
+        allowed.append(node.args[11])
         return graph
 
     compiled = torch.compile(ops.causal_attention, backend=recording, fullgraph=True)

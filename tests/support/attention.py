@@ -9,6 +9,7 @@ from support.implementations import ALL
 from support.samples import Ragged
 
 from ssept_ext.ops.dropout import dropout_keep
+from ssept_ext.ops.relative_bias import TIME_BUCKETS, time_buckets
 
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
 
@@ -33,13 +34,17 @@ class Arguments:
     seed: torch.Tensor | None = None
     site: int = 0
     allow_tf32: bool = False
+    position_bias: torch.Tensor | None = None
+    time_bias: torch.Tensor | None = None
+    query_times: torch.Tensor | None = None
+    key_times: torch.Tensor | None = None
 
     def call(self, op):
         return op(*vars(self).values())
 
     def call_public(self, op):
         """`ops.causal_attention` decides on TF32 by itself."""
-        return op(*list(vars(self).values())[:-1])
+        return op(**{name: x for name, x in vars(self).items() if name != "allow_tf32"})
 
     def to(self, device):
         moved = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, torch.Tensor)}
@@ -78,6 +83,26 @@ def arguments(ragged=RAGGED_BATCH, heads=2, head_size=5, queries=None, dtype=tor
     )
 
 
+def with_bias(a, position=True, time=True, unit=3600):
+    """Random biases, and times in the order of the keys; each query comes up to `unit` after its own key."""
+    generator = torch.Generator().manual_seed(2)
+    heads, num_keys = a.q.shape[1], a.k.shape[0]
+    wide = torch.promote_types(a.q.dtype, torch.float32)
+    if position:
+        table = torch.randn(heads, max(a.max_seqlen_k, 1) + 2, generator=generator, dtype=wide)
+        a = replace(a, position_bias=table)
+    if time:
+        key_times = torch.randint(unit * 1000, (num_keys,), generator=generator).sort().values
+        query_times = torch.randint(unit, (a.q.shape[0],), generator=generator)
+        newest = a.cu_seqlens_k[1:] - a.cu_seqlens_q[1:]  # of a sequence's last query
+        for b, (begin, end) in enumerate(pairwise(a.cu_seqlens_q.tolist())):
+            own = (torch.arange(begin, end) + newest[b]).clamp(0, max(num_keys - 1, 0))
+            query_times[begin:end] += key_times[own] if num_keys else 0
+        table = torch.randn(heads, TIME_BUCKETS, generator=generator, dtype=wide)
+        a = replace(a, time_bias=table, query_times=query_times, key_times=key_times)
+    return a
+
+
 def by_plain_loops(a):
     """Token by token, from the definition; dropout by asking for each weight."""
     out = torch.zeros_like(a.q)
@@ -93,6 +118,11 @@ def by_plain_loops(a):
                 continue
             for h in range(heads):
                 scores = a.k[k0 : k0 + seen, h] @ a.q[i, h] * a.scale
+                if a.position_bias is not None:
+                    scores = scores + a.position_bias[h, :seen].flip(0)
+                if a.time_bias is not None:
+                    between = a.query_times[i] - a.key_times[k0 : k0 + seen]
+                    scores = scores + a.time_bias[h, time_buckets(between)]
                 lse[i, h] = scores.logsumexp(0)
                 weights = scores.softmax(0)
                 if a.dropout_p > 0:
@@ -104,8 +134,10 @@ def by_plain_loops(a):
 
 
 def gradients(a, op, grad):
-    """Output, and the gradients of q, k and v."""
-    leaves = {n: getattr(a, n).detach().clone().requires_grad_() for n in ("q", "k", "v")}
+    """Output, and the gradients of q, k and v, and of the biases that there are."""
+    names = ("q", "k", "v", "position_bias", "time_bias")
+    given = {n: x for n in names if (x := getattr(a, n)) is not None}
+    leaves = {n: x.detach().clone().requires_grad_() for n, x in given.items()}
     out, _ = replace(a, **leaves).call(op)
     return out, *torch.autograd.grad(out, list(leaves.values()), grad)
 

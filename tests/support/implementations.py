@@ -36,7 +36,7 @@ class Implementation:
         if name in OPS and not torch._C._dispatch_has_kernel_for_dispatch_key(*key):
             pytest.skip("the reference is as fast")
         if name in ("sampled_loss", "shared_loss"):  # the rest of its outputs are for its backward
-            return lambda *args: op(*args)[0]
+            return lambda *args, **named: op(*args, **named)[0]
         return op
 
     @property

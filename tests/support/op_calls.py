@@ -6,6 +6,7 @@ import torch
 
 from ssept_ext import ops
 from ssept_ext._extension import IN_PLACE_OPS
+from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 
 def arguments(
@@ -33,6 +34,7 @@ def arguments(
     def ids(rows, *shape):
         return torch.randint(max(rows, 1), shape, generator=generator)
 
+    wide = torch.promote_types(dtype, torch.float32)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     tables = {
         "item_weight": normal(item_rows, item_width),
@@ -69,6 +71,10 @@ def arguments(
                 "max_seqlen_k": max(lengths, default=0),
                 "scale": 0.4,
                 **dropout,
+                "position_bias": normal(heads, max(tokens, 1)).to(wide),
+                "time_bias": normal(heads, TIME_BUCKETS).to(wide),
+                "query_times": torch.arange(tokens) * 100 + 7,
+                "key_times": torch.arange(tokens) * 100,
             }
         case "feed_forward":
             return {
@@ -124,7 +130,7 @@ def arguments(
                 **({"max_seqlen": max(lengths, default=0)} if shared else {}),
                 "loss": "sampled_softmax",
                 "beta": 0.5,
-                "log_q": normal(item_rows).to(torch.promote_types(dtype, torch.float32)),
+                "log_q": normal(item_rows).to(wide),
                 "corrects_positive": True,
             }
         case "lazy_adam" | "rowwise_adagrad":

@@ -48,16 +48,46 @@ class CausalAttentionArgs {
     check_size("cu_seqlens_k", cu_seqlens_k, 0, size.num_sequences + 1);
   }
 
+  // Adds a relative bias.
+  void add_bias(const std::optional<Tensor>& position, const std::optional<Tensor>& time,
+                const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
+    check_devices({{"q", &q_},
+                   {"position_bias", pointer(position)},
+                   {"time_bias", pointer(time)},
+                   {"query_times", pointer(query_times)},
+                   {"key_times", pointer(key_times)}});
+    const ScalarType wide = accumulator_type(type);
+    if (position) {
+      position_ = contiguous("position_bias", *position, {size.num_heads, kAnySize}, wide);
+      check(position->size(1) >= size.max_seqlen_k, "position_bias must have at least ",
+            size.max_seqlen_k, " columns, one for each distance, got shape ",
+            shape_text(*position));
+    }
+    check(time.has_value() == query_times.has_value() && time.has_value() == key_times.has_value(),
+          "time_bias, query_times and key_times must be given together");
+    if (!time) return;
+    time_ = contiguous("time_bias", *time, {size.num_heads, kTimeBuckets}, wide);
+    query_times_ = contiguous("query_times", *query_times, {size.num_queries}, ScalarType::Long);
+    key_times_ = contiguous("key_times", *key_times, {size.num_keys}, ScalarType::Long);
+  }
+
+  // Tensors like position_bias and time_bias, without rows where there is none.
+  std::pair<Tensor, Tensor> bias_gradients() const {
+    const auto like = [&](const std::optional<Tensor>& x, int64_t columns) {
+      return torch::stable::new_zeros(q_, {x ? size.num_heads : 0, columns},
+                                      accumulator_type(type));
+    };
+    return {like(position_, position_ ? position_->size(1) : 0), like(time_, kTimeBuckets)};
+  }
+
   // Valid while this object lives. T must have the size and layout of `type`.
   template <class T>
-  CausalAttention<T> kernel_args() const {
-    return {data<T>(q_),
-            data<T>(k_),
-            data<T>(v_),
-            data<int32_t>(cu_seqlens_q_),
-            data<int32_t>(cu_seqlens_k_),
-            dropout_,
-            size};
+  CausalAttentionWithBias<T> kernel_args() const {
+    using A = Accumulator<T>;
+    return {{data<T>(q_), data<T>(k_), data<T>(v_), data<int32_t>(cu_seqlens_q_),
+             data<int32_t>(cu_seqlens_k_), dropout_, size},
+            {data<A>(position_), data<A>(time_), data<int64_t>(query_times_),
+             data<int64_t>(key_times_), position_ ? position_->size(1) : 0}};
   }
 
   // A tensor with one row for each query, such as the output or its gradient, checked and
@@ -74,6 +104,7 @@ class CausalAttentionArgs {
 
  private:
   Tensor q_, k_, v_, cu_seqlens_q_, cu_seqlens_k_;
+  std::optional<Tensor> position_, time_, query_times_, key_times_;
   DropoutSite dropout_;
 };
 

@@ -2,7 +2,8 @@
 // the other those of a tile of keys and values over queries, each in a fixed order: the price of
 // gradients that repeat bit by bit is to compute the scores twice.
 #pragma once
-#include "ops/causal_attention/tiles.cuh"
+#include "ops/causal_attention/projection_bias.cuh"
+#include "ops/causal_attention/relative_bias.cuh"
 
 namespace ssept::cuda {
 namespace attention {
@@ -55,16 +56,19 @@ __device__ __forceinline__ void query_score_gradients(Sums<A> (&scores)[COLUMNS 
   }
 }
 
-template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
-__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
-    backward_queries_kernel(CausalAttention<T> in, CausalAttentionGradients<T> g, int copy_bytes,
+// The gradient of the queries, or that of the relative bias.
+template <class S, bool OF_BIAS, class T = typename S::T, class A = typename S::A>
+__global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
+    backward_queries_kernel(typename S::Inputs in, CausalAttentionGradients<T> g, int copy_bytes,
                             int tiles_per_sequence) {
-  using S = Tiles<M, WIDTH>;
+  using M = typename S::Math;
+  constexpr int WIDTH = S::kWidth;
   constexpr int kRows = S::kRows, kKeys = S::kKeys, kLd = S::kLd, kThreads = S::kThreads;
   T* const q_tile = reinterpret_cast<T*>(smem_raw);
   T* const grad_tile = q_tile + kRows * kLd;
   T* const k_tile = grad_tile + kRows * kLd;
   T* const v_tile = k_tile + kKeys * kLd;
+  A* const score_tile = reinterpret_cast<A*>(S::kScoresInKeys ? k_tile : v_tile + kKeys * kLd);
   const CausalAttentionSizes& size = in.size;
   const Heads heads{size.num_heads * size.head_size, static_cast<int>(size.head_size), copy_bytes};
   Segment segment(size, in.cu_seqlens_q, in.cu_seqlens_k, tiles_per_sequence);
@@ -77,7 +81,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
   const T* const k = in.k + segment.k_begin * heads.row + segment.head * heads.size;
   const T* const v = in.v + segment.k_begin * heads.row + segment.head * heads.size;
-  const Weighting<A> weighting(in);
+  const Weighting<A> weighting(in, S::kBiased);
   const auto load_keys = [&](T* tile, const T* from, int first, int end) {
     load_tile<kKeys, WIDTH, kLd, kThreads>(tile, from + first * heads.row, end - first, heads);
   };
@@ -90,6 +94,8 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
 
     OwnRows<M, WIDTH, kLd, 64> q(q_tile + warp_row * kLd), grad(grad_tile + warp_row * kLd);
     Sums<A> sums[S::kQueriesSlice / 8];
+    BlockBiasSums<S> bias_sums;
+    if constexpr (OF_BIAS) bias_sums.add_to(g.bias_partial, in.bias, segment);
     A log2_sum[2], row_delta[2];
     if (tile.num_keys > 0) {
       clear_padding<WIDTH, kLd, kThreads>(q_tile, 2 * kRows + 2 * kKeys, heads.size);
@@ -110,7 +116,8 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
                               row_delta, log2_sum);
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          if (segment.slice == 0 && lane_column() == 0 && lane_row() + 8 * r < tile.warp_rows)
+          if (!OF_BIAS && segment.slice == 0 && lane_column() == 0 &&
+              lane_row() + 8 * r < tile.warp_rows)
             g.delta[tile.entry[r]] = row_delta[r];
       }
       if (k0 < tile.warp_keys) multiply_rows<M, WIDTH, kLd, kKeys>(grad_weights, grad, v_tile);
@@ -119,10 +126,25 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       if (k0 + kKeys < tile.num_keys) load_keys(v_tile, v, k0 + kKeys, tile.num_keys);
       if (k0 < tile.warp_keys) {
         multiply_rows<M, WIDTH, kLd, kKeys>(scores, q, k_tile);
+        if constexpr (S::kBiased)
+          add_bias<false, kKeys>(scores, in.bias, segment, size.scale, tile.first_query, k0);
         query_score_gradients<M, kKeys>(scores, grad_weights, weighting, log2_sum, row_delta,
                                         tile.entry, k0, shift + tile.first_query);
-        add_weighted_rows<M, S::kQueriesSlice, kLd, kKeys>(sums, scores, k_tile + first_feature);
+        if constexpr (!OF_BIAS)
+          add_weighted_rows<M, S::kQueriesSlice, kLd, kKeys>(sums, scores, k_tile + first_feature);
       }
+      if constexpr (OF_BIAS) {
+        if constexpr (S::kScoresInKeys) __syncthreads();  // no warp reads the keys any more
+        write_scores<kKeys, S::kScoreLd>(score_tile + warp_row * S::kScoreLd, scores,
+                                         k0 < tile.warp_keys ? tile.warp_rows : 0,
+                                         shift + tile.first_query - k0 + 1);
+        __syncthreads();
+        bias_sums.add(score_tile, in.bias, segment, static_cast<int>(q0), tile.num_rows, k0);
+      }
+    }
+    if constexpr (OF_BIAS) {
+      bias_sums.finish(in.bias);
+      continue;
     }
     const A scale[2] = {static_cast<A>(size.scale), static_cast<A>(size.scale)};
     if (tile.warp_rows > 0) {
@@ -218,11 +240,12 @@ struct KeysShared {
 
 // As FlashAttention-2's backward, but for the gradient of the queries. Of the scores, rows are keys
 // and columns are queries.
-template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
-__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
-    backward_keys_kernel(CausalAttention<T> in, CausalAttentionGradients<T> g, int copy_bytes,
+template <class S, class T = typename S::T, class A = typename S::A>
+__global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
+    backward_keys_kernel(typename S::Inputs in, CausalAttentionGradients<T> g, int copy_bytes,
                          int tiles_per_sequence) {
-  using S = Tiles<M, WIDTH>;
+  using M = typename S::Math;
+  constexpr int WIDTH = S::kWidth;
   constexpr int kRows = S::kRows, kQueries = S::kQueries, kLd = S::kLd, kThreads = S::kThreads;
   constexpr int kSlice = S::kKeysSlice;
   const KeysShared<S> shared;
@@ -235,7 +258,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   const int first_feature = segment.slice * kSlice;
   const int warp_row = threadIdx.x / kWarpSize * kWarpRows;
   const int64_t head_offset = segment.q_begin * heads.row + segment.head * heads.size;
-  const Weighting<A> weighting(in);
+  const Weighting<A> weighting(in, S::kBiased);
   const auto load_queries = [&](T* tile, const T* from, int first) {
     load_tile<kQueries, WIDTH, kLd, kThreads>(tile, from + head_offset + first * heads.row,
                                               segment.num_queries - first, heads);
@@ -272,6 +295,8 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       if (S::kGradTiles == 2 && goes_on) load_queries(next_grad_tile, g.grad_out, q0 + kQueries);
       if (meets) {
         multiply_rows<M, WIDTH, kLd, kQueries>(weights, k, shared.q);
+        if constexpr (S::kBiased)
+          add_bias<true, kQueries>(weights, in.bias, segment, size.scale, tile.first_key, q0);
         key_score_gradients<M, kQueries>(weights, grad_scores, weighting, shared.lse, shared.delta,
                                          (segment.q_begin + q0) * size.num_heads + segment.head,
                                          size.num_heads, tile.first_key, last_seen);
@@ -301,75 +326,45 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
   }
 }
 
-constexpr int kSumThreads = 512;
-
-// grad_bias: the sums of the gradients of queries and values (blockIdx.y) over all tokens, in a
-// fixed order; zeros for keys, whose bias softmax does not see. A block sums the columns that
-// memory delivers together.
-template <class M, class T = typename M::Element, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kSumThreads)
-    bias_kernel(CausalAttentionGradients<T> g, int64_t num_queries, int64_t num_keys, int64_t width,
-                int copy_bytes) {
-  constexpr int kColumns = 32 / sizeof(T);
-  __shared__ A partial[kSumThreads * 16 / sizeof(T)];
-  const bool of_values = blockIdx.y == 1;
-  const int64_t num_rows = of_values ? num_keys : num_queries;
-  const int64_t row = of_values ? g.grad_kv_row : width;
-  const int64_t first = int64_t{blockIdx.x} * kColumns;
-  for_copies_of<T>(copy_bytes, [&]<int VEC>() {
-    constexpr int kPacks = kColumns / VEC, kLanes = kSumThreads / kPacks;
-    const int lane = threadIdx.x / kPacks, pack = threadIdx.x % kPacks * VEC;
-    const T* const from = (of_values ? g.grad_v : g.grad_q) + first + pack;
-    A sum[VEC] = {};
-    if (first + pack < width)
-#pragma unroll 8
-      for (int64_t n = lane; n < num_rows; n += kLanes) {
-        const auto x = *reinterpret_cast<const Pack<T, VEC>*>(from + n * row);
-#pragma unroll
-        for (int e = 0; e < VEC; ++e) sum[e] += widen(x.value[e]);
-      }
-#pragma unroll
-    for (int e = 0; e < VEC; ++e) partial[lane * kColumns + pack + e] = sum[e];
-    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
-      __syncthreads();
-      for (int i = threadIdx.x; i < lanes * kColumns; i += kSumThreads)
-        partial[i] += partial[i + lanes * kColumns];
-    }
-  });
-  __syncthreads();
-  const int64_t column = first + threadIdx.x;
-  if (threadIdx.x >= kColumns || column >= width) return;
-  g.grad_bias[(of_values ? 2 : 0) * width + column] = partial[threadIdx.x];
-  if (of_values) g.grad_bias[width + column] = 0;
-}
-
 }  // namespace attention
 
 template <class T, bool kTf32>
-cudaError_t CausalAttentionKernels<T, kTf32>::backward(const CausalAttention<T>& in,
+int64_t CausalAttentionKernels<T, kTf32>::bias_rows(const CausalAttentionSizes& size) {
+  int64_t rows = 0;
+  attention::with_tiles<attention::Arithmetic<T, kTf32>, true>(size.head_size, [&]<class S>() {
+    rows = attention::blocks_of_tiles(size, size.max_seqlen_q, S::kRows);
+    return cudaSuccess;
+  });
+  return rows;
+}
+
+template <class T, bool kTf32>
+cudaError_t CausalAttentionKernels<T, kTf32>::backward(const CausalAttentionWithBias<T>& in,
                                                        const CausalAttentionGradients<T>& g,
                                                        cudaStream_t stream) {
   using M = attention::Arithmetic<T, kTf32>;
   const CausalAttentionSizes& size = in.size;
   const int copy_bytes = attention::bytes_per_copy<T>(
       size.head_size, in.q, in.k, in.v, g.grad_out, g.grad_q, g.grad_k, g.grad_v, g.grad_residual);
-  const cudaError_t error = attention::for_width_of<T>(size.head_size, [&]<int WIDTH>() {
-    using S = attention::Tiles<M, WIDTH>;
+  const cudaError_t error = attention::with_tiles_for<M>(in, [&]<class S>() {
     const char* op = "causal_attention_backward";
+    if constexpr (S::kBiased) {
+      const cudaError_t error = attention::launch_tiles(
+          op, attention::backward_queries_kernel<S, true>, size, size.max_seqlen_q, S::kRows,
+          S::kWidth, S::kThreads, S::kBackwardBiasBytes, stream, in, g, copy_bytes);
+      if (error != cudaSuccess) return error;
+    }
     const cudaError_t error = attention::launch_tiles(
-        op, attention::backward_queries_kernel<M, WIDTH>, size, size.max_seqlen_q, S::kRows,
+        op, attention::backward_queries_kernel<S, false>, size, size.max_seqlen_q, S::kRows,
         S::kQueriesSlice, S::kThreads, S::kBackwardQueriesBytes, stream, in, g, copy_bytes);
     if (error != cudaSuccess) return error;
-    return attention::launch_tiles(op, attention::backward_keys_kernel<M, WIDTH>, size,
-                                   size.max_seqlen_k, S::kRows, S::kKeysSlice, S::kThreads,
-                                   S::kBackwardKeysBytes, stream, in, g, copy_bytes);
+    return attention::launch_tiles(op, attention::backward_keys_kernel<S>, size, size.max_seqlen_k,
+                                   S::kRows, S::kKeysSlice, S::kThreads, S::kBackwardKeysBytes,
+                                   stream, in, g, copy_bytes);
   });
-  if (error != cudaSuccess || g.grad_bias == nullptr) return error;
-  const int64_t width = size.num_heads * size.head_size, columns = 32 / sizeof(T);
-  return launch(attention::bias_kernel<M>,
-                dim3(static_cast<unsigned>((width - 1) / columns + 1), 2), attention::kSumThreads,
-                0, stream, g, size.num_queries, size.num_keys, width,
-                attention::bytes_per_copy<T>(width, g.grad_q, g.grad_v));
+  if (error != cudaSuccess) return error;
+  return has_bias(in.bias) ? attention::launch_relative_bias(in, g, bias_rows(size), stream)
+                           : attention::launch_projection_bias<M>(in, g, stream);
 }
 
 }  // namespace ssept::cuda

@@ -63,32 +63,43 @@ void compute_all_gradients(const attention::Inputs<T>& in, CausalAttentionGradie
   });
 
   auto units = attention::backward_units(in);
-  const int64_t width = g.grad_bias ? s.head_size : 0;
-  std::vector<A> sums(units.size() * 2 *
-                      width);  // of each unit: its number of threads is no matter
+  const bool relative = g.grad_position || g.grad_time;
+  const int64_t width = g.grad_bias ? s.head_size : 0, positions = in.bias.num_positions;
+  const int64_t row = 2 * width + (relative ? positions + kTimeBuckets : 0);
+  std::vector<A> sums(units.size() * row);  // of each unit: the number of threads is no matter
   attention::for_each_unit<attention::BackwardTiles<A>>(
       units, s.head_size, [&](const auto& unit, auto& tiles) {
-        A* unit_sums = width ? sums.data() + (&unit - units.data()) * 2 * width : nullptr;
+        A* const own = sums.data() + (&unit - units.data()) * row;
+        const attention::UnitSums<A> unit_sums{width ? own : nullptr,
+                                               relative ? own + 2 * width : nullptr};
         with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
           attention::compute_gradients<S>(in, g, unit, tiles, unit_sums);
         });
       });
-  for (size_t u = 0; u < units.size(); ++u)
-    for (int64_t i = 0; i < width; ++i) {
-      const int64_t feature = units[u].head * s.head_size + i;
-      g.grad_bias[feature] += sums[2 * width * u + i];
-      g.grad_bias[2 * s.num_heads * s.head_size + feature] += sums[2 * width * u + width + i];
-    }
+  const auto add = [](A* to, const A* from, int64_t count) {
+    for (int64_t i = 0; to && i < count; ++i) to[i] += from[i];
+  };
+  for (size_t u = 0; u < units.size(); ++u) {
+    const int64_t h = units[u].head;
+    const A* from = sums.data() + u * row;
+    A* const grad_bias = width ? g.grad_bias + h * width : nullptr;
+    add(grad_bias, from, width);
+    add(grad_bias ? grad_bias + 2 * s.num_heads * width : nullptr, from + width, width);
+    from += 2 * width;
+    add(g.grad_position ? g.grad_position + h * positions : nullptr, from, positions);
+    add(g.grad_time ? g.grad_time + h * kTimeBuckets : nullptr, from + positions, kTimeBuckets);
+  }
 }
 
-std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                            const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                                            int64_t max_seqlen_q, int64_t max_seqlen_k,
-                                            double scale, double dropout_p,
-                                            const std::optional<Tensor>& seed, int64_t site,
-                                            bool /*allow_tf32*/) {
-  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                                 scale, dropout_p, seed, site);
+std::tuple<Tensor, Tensor> causal_attention(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
+    const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, double scale,
+    double dropout_p, const std::optional<Tensor>& seed, int64_t site, bool /*allow_tf32*/,
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& time_bias,
+    const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
+  CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
+                           dropout_p, seed, site);
+  args.add_bias(position_bias, time_bias, query_times, key_times);
   const auto& s = args.size;
   const Tensor out = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
   const Tensor lse =
@@ -104,13 +115,16 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
     const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
     const Tensor& lse, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, double scale, double dropout_p, const std::optional<Tensor>& seed,
-    int64_t site, bool /*allow_tf32*/) {
-  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                                 scale, dropout_p, seed, site);
+    int64_t site, bool /*allow_tf32*/, const std::optional<Tensor>& position_bias,
+    const std::optional<Tensor>& time_bias, const std::optional<Tensor>& query_times,
+    const std::optional<Tensor>& key_times) {
+  CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
+                           dropout_p, seed, site);
+  args.add_bias(position_bias, time_bias, query_times, key_times);
   const auto& s = args.size;
   const Tensor grad = args.contiguous_like_q("grad_out", grad_out);
   const Tensor result = args.contiguous_like_q("out", out);
@@ -118,6 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
   const Tensor grad_q = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
   const Tensor grad_k = torch::stable::new_empty(k, {s.num_keys, s.num_heads, s.head_size});
   const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
+  const auto [grad_position, grad_time] = args.bias_gradients();
   dispatch_floating("q", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const attention::Inputs<T> in{args.kernel_args<T>()};
@@ -127,9 +142,11 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
     zero_rows_from(grad_v, in.cu_seqlens_k[s.num_sequences]);
     compute_all_gradients<T>(
         in, {data<T>(grad), data<T>(result), data<A>(log_sum), nullptr, mutable_data<T>(grad_q),
-             mutable_data<T>(grad_k), mutable_data<T>(grad_v), s.num_heads * s.head_size});
+             mutable_data<T>(grad_k), mutable_data<T>(grad_v), s.num_heads * s.head_size, nullptr,
+             nullptr, in.bias.position ? mutable_data<A>(grad_position) : nullptr,
+             in.bias.time ? mutable_data<A>(grad_time) : nullptr});
   });
-  return {grad_q, grad_k, grad_v};
+  return {grad_q, grad_k, grad_v, grad_position, grad_time};
 }
 
 // q and v stay without their biases, which the kernels add as they read them.

@@ -9,7 +9,7 @@
 #pragma once
 #include <limits>
 
-#include "ops/causal_attention/cpu_units.h"
+#include "ops/causal_attention/cpu_relative_bias.h"
 
 namespace ssept::cpu::attention {
 
@@ -96,18 +96,22 @@ SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_scores, const A* keep
 struct TilePair {
   int64_t first_row, rows, keys;  // first_row: the first query's, within the unit
   int64_t first_token;            // the first query's, among all tokens
+  int64_t first_key;              // within the sequence
   int64_t visible;                // keys that the first query sees, maybe below 0
   bool k_finite, q_finite = false, grad_finite = false;
 };
 
-// Computes the tile's weights and the gradient of its scores, and adds to the queries' gradient.
+// Computes the tile's weights and the gradient of its scores, and adds to the queries' gradient and
+// to that of the relative bias, if `bias_sums` is there.
 template <class S, class T, class A>
-SSEPT_INLINE void score_gradients(const Inputs<T>& in, const CausalAttentionGradients<T>& g,
-                                  const Unit& unit, const TilePair& pair,
-                                  const TileDropout& dropout, BackwardTiles<A>& tile) {
+SSEPT_INLINE void score_gradients(const Inputs<T>& in, const HeadOf<T>& x,
+                                  const CausalAttentionGradients<T>& g, const Unit& unit,
+                                  const TilePair& pair, const TileDropout& dropout,
+                                  BackwardTiles<A>& tile, A* bias_sums) {
   const auto& s = in.size;
   const int64_t width = S::template whole_vectors<A>(s.head_size);
   A keep[kTile];
+  TimeBuckets buckets;
   std::fill_n(keep, kTile, A(1));
   for (int64_t r0 = 0; r0 < pair.rows; r0 += S::kRows) {
     const int64_t seen = seen_by_group<S>(pair.visible, r0, pair.keys);
@@ -129,8 +133,13 @@ SSEPT_INLINE void score_gradients(const Inputs<T>& in, const CausalAttentionGrad
         drop(keep, row_visible, dropout.words + r * dropout.stride, dropout.site);
       }
       const int64_t entry = (pair.first_token + r) * s.num_heads + unit.head;
+      const int64_t query = unit.first_query + pair.first_row + r;
+      add_bias(x, query, pair.first_key, row_visible, tile.weights + r * kTile, buckets);
       softmax_backward_row<S, A>(tile.weights + r * kTile, tile.grad_scores + r * kTile, keep,
                                  row_visible, columns, g.lse[entry], g.delta[entry]);
+      if (bias_sums)
+        add_bias_gradient(x, query, pair.first_key, row_visible, tile.grad_scores + r * kTile,
+                          buckets, bias_sums);
     }
     if (unit.wants_query_gradient)
       add_product<S>(pair.k_finite, width, seen, tile.grad_scores + r0 * kTile, kTile, 1,
@@ -151,10 +160,17 @@ SSEPT_INLINE void add_key_gradients(const TilePair& pair, int64_t width, Backwar
   }
 }
 
-// bias_sums, (2, Dh), or null: to which the gradients of the unit's queries and values are added.
+// What a unit adds to sums over units, where these are there.
+template <class A>
+struct UnitSums {
+  A* projection_bias;  // (2, Dh): gradients of the unit's queries and values
+  A* relative_bias;    // (num_positions + kTimeBuckets)
+};
+
 template <class S, class T, class A = Accumulator<T>>
 SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGradients<T>& g,
-                                    const Unit& unit, BackwardTiles<A>& tile, A* bias_sums) {
+                                    const Unit& unit, BackwardTiles<A>& tile,
+                                    const UnitSums<A>& sums) {
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
@@ -177,7 +193,7 @@ SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGr
     for (int64_t r0 = first / kTile * kTile; r0 < num_queries; r0 += kTile) {
       const int64_t q0 = unit.first_query + r0;
       const int64_t rows = std::min(kTile, unit.last_query - q0);
-      TilePair pair{r0, rows, keys, x.query_start + q0, x.visible(q0, k0), k_finite};
+      TilePair pair{r0, rows, keys, x.query_start + q0, k0, x.visible(q0, k0), k_finite};
       const TileDropout dropout(in, pair.first_token, rows, unit.head, k0,
                                 clamp(pair.visible + rows - 1, 0, keys), tile.words.get());
       pair.q_finite =
@@ -186,7 +202,8 @@ SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGr
       pair.grad_finite =
           pack_rows<S>(g.grad_out + pair.first_token * x.row + head_offset, x.row, rows,
                        s.head_size, A(1), S::whole_rows(rows), tile.grad_out.get());
-      score_gradients<S>(in, g, unit, pair, dropout, tile);
+      score_gradients<S>(in, x, g, unit, pair, dropout, tile,
+                         unit.wants_key_gradient ? sums.relative_bias : nullptr);
       if (unit.wants_key_gradient) add_key_gradients<S>(pair, width, tile);
     }
     if (unit.wants_key_gradient) {
@@ -194,13 +211,13 @@ SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGr
       unpack_rows<S>(tile.grad_k.get(), keys, s.head_size, A(1), g.grad_k + offset, g.grad_kv_row,
                      static_cast<A*>(nullptr));
       unpack_rows<S>(tile.grad_v.get(), keys, s.head_size, A(1), g.grad_v + offset, g.grad_kv_row,
-                     bias_sums ? bias_sums + s.head_size : nullptr);
+                     sums.projection_bias ? sums.projection_bias + s.head_size : nullptr);
     }
   }
   if (unit.wants_query_gradient)
     unpack_rows<S>(tile.grad_q.get(), num_queries, s.head_size, static_cast<A>(s.scale),
                    g.grad_q + (x.query_start + unit.first_query) * x.row + head_offset, x.row,
-                   bias_sums);
+                   sums.projection_bias);
 }
 
 }  // namespace ssept::cpu::attention

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/causal_attention/cpu_units.h"
+#include "ops/causal_attention/cpu_relative_bias.h"
 
 namespace ssept::cpu::attention {
 
@@ -80,6 +80,7 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
   std::fill_n(tile.out.get(), whole_rows * width, A(0));
   std::fill_n(tile.maximum.get(), rows, -std::numeric_limits<A>::infinity());
   std::fill_n(tile.sum.get(), rows, A(0));
+  TimeBuckets buckets;
 
   for (int64_t k0 = 0; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
@@ -105,6 +106,7 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
             std::fill_n(scores, columns_for<S, A>(seen), A(0));
             continue;
           }
+          add_bias(x, unit.first_query + r0 + r, k0, row_visible, scores, buckets);
           online_softmax_row<S, A>(scores, row_visible, columns_for<S, A>(seen),
                                    tile.maximum.get()[r0 + r], tile.sum.get()[r0 + r],
                                    tile.out + (r0 + r) * width, width);

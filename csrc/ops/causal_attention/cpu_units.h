@@ -42,7 +42,7 @@ void for_each_unit(std::vector<Unit>& units, int64_t head_size, F&& f) {
 }
 
 template <class T>
-struct Inputs : CausalAttention<T> {
+struct Inputs : CausalAttentionWithBias<T> {
   // Of `multi_head_attention`, or null: (H, Dh), to be added to every row of q and v.
   const Accumulator<T>*q_bias = nullptr, *v_bias = nullptr;
 };
@@ -55,6 +55,7 @@ struct HeadOf {
   int64_t row;                           // elements between tokens
   const T *q, *k, *v;                    // of the sequence's first token
   const Accumulator<T>*q_bias, *v_bias;  // of the head, or null
+  RelativeBias<Accumulator<T>> bias;     // of the head and the sequence's first tokens
 
   SSEPT_INLINE HeadOf(const Inputs<T>& in, int64_t b, int64_t h)
       : query_start(in.cu_seqlens_q[b]),
@@ -66,7 +67,15 @@ struct HeadOf {
         k(in.k + key_start * row + h * in.size.head_size),
         v(in.v + key_start * row + h * in.size.head_size),
         q_bias(in.q_bias ? in.q_bias + h * in.size.head_size : nullptr),
-        v_bias(in.v_bias ? in.v_bias + h * in.size.head_size : nullptr) {}
+        v_bias(in.v_bias ? in.v_bias + h * in.size.head_size : nullptr),
+        bias(in.bias) {
+    if (bias.position) bias.position += h * bias.num_positions;
+    if (bias.time) {
+      bias.time += h * kTimeBuckets;
+      bias.query_times += query_start;
+      bias.key_times += key_start;
+    }
+  }
 
   // How many of the keys from `first_key` on a query sees.
   SSEPT_INLINE int64_t visible(int64_t query, int64_t first_key) const {

@@ -22,14 +22,15 @@ void dispatch_arithmetic(const CausalAttentionArgs& args, bool allow_tf32, F&& f
   });
 }
 
-std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                            const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                                            int64_t max_seqlen_q, int64_t max_seqlen_k,
-                                            double scale, double dropout_p,
-                                            const std::optional<Tensor>& seed, int64_t site,
-                                            bool allow_tf32) {
-  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                                 scale, dropout_p, seed, site);
+std::tuple<Tensor, Tensor> causal_attention(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
+    const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, double scale,
+    double dropout_p, const std::optional<Tensor>& seed, int64_t site, bool allow_tf32,
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& time_bias,
+    const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
+  CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
+                           dropout_p, seed, site);
+  args.add_bias(position_bias, time_bias, query_times, key_times);
   const CausalAttentionSizes& s = args.size;
   const DeviceOf device(q);
   const Tensor out = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
@@ -44,13 +45,16 @@ std::tuple<Tensor, Tensor> causal_attention(const Tensor& q, const Tensor& k, co
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
     const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
     const Tensor& lse, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, double scale, double dropout_p, const std::optional<Tensor>& seed,
-    int64_t site, bool allow_tf32) {
-  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                                 scale, dropout_p, seed, site);
+    int64_t site, bool allow_tf32, const std::optional<Tensor>& position_bias,
+    const std::optional<Tensor>& time_bias, const std::optional<Tensor>& query_times,
+    const std::optional<Tensor>& key_times) {
+  CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
+                           dropout_p, seed, site);
+  args.add_bias(position_bias, time_bias, query_times, key_times);
   const CausalAttentionSizes& s = args.size;
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad = args.contiguous_like_q("grad_out", grad_out);
@@ -61,17 +65,26 @@ std::tuple<Tensor, Tensor, Tensor> causal_attention_backward(
   const Tensor grad_k = torch::stable::new_empty(k, {s.num_keys, s.num_heads, s.head_size});
   const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
   const Tensor delta = torch::stable::new_empty(q, {s.num_queries, s.num_heads}, wide);
+  const auto [grad_position, grad_time] = args.bias_gradients();
   dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
     using A = Accumulator<T>;
-    check_cuda("causal_attention_backward",
-               CausalAttentionKernels<T, kTf32>::backward(
-                   args.kernel_args<T>(),
-                   {data<T>(grad), data<T>(result), data<A>(log_sum), mutable_data<A>(delta),
-                    mutable_data<T>(grad_q), mutable_data<T>(grad_k), mutable_data<T>(grad_v),
-                    s.num_heads * s.head_size},
-                   device.stream()));
+    using Kernels = CausalAttentionKernels<T, kTf32>;
+    const CausalAttentionWithBias<T> in = args.kernel_args<T>();
+    CausalAttentionGradients<T> g{data<T>(grad),           data<T>(result),
+                                  data<A>(log_sum),        mutable_data<A>(delta),
+                                  mutable_data<T>(grad_q), mutable_data<T>(grad_k),
+                                  mutable_data<T>(grad_v), s.num_heads * s.head_size};
+    Tensor partial;
+    if (has_bias(in.bias)) {
+      const int64_t columns = in.bias.num_positions + kTimeBuckets;
+      partial = torch::stable::new_zeros(q, {s.num_heads, Kernels::bias_rows(s), columns}, wide);
+      g.bias_partial = mutable_data<A>(partial);
+      if (in.bias.position) g.grad_position = mutable_data<A>(grad_position);
+      if (in.bias.time) g.grad_time = mutable_data<A>(grad_time);
+    }
+    check_cuda("causal_attention_backward", Kernels::backward(in, g, device.stream()));
   });
-  return {grad_q, grad_k, grad_v};
+  return {grad_q, grad_k, grad_v, grad_position, grad_time};
 }
 
 struct MultiHeadAttention {

@@ -1,7 +1,7 @@
 // The forward kernel of `causal_attention`: FlashAttention-2's order of work (Dao 2023), on packed
 // sequences.
 #pragma once
-#include "ops/causal_attention/tiles.cuh"
+#include "ops/causal_attention/relative_bias.cuh"
 
 namespace ssept::cuda {
 namespace attention {
@@ -108,11 +108,12 @@ __device__ __forceinline__ void add_residual(const CausalAttentionOutputs<T>& ou
   });
 }
 
-template <class M, int WIDTH, class T = typename M::Element, class A = Accumulator<T>>
-__global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kMinBlocks)
-    forward_kernel(CausalAttention<T> in, CausalAttentionOutputs<T> outputs, int copy_bytes,
+template <class S, class T = typename S::T, class A = typename S::A>
+__global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
+    forward_kernel(typename S::Inputs in, CausalAttentionOutputs<T> outputs, int copy_bytes,
                    int tiles_per_sequence) {
-  using S = Tiles<M, WIDTH>;
+  using M = typename S::Math;
+  constexpr int WIDTH = S::kWidth;
   constexpr int kRows = S::kRows, kKeys = S::kKeys, kLd = S::kLd, kThreads = S::kThreads;
   T* const q_tile = reinterpret_cast<T*>(smem_raw);
   T* const k_tile = q_tile + kRows * kLd;
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       load_keys(k_tile, k, 0, tile.num_keys);
     }
     // Where the factor is negative, the largest product is not the largest score.
-    const bool scale_first = weighting.factor <= 0;
+    const bool scale_first = S::kBiased || weighting.factor <= 0;
     const A factor = scale_first ? A(1) : weighting.factor;
     for (int k0 = 0; k0 < tile.num_keys; k0 += kKeys) {
       Sums<A> scores[kKeys / 8];
@@ -156,7 +157,10 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
       if (k0 == 0) q.fetch();
       if (k0 < tile.warp_keys) {
         multiply_rows<M, WIDTH, kLd, kKeys>(scores, q, k_tile);
-        if (scale_first) scale_scores<kKeys>(scores, weighting.factor);
+        if constexpr (S::kBiased)
+          add_bias<false, kKeys>(scores, in.bias, segment, size.scale, tile.first_query, k0);
+        else if (scale_first)
+          scale_scores<kKeys>(scores, weighting.factor);
         const int last_seen = shift + tile.first_query - k0;  // by the warp's first query
         if (kKeys > last_seen + 1) mask_scores<kKeys>(scores, last_seen + lane_row());
         online_softmax<M, kKeys, S::kForwardSlice>(scores, factor, maximum, sum, sums);
@@ -188,15 +192,14 @@ __global__ void __launch_bounds__(Tiles<M, WIDTH>::kThreads, Tiles<M, WIDTH>::kM
 }  // namespace attention
 
 template <class T, bool kTf32>
-cudaError_t CausalAttentionKernels<T, kTf32>::forward(const CausalAttention<T>& in,
+cudaError_t CausalAttentionKernels<T, kTf32>::forward(const CausalAttentionWithBias<T>& in,
                                                       const CausalAttentionOutputs<T>& outputs,
                                                       cudaStream_t stream) {
   using M = attention::Arithmetic<T, kTf32>;
   const int copy_bytes = attention::bytes_per_copy<T>(in.size.head_size, in.q, in.k, in.v,
                                                       outputs.out, outputs.residual, outputs.sum);
-  return attention::for_width_of<T>(in.size.head_size, [&]<int WIDTH>() {
-    using S = attention::Tiles<M, WIDTH>;
-    return attention::launch_tiles("causal_attention", attention::forward_kernel<M, WIDTH>, in.size,
+  return attention::with_tiles_for<M>(in, [&]<class S>() {
+    return attention::launch_tiles("causal_attention", attention::forward_kernel<S>, in.size,
                                    in.size.max_seqlen_q, S::kRows, S::kForwardSlice, S::kThreads,
                                    S::kForwardBytes, stream, in, outputs, copy_bytes);
   });

@@ -16,10 +16,12 @@ inline constexpr int64_t kMaxHeadSize = std::is_same_v<T, double> ? 128 : 256;
 
 template <class T, bool kTf32>
 struct CausalAttentionKernels {
-  static cudaError_t forward(const CausalAttention<T>& in, const CausalAttentionOutputs<T>& outputs,
-                             cudaStream_t stream);
-  static cudaError_t backward(const CausalAttention<T>& in,
+  static cudaError_t forward(const CausalAttentionWithBias<T>& in,
+                             const CausalAttentionOutputs<T>& outputs, cudaStream_t stream);
+  static cudaError_t backward(const CausalAttentionWithBias<T>& in,
                               const CausalAttentionGradients<T>& gradients, cudaStream_t stream);
+  // The rows of bias_partial for each head.
+  static int64_t bias_rows(const CausalAttentionSizes& size);
 };
 
 }  // namespace ssept::cuda

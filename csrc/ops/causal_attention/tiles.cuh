@@ -25,11 +25,16 @@ constexpr int min_of(int x, int y) { return x < y ? x : y; }
 // blocks share a multiprocessor of sm_90.
 constexpr size_t kMaxSharedBytes = 99 << 10;
 
-// The sizes of tiles for heads of up to WIDTH features: what fits into shared memory and registers.
-template <class M, int WIDTH>
+// The sizes of tiles for heads of up to WIDTH features: what fits into shared memory and registers,
+// of which a relative bias takes some.
+template <class M, int WIDTH, bool BIASED>
 struct Tiles {
+  using Math = M;
   using T = typename M::Element;
   using A = Accumulator<T>;
+  using Inputs = std::conditional_t<BIASED, CausalAttentionWithBias<T>, CausalAttention<T>>;
+  static constexpr bool kBiased = BIASED;
+  static constexpr int kWidth = WIDTH;
   static constexpr int kRowBytes = WIDTH * sizeof(T);
   static constexpr int kWarps = kRowBytes <= 512 ? 4 : kRowBytes <= 1024 ? 2 : 1;
   static constexpr int kThreads = kWarps * kWarpSize;
@@ -38,10 +43,10 @@ struct Tiles {
   static constexpr int kRows = kWarps * kWarpRows;
   // Rows of the tiles that a tile of queries, or of keys, meets.
   static constexpr bool kIsDouble = sizeof(T) == 8;
-  static constexpr int kKeys = kRowBytes > 512 || kIsDouble     ? 16
-                               : kRowBytes > 256 || M::kIsExact ? 32
-                                                                : 64;
-  static constexpr int kQueries = kRowBytes > 256 || kIsDouble ? 16 : 32;
+  static constexpr int kKeys = kRowBytes > 512 || kIsDouble               ? 16
+                               : kRowBytes > 256 || M::kIsExact || BIASED ? 32
+                                                                          : 64;
+  static constexpr int kQueries = kRowBytes > 256 || kIsDouble || BIASED ? 16 : 32;
   // Of the output's gradient: the next is copied while the last is read, or after it.
   static constexpr int kGradTiles = kRowBytes > 512 ? 1 : 2;
   // Rows in shared memory start 16 bytes further in the banks than the row above.
@@ -54,9 +59,15 @@ struct Tiles {
   static constexpr size_t kLdBytes = kLd * sizeof(T);
   static constexpr size_t kForwardBytes = (kRows + 2 * kKeys) * kLdBytes;
   static constexpr size_t kBackwardQueriesBytes = 2 * (kRows + kKeys) * kLdBytes;
+  // For the gradient of the relative bias, scores besides: in place of the keys, where these are
+  // wide enough.
+  static constexpr int kScoreLd = kKeys + 1;  // threads read diagonals from different banks
+  static constexpr bool kScoresInKeys = kRows * kScoreLd * sizeof(A) <= kKeys * kLdBytes;
+  static constexpr size_t kBackwardBiasBytes =
+      kBackwardQueriesBytes + (kScoresInKeys ? 0 : kRows * kScoreLd * sizeof(A));
   static constexpr size_t kBackwardKeysBytes =
       (2 * kRows + (1 + kGradTiles) * kQueries) * kLdBytes + 2 * kQueries * sizeof(A);
-  static_assert(kForwardBytes <= kMaxSharedBytes && kBackwardQueriesBytes <= kMaxSharedBytes &&
+  static_assert(kForwardBytes <= kMaxSharedBytes && kBackwardBiasBytes <= kMaxSharedBytes &&
                 kBackwardKeysBytes <= kMaxSharedBytes);
 };
 
@@ -128,13 +139,22 @@ struct Weighting {
   bool drops;
   DropoutMask dropout;
 
+  // Where the products have become scores already, their factor is 1.
   template <class T>
-  __device__ __forceinline__ explicit Weighting(const CausalAttention<T>& in)
-      : factor(static_cast<A>(in.size.scale * kLog2E)),
+  __device__ __forceinline__ explicit Weighting(const CausalAttention<T>& in,
+                                                bool of_scores = false)
+      : factor(of_scores ? A(1) : static_cast<A>(in.size.scale * kLog2E)),
         kept_scale(static_cast<A>(in.dropout.scale)),
         drops(in.dropout.seed != nullptr),
         dropout(in.dropout) {}
 };
+
+inline int64_t tiles_per_sequence(int64_t max_seqlen, int rows) {
+  return max_seqlen > 0 ? (max_seqlen - 1) / rows + 1 : 1;
+}
+inline int64_t blocks_of_tiles(const CausalAttentionSizes& s, int64_t max_seqlen, int rows) {
+  return kSpareBlocks + s.num_sequences * tiles_per_sequence(max_seqlen, rows);
+}
 
 // Launches `kernel` for all tiles of `rows` rows in sequences of up to max_seqlen, and for all
 // slices of `slice` features; its last argument is the number of tiles in a sequence.
@@ -143,8 +163,8 @@ cudaError_t launch_tiles(const char* op, Kernel kernel, const CausalAttentionSiz
                          int64_t max_seqlen, int rows, int slice, int threads, size_t smem,
                          cudaStream_t stream, Args... args) {
   const int64_t slices = (s.head_size - 1) / slice + 1;
-  const int64_t tiles = max_seqlen > 0 ? (max_seqlen - 1) / rows + 1 : 1;
-  const int64_t x = kSpareBlocks + s.num_sequences * tiles, y = s.num_heads * slices;
+  const int64_t tiles = tiles_per_sequence(max_seqlen, rows);
+  const int64_t x = blocks_of_tiles(s, max_seqlen, rows), y = s.num_heads * slices;
   if (y == 0) return cudaSuccess;
   if (tiles > INT32_MAX || x > INT32_MAX || y > 65535) return cudaErrorInvalidConfiguration;
   const cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), op, smem);
@@ -356,14 +376,21 @@ __device__ __forceinline__ unsigned kept_by_columns(const DropoutMask& mask, int
 template <class T, bool kTf32>
 using Arithmetic = std::conditional_t<kTf32 || sizeof(T) == 2, TensorCores<T>, Exact<T>>;
 
-// Calls f.template operator()<WIDTH>() for the narrowest tiles that hold a head.
-template <class T, class F>
-cudaError_t for_width_of(int64_t head_size, F&& f) {
-  if (head_size <= 32) return f.template operator()<32>();
-  if (head_size <= 64) return f.template operator()<64>();
-  if (head_size <= 128) return f.template operator()<128>();
-  if constexpr (kMaxHeadSize<T> > 128) return f.template operator()<256>();
+// Calls f.template operator()<Tiles>() for the narrowest tiles that hold a head.
+template <class M, bool BIASED, class F>
+cudaError_t with_tiles(int64_t head_size, F&& f) {
+  if constexpr (!BIASED)  // one width less to compile
+    if (head_size <= 32) return f.template operator()<Tiles<M, 32, BIASED>>();
+  if (head_size <= 64) return f.template operator()<Tiles<M, 64, BIASED>>();
+  if (head_size <= 128) return f.template operator()<Tiles<M, 128, BIASED>>();
+  if constexpr (kMaxHeadSize<typename M::Element> > 128)
+    return f.template operator()<Tiles<M, 256, BIASED>>();
   return cudaErrorInvalidValue;
+}
+template <class M, class T, class F>
+cudaError_t with_tiles_for(const CausalAttentionWithBias<T>& in, F&& f) {
+  return has_bias(in.bias) ? with_tiles<M, true>(in.size.head_size, f)
+                           : with_tiles<M, false>(in.size.head_size, f);
 }
 
 }  // namespace ssept::cuda::attention
