@@ -50,7 +50,8 @@ def causal_attention(
     Parameters
     ----------
     q
-        (Nq, H, Dh) float16, bfloat16, float32 or float64, with Dh in 1..256; on CUDA, float64 has Dh up to 128.
+        (Nq, H, Dh) float16, bfloat16, float32 or float64, with Dh in 1..256; on CUDA, float64 has Dh up to
+        128, and so has every type with a bias.
     k, v
         (Nk, H, Dh), same dtype.
     cu_seqlens_q, cu_seqlens_k
@@ -203,9 +204,10 @@ def register(namespace: str) -> None:
         grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
     ) -> tuple[Tensor, ...]:
         wide = torch.promote_types(q.dtype, torch.float32)
+        tables = (*rest[11:13], None, None)[:2]  # torch leaves out arguments at their defaults
         of_tables = (
             q.new_empty((0, width) if table is None else table.shape, dtype=wide)
-            for table, width in zip(rest[11:13], (0, TIME_BUCKETS), strict=True)
+            for table, width in zip(tables, (0, TIME_BUCKETS), strict=True)
         )
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_tables
 

@@ -160,8 +160,8 @@ def causal_attention(
 
     between = None
     if query_times is not None and key_times is not None:
-        of_queries = _padded(query_times, cu_seqlens_q, max_seqlen_q)
-        between = of_queries[:, :, None] - _padded(key_times, cu_seqlens_k, max_seqlen_k)[:, None]
+        of_queries = padded(query_times, cu_seqlens_q, max_seqlen_q)
+        between = of_queries[:, :, None] - padded(key_times, cu_seqlens_k, max_seqlen_k)[:, None]
     distances = last_key[..., None] - torch.arange(max_seqlen_k, device=q.device)
     scores = query @ key.transpose(-1, -2) * scale + relative_bias(*bias, distances, between)
     scores = scores.masked_fill(~visible, -torch.inf)

@@ -15,7 +15,11 @@ from cuda_emulation.build import Mode, run_python
 
 pytestmark = pytest.mark.slow
 
-ATTENTION_TESTS = ("ops/test_causal_attention.py", "ops/test_attention_exactness.py")
+ATTENTION_TESTS = (
+    "ops/test_causal_attention.py",
+    "ops/test_relative_bias.py",
+    "ops/test_attention_exactness.py",
+)
 TESTS = [
     *ATTENTION_TESTS,
     "ops/test_feed_forward.py",

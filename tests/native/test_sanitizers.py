@@ -10,7 +10,11 @@ from support.sanitizers import build, run_python, run_tests
 
 pytestmark = pytest.mark.slow
 
-ATTENTION = ["ops/test_causal_attention.py", "ops/test_attention_exactness.py"]
+ATTENTION = [
+    "ops/test_causal_attention.py",
+    "ops/test_relative_bias.py",
+    "ops/test_attention_exactness.py",
+]
 OPS = [
     *ATTENTION,
     *(

@@ -9,6 +9,7 @@ from support.implementations import NARROWER_SIMD, SIMD
 TESTS = [
     "ops/test_philox.py",
     "ops/test_causal_attention.py",
+    "ops/test_relative_bias.py",
     "ops/test_attention_exactness.py",
     "ops/test_feed_forward.py",
     "ops/test_gated_residual.py",

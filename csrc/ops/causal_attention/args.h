@@ -71,6 +71,8 @@ class CausalAttentionArgs {
     key_times_ = contiguous("key_times", *key_times, {size.num_keys}, ScalarType::Long);
   }
 
+  bool has_bias() const { return position_ || time_; }
+
   // Tensors like position_bias and time_bias, without rows where there is none.
   std::pair<Tensor, Tensor> bias_gradients() const {
     const auto like = [&](const std::optional<Tensor>& x, int64_t columns) {

@@ -108,6 +108,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       Sums<A> scores[kKeys / 8], grad_weights[kKeys / 8];
       wait_for_copies();
       __syncthreads();  // the values are there, and no warp reads the last keys any more
+      if (OF_BIAS && S::kScoresInKeys)
+        clear_padding<WIDTH, kLd, kThreads>(k_tile, kKeys, heads.size);
       load_keys(k_tile, k, k0, tile.num_keys);
       if (k0 == 0) {
         q.fetch();

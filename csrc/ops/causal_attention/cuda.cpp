@@ -16,6 +16,9 @@ void dispatch_arithmetic(const CausalAttentionArgs& args, bool allow_tf32, F&& f
     check(args.size.head_size <= kMaxHeadSize<T>, "the head size of q must be in 1..",
           kMaxHeadSize<T>, " for ", torch::headeronly::toString(args.type), " on CUDA, got ",
           args.size.head_size);
+    check(!args.has_bias() || args.size.head_size <= kMaxBiasedHeadSize,
+          "the head size of q must be in 1..", kMaxBiasedHeadSize,
+          " with position_bias or time_bias on CUDA, got ", args.size.head_size);
     if constexpr (std::is_same_v<T, float>)
       if (allow_tf32) return f.template operator()<T, true>();
     f.template operator()<T, false>();

@@ -14,6 +14,9 @@ namespace ssept::cuda {
 template <class T>
 inline constexpr int64_t kMaxHeadSize = std::is_same_v<T, double> ? 128 : 256;
 
+// With a relative bias, of any type.
+inline constexpr int64_t kMaxBiasedHeadSize = 128;
+
 template <class T, bool kTf32>
 struct CausalAttentionKernels {
   static cudaError_t forward(const CausalAttentionWithBias<T>& in,

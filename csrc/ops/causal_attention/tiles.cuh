@@ -59,12 +59,13 @@ struct Tiles {
   static constexpr size_t kLdBytes = kLd * sizeof(T);
   static constexpr size_t kForwardBytes = (kRows + 2 * kKeys) * kLdBytes;
   static constexpr size_t kBackwardQueriesBytes = 2 * (kRows + kKeys) * kLdBytes;
-  // For the gradient of the relative bias, scores besides: in place of the keys, where these are
-  // wide enough.
+  // For the gradient of the relative bias, scores besides: in place of the keys, if nowhere else.
   static constexpr int kScoreLd = kKeys + 1;  // threads read diagonals from different banks
-  static constexpr bool kScoresInKeys = kRows * kScoreLd * sizeof(A) <= kKeys * kLdBytes;
+  static constexpr size_t kScoreBytes = kRows * kScoreLd * sizeof(A);
+  static constexpr bool kScoresInKeys = kBackwardQueriesBytes + kScoreBytes > kMaxSharedBytes;
+  static_assert(!kScoresInKeys || kScoreBytes <= kKeys * kLdBytes);
   static constexpr size_t kBackwardBiasBytes =
-      kBackwardQueriesBytes + (kScoresInKeys ? 0 : kRows * kScoreLd * sizeof(A));
+      kBackwardQueriesBytes + (kScoresInKeys ? 0 : kScoreBytes);
   static constexpr size_t kBackwardKeysBytes =
       (2 * kRows + (1 + kGradTiles) * kQueries) * kLdBytes + 2 * kQueries * sizeof(A);
   static_assert(kForwardBytes <= kMaxSharedBytes && kBackwardBiasBytes <= kMaxSharedBytes &&
@@ -376,14 +377,15 @@ __device__ __forceinline__ unsigned kept_by_columns(const DropoutMask& mask, int
 template <class T, bool kTf32>
 using Arithmetic = std::conditional_t<kTf32 || sizeof(T) == 2, TensorCores<T>, Exact<T>>;
 
-// Calls f.template operator()<Tiles>() for the narrowest tiles that hold a head.
+// Calls f.template operator()<Tiles>() for the narrowest tiles that hold a head. With a bias, of
+// fewer widths: each takes long to compile.
 template <class M, bool BIASED, class F>
 cudaError_t with_tiles(int64_t head_size, F&& f) {
-  if constexpr (!BIASED)  // one width less to compile
+  if constexpr (!BIASED)
     if (head_size <= 32) return f.template operator()<Tiles<M, 32, BIASED>>();
   if (head_size <= 64) return f.template operator()<Tiles<M, 64, BIASED>>();
   if (head_size <= 128) return f.template operator()<Tiles<M, 128, BIASED>>();
-  if constexpr (kMaxHeadSize<typename M::Element> > 128)
+  if constexpr (!BIASED && kMaxHeadSize<typename M::Element> > 128)
     return f.template operator()<Tiles<M, 256, BIASED>>();
   return cudaErrorInvalidValue;
 }
