@@ -11,23 +11,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
+from ssept_ext.data.raw_ids import (
+    TYPES,
+    RawId,
+    RawIds,
+    id_list,
+    is_of,
+    is_raw_id,
+    object_array,
+    typed,
+)
 from ssept_ext.data.texts import Texts
 from ssept_ext.utils.checks import check_one_of, shown
 from ssept_ext.utils.files import DIGEST_LENGTH, read_json, replace_file
 
-RawId: TypeAlias = int | str | UUID
-RawIds: TypeAlias = Sequence[RawId] | NDArray[Any]
-
 FORMAT = 1
-
-_TYPES: dict[str, type] = {"int64": int, "str": str, "uuid": UUID}
 
 _UTF_8 = ("utf-8", "surrogatepass")  # a `str` may hold what UTF-8 has no bytes for
 
@@ -73,7 +78,7 @@ class IdMap:
             If an id occurs more than once, or an integer does not fit in int64.
         """
         self.noun = noun
-        self.type, self.raw = _typed(raw, noun)
+        self.type, self.raw = typed(raw, noun)
         if not _distinct(self.raw):
             twice, times = Counter(self.raw.tolist()).most_common(1)[0]
             raise ValueError(f"{noun} {shown(twice)} is there {times} times: ids must be distinct")
@@ -202,13 +207,13 @@ class IdMap:
         """Return the numbers of ids, 0 for unknown ones."""
         known: Iterable[Any] = keys
         if not set(map(type, keys)) <= {int, str, UUID}:  # True and 1.0 equal 1, but are no ids
-            known = (key if _is_raw_id(key) else (None, key) for key in keys)
+            known = (key if is_raw_id(key) else (None, key) for key in keys)
         return np.fromiter(map(self._numbers.get, known, repeat(0)), np.int64, len(keys))
 
     def _search(self, keys: list[Any]) -> IntArray:
         """As `_look_up`, without a Python object for each id of the map."""
-        kinds = (int, np.integer) if self.type == "int64" else _TYPES[self.type]
-        places = [place for place, key in enumerate(keys) if _is_of(key, kinds)]
+        kinds = (int, np.integer) if self.type == "int64" else TYPES[self.type]
+        places = [place for place, key in enumerate(keys) if is_of(key, kinds)]
         numbers = np.zeros(len(keys), np.int64)
         numbers[places] = self._find([keys[place] for place in places])
         return numbers
@@ -348,60 +353,5 @@ def _distinct(ids: NDArray[Any]) -> bool:
     return bool((np.diff(np.sort(ids)) != 0).all())
 
 
-def id_list(name: str, ids: Any, in_order: bool = True) -> list[Any]:
-    """Return ids as a list, given as any iterable of ids or one-dimensional array or column; a set has no order.
-
-    Raises
-    ------
-    TypeError
-        If it is something else, such as one id, a mapping or a data frame; names the argument.
-    """
-    has_rows = len(getattr(ids, "shape", (0,))) != 1
-    is_one = isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable)
-    has_no_order = in_order and isinstance(ids, (set, frozenset))
-    if has_rows or is_one or has_no_order or isinstance(ids, Mapping):
-        value = f" {shown(ids)}" if is_one else ""
-        raise TypeError(f"{name} must be a sequence of ids, got {type(ids).__name__}{value}")
-    to_list = getattr(ids, "tolist", None) or getattr(ids, "to_pylist", None)
-    return list(ids) if to_list is None else list(to_list())
-
-
-def _is_raw_id(key: object) -> bool:
-    return isinstance(key, (int, np.integer, str, UUID)) and not isinstance(key, bool)
-
-
-def _is_of(key: object, kinds: Any) -> bool:
-    """Whether an id is of these types and, if an integer, not beyond int64."""
-    if not isinstance(key, kinds) or isinstance(key, bool):
-        return False
-    return not isinstance(key, (int, np.integer)) or -(2**63) <= int(key) < 2**63
-
-
 def _to_bytes(kind: str, ids: Sequence[Any]) -> list[bytes]:
     return [key.bytes for key in ids] if kind == "uuid" else [key.encode(*_UTF_8) for key in ids]
-
-
-def _typed(raw: RawIds, noun: str) -> tuple[str, NDArray[Any]]:
-    """(type, ids) with ids int64 or object."""
-    if isinstance(raw, np.ndarray) and np.can_cast(raw.dtype, np.int64) and raw.dtype != bool:
-        return "int64", raw.astype(np.int64)  # a copy, whatever becomes of `raw`
-    keys = id_list("raw", raw)
-    kinds = {type(key): key for key in keys} or {int: 0}
-    names = [name for name, kind in _TYPES.items() if kinds.keys() == {kind}]
-    if not names:
-        examples = ", ".join(f"{shown(key)} of type {kind.__name__}" for kind, key in kinds.items())
-        raise TypeError(f"{noun}s must be all int, all str or all UUID, got {examples}")
-    if names == ["int64"]:
-        try:
-            return "int64", np.array(keys, np.int64)
-        except OverflowError:
-            bad = next(key for key in keys if not -(2**63) <= key < 2**63)
-            raise ValueError(f"{noun} {bad} is beyond int64: make it a string") from None
-    return names[0], object_array(keys)
-
-
-def object_array(values: list[Any]) -> NDArray[Any]:
-    """Return an array of objects, whatever NumPy would make of them."""
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, check_ids
-from ssept_ext.data.id_map import id_list
+from ssept_ext.data.raw_ids import id_list
 from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded

@@ -11,8 +11,9 @@ from uuid import UUID
 import numpy as np
 
 from ssept_ext.data.histories import IntArray, check_ids, check_mapping
-from ssept_ext.data.id_map import IdMap, RawId, id_list
+from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.data.raw_ids import RawId, id_list
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.utils.checks import shown
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssept_ext.data.histories import Histories
-from ssept_ext.data.id_map import id_list
+from ssept_ext.data.raw_ids import id_list
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import encode_groups, scoring
 from ssept_ext.serving.requests import check_indices, encode_ids, encode_items

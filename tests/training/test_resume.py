@@ -125,18 +125,6 @@ def test_a_run_is_interrupted_after_any_step(tmp_path, uninterrupted):
     assert_same(train(tmp_path), uninterrupted)
 
 
-@pytest.mark.parametrize("per", ["sequence", "batch"])
-def test_a_run_with_shared_negatives_goes_on_bit_for_bit(tmp_path, per):
-    with pytest.raises(TrainingInterrupted):
-        train(tmp_path / "a", 9, [signal.SIGTERM], negatives_per=per)
-    with pytest.raises(ValueError, match=f"negatives_per of the sampler = '{per}', got 'event'"):
-        train(tmp_path / "a")
-
-    resumed = train(tmp_path / "a", negatives_per=per)
-
-    assert_same(resumed, train(tmp_path / "b", negatives_per=per))
-
-
 def test_a_validation_is_finished_before_the_training_is_interrupted(
     tmp_path, uninterrupted, monkeypatch
 ):
@@ -211,9 +199,13 @@ def test_another_thread_trains_without_handlers(tmp_path, uninterrupted):
     assert_same(results[0], uninterrupted)
 
 
-@pytest.mark.parametrize("how", ["adam", "lazy_adam", "rowwise_adagrad"])
-def test_a_schedule_of_the_learning_rate_goes_on_where_it_was(tmp_path, how):
-    options = {"schedule": "cosine", "warmup_steps": 10, "table_optimizer": how}
+DECAY = {"schedule": "cosine", "warmup_steps": 10}
+
+
+@pytest.mark.parametrize("table_optimizer", ["adam", "lazy_adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("options", [DECAY, {"negatives_per": "sequence"}], ids=["decay", "shared"])
+def test_training_by_other_options_goes_on_bit_for_bit(tmp_path, options, table_optimizer):
+    options = options | {"table_optimizer": table_optimizer}
     uninterrupted = train(tmp_path / "uninterrupted", **options)
     with pytest.raises(TrainingInterrupted):
         train(tmp_path, 2 * STEPS_IN_AN_EPOCH + 1, [signal.SIGTERM], **options)
@@ -254,6 +246,7 @@ def test_a_run_that_ran_out_of_patience_stays_ended(tmp_path, monkeypatch):
         ({"learning_rate": 0.02}, "learning_rate = 0.01, got 0.02"),
         ({"seed": 4}, "seed of the sampler = 3, got 4"),
         ({"window_sampling_prob": 0.6}, "window_sampling_prob of the sampler = 0.5, got 0.6"),
+        ({"negatives_per": "batch"}, "negatives_per of the sampler = 'event', got 'batch'"),
         ({"loss": "bpr"}, "loss = 'bce', got 'bpr'"),
         ({"validation": "full"}, "validation = 'sampled', got 'full'"),
         ({"schedule": "cosine"}, "schedule = 'constant', got 'cosine'"),
