@@ -48,7 +48,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 @cache
 def build_extension(sanitizer: Sanitizer) -> str:
     """Build the module `_C`, without CUDA."""
-    patterns = ("*.cpp", "cpu/*.cpp", "ops/*/cpu.cpp", "sampler/*.cpp")
+    patterns = ("*.cpp", "cpu/*.cpp", "ops/*/cpu*.cpp", "sampler/*.cpp")
     sources = [source for pattern in patterns for source in sorted(CSRC.glob(pattern))]
     return build(f"_C-{sanitizer}", sources, sanitizer)
 
