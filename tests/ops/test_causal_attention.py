@@ -131,7 +131,7 @@ def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, o
     first = [max(0, x[0].item()) for x in (a.cu_seqlens_q, a.cu_seqlens_k)]
     assert torch.isfinite(out[first[0] :]).all()
     if list(offsets) == sorted(offsets):
-        for x, begin in zip(gradients, (first[0], first[1], first[1]), strict=True):
+        for x, begin in zip(gradients[:3], (first[0], first[1], first[1]), strict=True):
             assert torch.isfinite(x[begin:]).all()
 
 

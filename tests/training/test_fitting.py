@@ -144,7 +144,12 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
         "restore_best": True,
     }
     run = {"verbose": False, "checkpoint": "folder", "callbacks": [print]}
-    sampler = {"num_negatives": 2, "popularity_exponent": 0.25, "window_sampling_prob": 0.5}
+    sampler = {
+        "num_negatives": 2,
+        "negatives_per": "sequence",
+        "popularity_exponent": 0.25,
+        "window_sampling_prob": 0.5,
+    }
     model = SSEPT.fit(
         events,
         seq_max_len=4,
