@@ -128,7 +128,7 @@ class Parts {
       shifts_.get()[k] = usable ? correction : std::numeric_limits<A>::infinity();
       A* vector = vectors_ + k * width;
       if (!usable) std::fill_n(vector, width, A(0));
-      const T* row = in_.item_weight + ids_[k] * width;
+      const T* row = in_.item_weight + (usable ? ids_[k] * width : 0);
       for (int64_t i = 0; usable && i < width; ++i) vector[i] = static_cast<A>(row[i]);
     }
   }
