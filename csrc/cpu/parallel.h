@@ -67,11 +67,14 @@ class BadId {
   std::atomic<int64_t> id_{0};
 };
 
-// Throws for a user who is neither padding, 0, nor in the table, also of a sequence without tokens.
-inline void check_users(const int64_t* users, int64_t num_sequences, int64_t rows) {
+// Throws for an id that is neither padding, 0, nor in the table, whether or not it would be read.
+inline void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t rows) {
   BadId bad;
-  for (int64_t b = 0; users && b < num_sequences; ++b) bad.usable(users[b], rows);
-  bad.raise("users", rows);
+  for (int64_t i = 0; i < count; ++i) bad.usable(ids[i], rows);
+  bad.raise(name, rows);
+}
+inline void check_users(const int64_t* users, int64_t num_sequences, int64_t rows) {
+  check_ids("users", users, users ? num_sequences : 0, rows);
 }
 
 // The sequence that owns a token, for tokens visited in rising order. Not a callback: a lambda that

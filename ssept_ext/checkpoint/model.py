@@ -179,9 +179,10 @@ def _store_files(
 ) -> dict[str, str]:
     """Write all files but the config, and return their names."""
     files, known, tensors = {}, model.known, {}
-    write = partial(write_tensors, tensors=model.state_dict())
+    parameters = model.state_dict()
+    write = partial(write_tensors, tensors=parameters)
     if tables is not None:
-        write = partial(write_blocks, tensors={**model.state_dict(), **tables})
+        write = partial(write_blocks, tensors={**parameters, **tables})
     files["model"] = store_file(folder, "model", "safetensors", write)
     if known is not None:
         ids = (known.user_ids, known.item_ids)
@@ -263,9 +264,8 @@ def _load(
         for name, size in sizes_of(shapes, kind.config_class).items():
             if wanted[name] != size:
                 raise ValueError(f"{name} is {size} in the one and {wanted[name]} in the other")
-        with torch.device(
-            "meta"
-        ):  # draws no parameters, which would take the memory of a second model
+        # Draws no parameters, which would take the memory of a second model.
+        with torch.device("meta"):
             model = kind(**arguments, backend=backend)
         tensors, _ = map_tensors(paths["model"])
         shards: Shards = model.shards() if isinstance(model, Sharded) else {}

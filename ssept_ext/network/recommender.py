@@ -7,9 +7,8 @@ hidden states of width D = Di + Du, K negatives per token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -167,22 +166,18 @@ class SequentialRecommender(nn.Module):
             beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)
         log_q = negative_log_probs if loss == "sampled_softmax" else None
         item_table, user_table, rows = self.look_up(batch)
-        shared = batch.negatives_per != "event"
-        compute: Callable[..., Tensor] = ops.shared_loss if shared else ops.sampled_loss
-        return compute(
-            hidden,
-            item_table,
-            user_table,
-            *rows.targets(),
-            None if user_table is None else rows.users,
-            batch.cu_seqlens,
-            *[batch.max_seqlen] * shared,
-            "bce" if loss == "gbce" else loss,
-            beta=beta,
-            log_q=log_q,
-            corrects_positive=logq_correction == "all",
-            backend=self.backend,
-        )
+        users = None if user_table is None else rows.users
+        scored = (hidden, item_table, user_table, *rows.targets(), users, batch.cu_seqlens)
+        name = "bce" if loss == "gbce" else loss
+        options: dict[str, Any] = {
+            "beta": beta,
+            "log_q": log_q,
+            "corrects_positive": logq_correction == "all",
+            "backend": self.backend,
+        }
+        if batch.negatives_per == "event":
+            return ops.sampled_loss(*scored, name, **options)
+        return ops.shared_loss(*scored, batch.max_seqlen, name, **options)
 
     def sampled_logits(
         self, batch: PackedBatch, training: bool = True, seed: Tensor | None = None

@@ -1,9 +1,18 @@
-"""Gradients of embedding tables, shared by the ops that read tables."""
+"""Types and gradients, shared by the ops that score items of embedding tables."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ssept_ext.ops._native import autocast_type
+
+
+def widened(hidden: Tensor, item_weight: Tensor) -> Tensor:
+    """Widen hidden states under autocast to the tables' dtype, so that neither logits nor gradients are rounded."""
+    if autocast_type(hidden.device) is None:
+        return hidden
+    return hidden.to(torch.promote_types(hidden.dtype, item_weight.dtype))
 
 
 def in_types_of_tables(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ssept_ext._extension import Backend
-from ssept_ext.ops._native import autocast_type, call, register_op
-from ssept_ext.ops._tables import fixed_order, in_types_of_tables
+from ssept_ext.ops._native import call, register_op
+from ssept_ext.ops._tables import fixed_order, in_types_of_tables, widened
 
 
 def sampled_logits(
@@ -67,8 +67,7 @@ def sampled_logits(
     tensor([[4., 3., 0.]])
     """
     device = hidden.device
-    if autocast_type(device) is not None:
-        hidden = hidden.to(torch.promote_types(hidden.dtype, item_weight.dtype))
+    hidden = widened(hidden, item_weight)
     args = (hidden, item_weight, user_weight, items, users, cu_seqlens)
     return call("sampled_logits", device, backend, *args)  # type: ignore[no-any-return]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ssept_ext._extension import Backend
-from ssept_ext.ops._native import autocast_type, call, register_op
-from ssept_ext.ops._tables import fixed_order, in_types_of_tables
+from ssept_ext.ops._native import call, register_op
+from ssept_ext.ops._tables import fixed_order, in_types_of_tables, widened
 from ssept_ext.ops.sampled_logits import fake_backward
 
 SampledLossName = Literal["bce", "bpr", "sampled_softmax"]
@@ -83,8 +83,7 @@ def sampled_loss(
     tensor(1.3863)
     """
     device = hidden.device
-    if autocast_type(device) is not None:
-        hidden = hidden.to(torch.promote_types(hidden.dtype, item_weight.dtype))
+    hidden = widened(hidden, item_weight)
     if log_q is not None:
         log_q = log_q.to(torch.promote_types(hidden.dtype, torch.float32))
     tensors = (hidden, item_weight, user_weight, positives, negatives, users, cu_seqlens)

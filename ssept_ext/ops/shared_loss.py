@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ssept_ext._extension import Backend
-from ssept_ext.ops._native import autocast_type, call, register_op
+from ssept_ext.ops._native import call, register_op
+from ssept_ext.ops._tables import widened
 from ssept_ext.ops.sampled_logits import fake_backward
 from ssept_ext.ops.sampled_loss import SampledLossName
 
@@ -65,8 +66,7 @@ def shared_loss(
     tensor(1.3863)
     """
     device = hidden.device
-    if autocast_type(device) is not None:
-        hidden = hidden.to(torch.promote_types(hidden.dtype, item_weight.dtype))
+    hidden = widened(hidden, item_weight)
     if log_q is not None:
         log_q = log_q.to(torch.promote_types(hidden.dtype, torch.float32))
     tensors = (hidden, item_weight, user_weight, positives, negatives, users, cu_seqlens)

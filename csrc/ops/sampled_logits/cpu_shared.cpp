@@ -42,7 +42,6 @@ struct Results {
   A* grad_sum;        // (N) of all logits
   T* grad_hidden;     // (N, Di + Du)
   A* grad_negatives;  // for each part (K in whole kProductRows, Di in whole vectors)
-  BadId bad_positive{}, bad_negative{};
 };
 
 // Computes parts, with memory for one.
@@ -123,13 +122,13 @@ class Parts {
   SSEPT_INLINE void look_up() {
     const int64_t width = in_.size.item_width;
     for (int64_t k = 0; k < count_; ++k) {
-      const bool usable = out_.bad_negative.usable(ids_[k], in_.size.item_rows);
-      const A correction = loss_.log_q && usable ? loss_.log_q[ids_[k]] + loss_.log_num_drawn : 0;
-      shifts_.get()[k] = usable ? correction : std::numeric_limits<A>::infinity();
+      const bool exists = ids_[k] != 0;
+      const A correction = loss_.log_q && exists ? loss_.log_q[ids_[k]] + loss_.log_num_drawn : 0;
+      shifts_.get()[k] = exists ? correction : std::numeric_limits<A>::infinity();
       A* vector = vectors_ + k * width;
-      if (!usable) std::fill_n(vector, width, A(0));
-      const T* row = in_.item_weight + (usable ? ids_[k] * width : 0);
-      for (int64_t i = 0; usable && i < width; ++i) vector[i] = static_cast<A>(row[i]);
+      if (!exists) std::fill_n(vector, width, A(0));
+      const T* row = in_.item_weight + ids_[k] * width;
+      for (int64_t i = 0; exists && i < width; ++i) vector[i] = static_cast<A>(row[i]);
     }
   }
 
@@ -142,7 +141,7 @@ class Parts {
     for (int64_t n = begin; n < end; ++n, hidden += s.width) {
       A* x = logits_ + (n - begin) * row_ + kMaxLanes<A> - 1;
       const int64_t positive = loss_.positives[n];
-      if (!out_.bad_positive.usable(positive, s.item_rows)) {
+      if (positive == 0) {
         std::fill_n(x, columns, A(0));
         continue;
       }
@@ -187,7 +186,7 @@ class Parts {
       A* sum = grad_hidden_ + (n - begin) * item_row_;
       T* out = out_.grad_hidden + n * s.width;
       const int64_t positive = loss_.positives[n];
-      if (positive > 0 && positive < s.item_rows)
+      if (positive != 0)
         add_scaled(sum, out_.of_positive[n], in_.item_weight + positive * s.item_width,
                    s.item_width);
       for (int64_t i = 0; i < s.item_width; ++i) out[i] = static_cast<T>(sum[i]);
@@ -240,6 +239,8 @@ void compute(const SharedLossArgs& args) {
   const auto& s = in.size;
   const int64_t num_real = check_batch(in), count = args.num_negatives;
   check_longest("cu_seqlens", in.cu_seqlens, s.num_sequences, args.max_seqlen);
+  check_ids("positives", loss.positives, num_real, s.item_rows);
+  check_ids("negatives", loss.negatives, args.num_sets * count, s.item_rows);
   zero_rows_from(args.grad_hidden, num_real);
   const auto parts = make_parts(in.cu_seqlens, s.num_sequences, args.num_sets, count);
   const int64_t part_size = Parts<T>::part_size(s, count);
@@ -251,10 +252,6 @@ void compute(const SharedLossArgs& args) {
     Parts<T> computing(in, loss, count, out);
     for (int64_t i = begin; i < end; ++i) computing.compute(parts[i], i);
   });
-  out.bad_positive.raise("positives", s.item_rows);
-  BadId unused;  // of sequences without tokens
-  for (int64_t i = 0; i < args.num_sets * count; ++i) unused.usable(loss.negatives[i], s.item_rows);
-  unused.raise("negatives", s.item_rows);
   average(losses, loss.positives, mutable_data<A>(args.mean), mutable_data<A>(args.inverse_count));
 
   std::vector<int64_t> ids;
