@@ -80,11 +80,13 @@ def load(folder: Path) -> SASRecDataSet:
     return SASRecDataSet(folder / EVENTS)
 
 
+def sampler_of(data: SASRecDataSet) -> WarpSampler:
+    sizes = (data.usernum, data.itemnum, BATCH_SIZE, SEQ_MAX_LEN)
+    return WarpSampler(data.histories("train"), *sizes, seed=0)
+
+
 def draw(folder: Path) -> None:
-    data = load(folder)
-    with WarpSampler(
-        data.histories("train"), data.usernum, data.itemnum, BATCH_SIZE, SEQ_MAX_LEN, seed=0
-    ) as sampler:
+    with sampler_of(load(folder)) as sampler:
         sampler.next_packed()
 
 
@@ -104,12 +106,7 @@ def train_and_save(folder: Path) -> None:
         lambda batch, seed: model.training_loss(batch, seed=seed),
         rows=RowOptimizer(model, options, adam),
     )
-    with (
-        WarpSampler(
-            data.histories("train"), data.usernum, data.itemnum, BATCH_SIZE, SEQ_MAX_LEN, seed=0
-        ) as sampler,
-        sampler.numbering_rows(),
-    ):
+    with sampler_of(data) as sampler, sampler.numbering_rows():
         for batch in islice(iter(sampler.next_packed, None), NUM_STEPS):
             step(batch, torch.tensor([1]))
     assert data.user_ids is not None

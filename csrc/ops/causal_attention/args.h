@@ -76,7 +76,7 @@ class CausalAttentionArgs {
   // Tensors like position_bias and time_bias, without rows where there is none.
   std::pair<Tensor, Tensor> bias_gradients() const {
     const auto like = [&](const std::optional<Tensor>& x, int64_t columns) {
-      return torch::stable::new_zeros(q_, {x ? size.num_heads : 0, columns},
+      return torch::stable::new_empty(q_, {x ? size.num_heads : 0, columns},
                                       accumulator_type(type));
     };
     return {like(position_, position_ ? position_->size(1) : 0), like(time_, kTimeBuckets)};

@@ -140,6 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
     zero_rows_from(grad_q, in.cu_seqlens_q[s.num_sequences]);
     zero_rows_from(grad_k, in.cu_seqlens_k[s.num_sequences]);
     zero_rows_from(grad_v, in.cu_seqlens_k[s.num_sequences]);
+    for (const Tensor& x : {grad_position, grad_time}) zero_rows_from(x, 0);
     compute_all_gradients<T>(
         in, {data<T>(grad), data<T>(result), data<A>(log_sum), nullptr, mutable_data<T>(grad_q),
              mutable_data<T>(grad_k), mutable_data<T>(grad_v), s.num_heads * s.head_size, nullptr,
