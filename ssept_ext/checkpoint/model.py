@@ -188,7 +188,7 @@ def _store_files(
         ids = (known.user_ids, known.item_ids)
         files["ids"] = store_file(folder, "ids", "json", lambda path: save_id_maps(path, *ids))
         if histories and known.histories is not None:
-            _, offsets, items = known.histories
+            _, offsets, items, _ = known.histories
             of_items = torch.from_numpy(items.astype(np.int32))
             tensors["histories"] = {"offsets": torch.from_numpy(offsets), "items": of_items}
         else:

@@ -272,7 +272,8 @@ class SASRecDataSet:
         made = copy(self)
         made.__dict__.pop("Items", None)
         made._histories, made._seen = renumber(self._histories), {}
-        made.usernum, made.itemnum = (int(made._histories[i].max(initial=0)) for i in (0, 2))
+        made.usernum = int(made._histories.users.max(initial=0))
+        made.itemnum = int(made._histories.items.max(initial=0))
         made._dicts = {
             part: renumber(Histories.from_mapping(edited)).to_dict()
             for part, edited in self._dicts.items()

@@ -40,6 +40,8 @@ class Histories(NamedTuple):
     """(R + 1,)"""
     items: IntArray
     """(E,)"""
+    times: IntArray | None = None
+    """(E,) int64 time of each event in any unit, the same for all; None if times are not known."""
 
     @classmethod
     def from_mapping(cls, histories: Mapping[int, Sequence[int]]) -> Histories:
@@ -78,15 +80,29 @@ class Histories(NamedTuple):
                 f"histories: offsets must be {len(users) + 1} integers that rise from 0 to the "
                 f"{len(items)} events"
             )
-        return Histories(users, offsets, items)
+        times = self.times
+        if times is not None:
+            times = np.asarray(times)
+            if times.shape != items.shape or times.dtype.kind not in "iu":
+                raise ValueError(
+                    f"histories: times must be {len(items)} integers, one for each event, got "
+                    f"{times.dtype} of shape {times.shape}"
+                )
+            times = times.astype(np.int64, copy=False)
+        return Histories(users, offsets, items, times)
 
-    def digest(self) -> str:
-        """Return the first 64 bits of a SHA-256 of the rows with events, in hexadecimal, the same on every machine."""
+    def digest(self, *, with_times: bool = False) -> str:
+        """Return the first 64 bits of a SHA-256 of the rows with events, in hexadecimal, the same on every machine.
+
+        Times are part of it only `with_times`.
+        """
         lengths = np.diff(self.offsets)
         users, lengths = self.users[lengths > 0], lengths[lengths > 0]
         sha = hashlib.sha256(str(len(users)).encode())
         for array in (users, lengths, self.items):
             sha.update(np.ascontiguousarray(array, "<i4").data)
+        if with_times and self.times is not None:
+            sha.update(np.ascontiguousarray(self.times, "<i8").data)
         return sha.hexdigest()[:DIGEST_LENGTH]
 
     def to_dict(self) -> dict[int, list[int]]:
@@ -100,9 +116,8 @@ class Histories(NamedTuple):
     def part(self, rows: slice) -> Histories:
         """Some of the rows, consecutive ones."""
         offsets = self.offsets[rows.start : rows.stop + 1]
-        return Histories(
-            self.users[rows], offsets - offsets[0], self.items[offsets[0] : offsets[-1]]
-        )
+        events = slice(offsets[0], offsets[-1])
+        return self._at_events(self.users[rows], offsets - offsets[0], events)
 
     def of(self, users: ArrayLike) -> Histories:
         """The histories of these users, in this order; empty for users without a row.
@@ -120,19 +135,31 @@ class Histories(NamedTuple):
         offsets = to_offsets(lengths[row])
         event = np.arange(offsets[-1])
         event += np.repeat(self.offsets[row] - offsets[:-1], lengths[row])
-        return Histories(wanted, offsets, self.items[event])
+        return self._at_events(wanted, offsets, event)
 
     def between(self, start: IntArray, end: IntArray) -> Histories:
         """Events `start[r]` up to but not including `end[r]` of each row r, counted from its oldest."""
         lengths = np.diff(self.offsets)
         runs = np.stack([start, end - start, lengths - end], 1).ravel()
         kept = np.repeat(np.tile([False, True, False], len(lengths)), runs)
-        return Histories(self.users, to_offsets(end - start), self.items[kept])
+        return self._at_events(self.users, to_offsets(end - start), kept)
 
     def oldest(self) -> IntArray:
         """(R,) the first item of each row, 0 where the row is empty."""
-        first = np.append(self.items, 0)[self.offsets[:-1]]
+        return self._oldest(self.items)
+
+    def oldest_times(self) -> IntArray | None:
+        """(R,) the time of the first event of each row, 0 where the row is empty; None if times are not known."""
+        return None if self.times is None else self._oldest(self.times)
+
+    def _oldest(self, values: IntArray) -> IntArray:
+        first = np.append(values, 0)[self.offsets[:-1]]
         return np.where(np.diff(self.offsets) > 0, first, 0)
+
+    def _at_events(self, users: IntArray, offsets: IntArray, events: Any) -> Histories:
+        """Rows of these users, with the events that an index of NumPy takes."""
+        times = None if self.times is None else self.times[events]
+        return Histories(users, offsets, self.items[events], times)
 
 
 def as_histories(histories: Mapping[int, Sequence[int]] | Histories) -> Histories:
@@ -143,16 +170,28 @@ def as_histories(histories: Mapping[int, Sequence[int]] | Histories) -> Historie
 
 
 def join(*parts: Histories) -> Histories:
-    """Concatenate the events of each row; all parts have the same users in the same order."""
+    """Concatenate the events of each row; all parts have the same users in the same order.
+
+    Times are known where those of all parts are.
+    """
     lengths = np.stack([np.diff(part.offsets) for part in parts])  # (P, R)
     offsets = to_offsets(lengths.sum(0))
     starts = offsets[:-1] + lengths.cumsum(0) - lengths
-    items = np.empty(offsets[-1], np.int64)
-    for part, start, length in zip(parts, starts, lengths, strict=True):
-        items[np.arange(len(part.items)) + np.repeat(start - part.offsets[:-1], length)] = (
-            part.items
-        )
-    return Histories(parts[0].users, offsets, items)
+    places = [
+        np.arange(len(part.items)) + np.repeat(start - part.offsets[:-1], length)
+        for part, start, length in zip(parts, starts, lengths, strict=True)
+    ]
+
+    def joined(values: Sequence[IntArray | None]) -> IntArray:
+        to = np.empty(offsets[-1], np.int64)
+        for place, of_part in zip(places, values, strict=True):
+            to[place] = of_part
+        return to
+
+    times = [part.times for part in parts]
+    known = all(x is not None for x in times)
+    items = joined([part.items for part in parts])
+    return Histories(parts[0].users, offsets, items, joined(times) if known else None)
 
 
 def check_mapping(histories: Any) -> None:

@@ -35,7 +35,7 @@ class KnownHistories:
                     f"without histories, there must be counts of {len(self.item_ids)} items"
                 )
             return
-        users, offsets, items = self.histories
+        users, offsets, items, _ = self.histories
         if len(users) != len(self.user_ids) or len(offsets) != len(users) + 1:
             raise ValueError(f"{len(users)} histories do not fit {len(self.user_ids)} users")
         if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():

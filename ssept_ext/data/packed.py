@@ -21,7 +21,16 @@ from ssept_ext.data.histories import Histories, IntArray, to_offsets
 NegativesPer = Literal["event", "sequence", "batch"]
 """What has K negatives of its own: each token, each sequence, or the batch."""
 
-TENSORS = ("users", "items", "positions", "cu_seqlens", "positives", "negatives")
+TENSORS = (
+    "users",
+    "items",
+    "positions",
+    "cu_seqlens",
+    "times",
+    "target_times",
+    "positives",
+    "negatives",
+)
 """The fields of a `PackedBatch` that are tensors."""
 
 
@@ -74,6 +83,10 @@ class PackedBatch:
     """(B + 1,) int32 offsets of the sequences, from 0."""
     max_seqlen: int
     """Length of the longest sequence, or an upper bound of it."""
+    times: Tensor | None = None
+    """(N,) int64 time of each token's event, which a model with `time_bias` needs."""
+    target_times: Tensor | None = None
+    """(N,) int64 time of the event after each token, the one to predict; given with `times`."""
     positives: Tensor | None = None
     """(N,) int64 next item of each token, 0 where it has none."""
     negatives: Tensor | None = None

@@ -171,7 +171,7 @@ class SeenItems:
 
     def __init__(self, histories: Histories, rows: slice, device: torch.device) -> None:
         """Prepare to hide the items in these rows of `histories`."""
-        _, offsets, items = histories.part(rows)
+        _, offsets, items, _ = histories.part(rows)
         order = items.argsort(kind="stable")
         self._items: IntArray = items[order]
         row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[order]

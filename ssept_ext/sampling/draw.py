@@ -54,7 +54,7 @@ def sampling_table(
         If no user is left, or an id is out of range.
     """
     given = as_histories(histories)
-    users, offsets, items = given
+    users, offsets, items, _ = given
     for name, limit, ids in (("user", usernum, users), ("item", itemnum, items)):
         if ids.size and ids.max() > limit:
             raise ValueError(f"User holds {name} id {ids.max()}, but {name}num is {limit}")
@@ -69,7 +69,7 @@ def sampling_table(
         weights = np.ceil(popularity * (_TOTAL_WEIGHT / popularity.sum())).astype(np.int32)
     if not needs_negatives:
         nothing = Histories(drawn.users, np.zeros_like(drawn.offsets), drawn.items[:0])
-        return SamplingTable(*drawn, unseen=negative_table(nothing, itemnum, weights))
+        return SamplingTable(*drawn[:3], unseen=negative_table(nothing, itemnum, weights))
     unseen = negative_table(drawn, itemnum, weights)
     has_unseen = unseen.unseen_weight > 0
     if num_left_out := np.count_nonzero(~has_unseen):
@@ -82,7 +82,7 @@ def sampling_table(
         )
         drawn = _only(drawn, has_unseen)
         unseen = negative_table(drawn, itemnum, weights)
-    return SamplingTable(*drawn, unseen=unseen)
+    return SamplingTable(*drawn[:3], unseen=unseen)
 
 
 def _only(histories: Histories, kept: NDArray[np.bool_]) -> Histories:

@@ -291,4 +291,4 @@ def test_arrays_of_narrow_integers_are_widened():
 
     dataset = SASRecDataSet(histories=Histories(*narrow))
 
-    assert [array.dtype for array in dataset.histories("all")] == [np.int64] * 3
+    assert [array.dtype for array in dataset.histories("all")[:3]] == [np.int64] * 3

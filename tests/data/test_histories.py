@@ -28,7 +28,7 @@ def test_arrays_that_do_not_fit_together_are_refused(users, offsets, items, mess
 
 
 def test_histories_keep_the_order_of_users_and_empty_rows():
-    users, offsets, items = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
+    users, offsets, items, _ = Histories.from_mapping({7: [3, 1], 2: [], 4: [5]})
 
     assert users.tolist() == [7, 2, 4]
     assert offsets.tolist() == [0, 2, 2, 3]

@@ -18,7 +18,7 @@ def of_rows(*rows, **arguments):
 
 def histories(interactions):
     """Raw user id to raw item ids in order."""
-    users, offsets, items = interactions.to_histories()
+    users, offsets, items, _ = interactions.to_histories()
     return {
         user: interactions.item_ids.decode(items[start:stop]).tolist()
         for user, start, stop in zip(
