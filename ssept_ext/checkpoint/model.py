@@ -5,7 +5,7 @@ A checkpoint is a folder with a `config.json` and the files that it names:
     config.json                   format, class, constructor arguments, names of the other files
     model-DIGEST.safetensors      parameters
     ids-DIGEST.json               raw ids, if the model has them
-    histories-DIGEST.safetensors  histories, if the model has raw ids and these are saved
+    histories-DIGEST.safetensors  histories, if the model has raw ids and these are saved; times, if it reads them
     counts-DIGEST.safetensors     number of events per item, if it has raw ids and histories are not saved
 
 Files are written under new names first; replacing `config.json` then switches to all of them at once. Format 1 had no
@@ -188,9 +188,13 @@ def _store_files(
         ids = (known.user_ids, known.item_ids)
         files["ids"] = store_file(folder, "ids", "json", lambda path: save_id_maps(path, *ids))
         if histories and known.histories is not None:
-            _, offsets, items, _ = known.histories
+            _, offsets, items, times = known.histories
             of_items = torch.from_numpy(items.astype(np.int32))
             tensors["histories"] = {"offsets": torch.from_numpy(offsets), "items": of_items}
+            if times is not None and getattr(
+                model.config, "time_bias", False
+            ):  # no other reads them
+                tensors["histories"]["times"] = torch.from_numpy(times)
         else:
             tensors["counts"] = {"counts": torch.from_numpy(known.popularity)}
     for stem, named in tensors.items():
@@ -323,7 +327,8 @@ def _read_known(paths: Mapping[str, Path]) -> KnownHistories:
         if "counts" in paths:
             return KnownHistories(*ids, None, arrays["counts"])
         offsets = arrays["offsets"]
-        histories = Histories(np.arange(1, len(offsets)), offsets, arrays["items"])
+        users, times = np.arange(1, len(offsets)), arrays.get("times")
+        histories = Histories(users, offsets, arrays["items"], times)
         return KnownHistories(*ids, histories)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not belong to {paths['ids']}: {error}") from error

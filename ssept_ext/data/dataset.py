@@ -70,7 +70,7 @@ class SASRecDataSet:
     filename, col_sep
         As given.
     with_time
-        bool, whether the file has a third column, of times; None without a file.
+        bool, whether the file has a third column, of times, or a prepared one has times; None without a file.
     user_ids, item_ids
         The `IdMap` of raw ids, in data sets that `Interactions.to_dataset` made or a prepared .safetensors file holds;
         None if there are none.
@@ -132,7 +132,7 @@ class SASRecDataSet:
         self.with_time: bool | None = None
         if filename is not None and is_prepared(filename):
             prepared, self.user_ids, self.item_ids = load_prepared(filename)
-            self.with_time = False
+            self.with_time = prepared.times is not None
             self._hold(prepared)
         elif filename is not None:
             columns = read_events(filename, col_sep)
@@ -179,7 +179,8 @@ class SASRecDataSet:
         Returns
         -------
         Histories
-            One row for each user, empty for a user without events in this part.
+            One row for each user, empty for a user without events in this part. Times are those of the file or of the
+            histories given: int64, where the file has fractions rounded down. A part whose dict was changed has none.
 
         Raises
         ------
@@ -191,13 +192,13 @@ class SASRecDataSet:
         edited = self._dicts.get(part)
         if edited is None:
             found = self._histories if users is None else self._histories.of(users)
-            return found if part == "all" else self._split(found, part)
+            return self._part(found, part)
         if users is None:
             return self._laid_out(part)
         wanted = np.asarray(users, np.int64)
         some = {user: edited[user] for user in wanted.tolist() if user in edited}
-        of_all = len(some) == len(edited)
-        return (self._laid_out(part) if of_all else Histories.from_mapping(some)).of(wanted)
+        whole = len(some) == len(edited) or self._histories.times is not None
+        return (self._laid_out(part) if whole else Histories.from_mapping(some)).of(wanted)
 
     def _laid_out(self, part: Part) -> Histories:
         """Lay out the dict of a part in arrays, again only if it has changed since the last time."""
@@ -208,6 +209,10 @@ class SASRecDataSet:
                 if list(edited.items()) == rows:
                     return found
         found = Histories.from_mapping(edited)
+        if self._histories.times is not None:  # which a dict does not hold
+            given = self._part(self._histories, part)
+            if all(map(np.array_equal, found[:3], given[:3])):
+                found = given
         if set(map(type, edited.values())) == {list}:
             self._seen[part] = [(user, items.copy()) for user, items in edited.items()], found
         return found
@@ -256,7 +261,7 @@ class SASRecDataSet:
                 f"got {min_interactions}"
             )
         if "all" in self._dicts:
-            self._histories = Histories.from_mapping(self._dicts["all"])
+            self._histories = self._laid_out("all")
         self._dicts = {part: items for part, items in self._dicts.items() if part == "all"}
         self._seen = {}
         self._valid_size, self._test_size = valid_size, test_size
@@ -280,7 +285,9 @@ class SASRecDataSet:
         }
         return made
 
-    def _split(self, histories: Histories, part: Part) -> Histories:
+    def _part(self, histories: Histories, part: Part) -> Histories:
+        if part == "all":
+            return histories
         return histories.between(*self._bounds(np.diff(histories.offsets), part))
 
     def _bounds(self, lengths: IntArray, part: Part) -> tuple[IntArray, IntArray]:

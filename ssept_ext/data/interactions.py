@@ -18,6 +18,7 @@ from ssept_ext.data.prepared import SUFFIX, Prepared, is_prepared, load_prepared
 from ssept_ext.data.sources.columns import Codes, Columns, RawEvents, arrow, encode_ids, take_times
 from ssept_ext.data.sources.delimited import Delimited, read_delimited
 from ssept_ext.data.sources.opening import open_events
+from ssept_ext.data.times import whole_times
 from ssept_ext.utils.checks import check_at_least, check_one_of
 from ssept_ext.utils.optional import require
 
@@ -49,7 +50,8 @@ class Interactions:
     items
         (E,) int64, item numbers from 1.
     times
-        (E,) int64, float64 or datetime64; None if the source had no times and was in time order, or is a prepared file.
+        (E,) int64, float64 or datetime64, in a prepared file as `to_histories` gives them; None if the source had no
+        times and was in time order.
     user_ids, item_ids
         The `IdMap` between numbers and raw ids.
 
@@ -221,7 +223,7 @@ class Interactions:
         return cls(offsets, item_numbers, times, user_ids, item_ids)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write histories and raw ids, but not the times, to a file whose name ends in .safetensors.
+        """Write histories, times as `to_histories` gives them, and raw ids to a file whose name ends in .safetensors.
 
         Whatever reads a prepared file maps it into memory, in next to no time: `load`, `SASRecDataSet` and
         `ssept train --data`. It is replaced in one step: a crash leaves either the old file or the new one.
@@ -229,7 +231,7 @@ class Interactions:
         Raises
         ------
         ValueError
-            If the name has another end.
+            If the name has another end, or a time does not fit into int64.
         OSError
             If the file cannot be written.
         """
@@ -239,7 +241,7 @@ class Interactions:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Interactions:
-        """Map a file that `save` or `ssept prepare` wrote into memory; `times` are None.
+        """Map a file that `save` or `ssept prepare` wrote into memory.
 
         Parameters
         ----------
@@ -265,7 +267,7 @@ class Interactions:
         Interactions(2 events, 2 users, 2 items)
         """
         histories, user_ids, item_ids = load_prepared(path, verify=verify)
-        return cls(histories.offsets, histories.items, None, user_ids, item_ids)
+        return cls(histories.offsets, histories.items, histories.times, user_ids, item_ids)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -282,8 +284,18 @@ class Interactions:
         return np.repeat(np.arange(1, len(self.offsets)), np.diff(self.offsets))
 
     def to_histories(self) -> Histories:
-        """Return the histories of users 1..U; the arrays are shared, not copied."""
-        return Histories(np.arange(1, len(self.offsets)), self.offsets, self.items)
+        """Return the histories of users 1..U; the arrays are shared, not copied.
+
+        Times are int64 there: integers in their own unit, numbers with a fraction rounded down, and dates and datetimes
+        as whole seconds since 1970. Those that are not int64 here are copied.
+
+        Raises
+        ------
+        ValueError
+            If a time does not fit into int64; names it.
+        """
+        times = None if self.times is None else whole_times(self.times)
+        return Histories(np.arange(1, len(self.offsets)), self.offsets, self.items, times)
 
     def to_dataset(self, *, hold_out: bool = True) -> SASRecDataSet:
         """Return the data set to train on; its arrays are shared with these interactions.
@@ -293,6 +305,11 @@ class Interactions:
         hold_out
             Keep the last two events of each user with three or more for validation and test; False
             trains on every event.
+
+        Raises
+        ------
+        ValueError
+            If a time does not fit into int64; names it.
         """
         dataset = SASRecDataSet(histories=self.to_histories(), hold_out=hold_out)
         dataset.user_ids, dataset.item_ids = self.user_ids, self.item_ids

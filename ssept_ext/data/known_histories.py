@@ -35,13 +35,15 @@ class KnownHistories:
                     f"without histories, there must be counts of {len(self.item_ids)} items"
                 )
             return
-        users, offsets, items, _ = self.histories
+        users, offsets, items, times = self.histories
         if len(users) != len(self.user_ids) or len(offsets) != len(users) + 1:
             raise ValueError(f"{len(users)} histories do not fit {len(self.user_ids)} users")
         if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
             raise ValueError(f"offsets of histories must rise from 0 to {len(items)} events")
         if len(items) and not (items.min() >= 1 and items.max() <= len(self.item_ids)):
             raise ValueError(f"histories hold items outside 1..{len(self.item_ids)}")
+        if times is not None and times.shape != items.shape:
+            raise ValueError(f"times of shape {times.shape} do not fit {len(items)} events")
 
     @classmethod
     def from_interactions(cls, interactions: Interactions) -> KnownHistories:
@@ -111,22 +113,29 @@ class KnownHistories:
         return translated
 
     def of(self, user: int) -> IntArray:
-        """Return the items of user number `user`; none for number 0, which stands for an unknown user.
+        """Return the items of user number `user`, see `events`."""
+        return self.events(user)[0]
+
+    def events(self, user: int) -> tuple[IntArray, IntArray | None]:
+        """Return the items of user number `user` and their times; none for number 0, which stands for an unknown user.
+
+        Times are None if they are not known, of no user.
 
         Raises
         ------
         ValueError
             If the model was saved without histories; names the user.
         """
+        histories = self.histories
         if not user:
-            return _NONE
-        if self.histories is None:
+            return _NONE, None if histories is None or histories.times is None else _NONE
+        if histories is None:
             (raw,) = self.user_ids.decode([user]).tolist()
             raise ValueError(
                 f"histories must be given with one of user {raw!r}: the model was saved without any"
             )
-        offsets = self.histories.offsets
-        return self.histories.items[offsets[user - 1] : offsets[user]]
+        rows = slice(histories.offsets[user - 1], histories.offsets[user])
+        return histories.items[rows], None if histories.times is None else histories.times[rows]
 
     @cached_property
     def popularity(self) -> IntArray:

@@ -2,8 +2,9 @@
 
 The file has the format of safetensors. Its tensors are `offsets` and `items`, the arrays of `Histories` of users 1..U,
 and `user_ids` and `item_ids`, the raw ids: int64 or, of strings in UTF-8 and of UUIDs, their bytes, where those of user
-u are `user_ids.bounds[u - 1]` up to `user_ids.bounds[u]`. All offsets and items are int64. Its header names the format
-and the types of the ids, and has a digest of all this.
+u are `user_ids.bounds[u - 1]` up to `user_ids.bounds[u]`. Data with times have a tensor `times` of the events; older
+versions of the package pass over it, and read the same histories without times. All offsets, items and times are int64.
+Its header names the format and the types of the ids, and has a digest of all this.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def save_prepared(path: str | os.PathLike[str], data: Prepared) -> None:
         "offsets": data.histories.offsets,
         "items": data.histories.items,
     }
+    if data.histories.times is not None:
+        arrays["times"] = data.histories.times
     for name, ids in (("user_ids", data.user_ids), ("item_ids", data.item_ids)):
         header[name] = ids.type
         if ids.type == "int64":
@@ -97,7 +100,8 @@ def _checked(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Prepar
     user_ids, item_ids = (_read_ids(tensors, header, noun) for noun in ("user", "item"))
     users = np.arange(1, len(user_ids) + 1)
     offsets, items = (_array(tensors, name) for name in ("offsets", "items"))
-    histories = Histories(users, offsets, items).checked()
+    times = _array(tensors, "times") if "times" in tensors else None
+    histories = Histories(users, offsets, items, times).checked()
     if not len(items) or items.max() != len(item_ids):
         raise ValueError(f"the largest item must be that of the last of {len(item_ids)} item ids")
     return Prepared(histories, user_ids, item_ids)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ssept_ext.data.histories import MAX_ID, Histories, IntArray
 from ssept_ext.data.sources.columns import INTEGER, NUMBER, check_exact
 from ssept_ext.data.sources.opening import bad_line, open_events
+from ssept_ext.data.times import whole_times
 
 
 class _Columns(NamedTuple):
@@ -25,11 +26,13 @@ class _Columns(NamedTuple):
 
 
 def group_by_user(users: IntArray, items: IntArray, times: NDArray[np.generic] | None) -> Histories:
-    """Sort events by user, then by time, then by their order in the file."""
+    """Sort events by user, then by time, then by their order in the file; times are those of `whole_times`."""
     order = np.lexsort((users,) if times is None else (times, users))
     sorted_users = users[order]
     starts = np.flatnonzero(np.diff(sorted_users, prepend=0))
-    return Histories(sorted_users[starts], np.append(starts, len(users)), items[order])
+    offsets = np.append(starts, len(users))
+    times = None if times is None else whole_times(times[order])
+    return Histories(sorted_users[starts], offsets, items[order], times)
 
 
 def read_events(filename: str | os.PathLike[str], col_sep: str | None) -> _Columns:

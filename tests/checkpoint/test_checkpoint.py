@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.checkpoints import as_format_1, knowing, make_sasrec, make_ssept, named, names
+from support.checkpoints import (
+    as_format_1,
+    knowing,
+    make_sasrec,
+    make_ssept,
+    named,
+    names,
+    write_tensors,
+)
 from support.factories import tiny_model
 
 from ssept_ext import SASREC, SSEPT
@@ -124,9 +132,36 @@ def test_raw_ids_and_histories_come_back(tmp_path, make, users):
     loaded = SASREC.from_pretrained(tmp_path).known
 
     assert (loaded.user_ids, loaded.item_ids) == (known.user_ids, known.item_ids)
-    for expected, got in zip(known.histories, loaded.histories, strict=True):
+    for expected, got in zip(known.histories[:3], loaded.histories[:3], strict=True):
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == np.int64
+
+
+@pytest.mark.parametrize("reads_times", [True, False])
+def test_times_of_histories_are_saved_for_models_that_read_them_only(tmp_path, reads_times):
+    model = knowing(make_ssept(), times=[10, 20, 30, 2**40])
+    object.__setattr__(model.config, "time_bias", reads_times)
+
+    model.save_pretrained(tmp_path)
+
+    saved = load_file(named(tmp_path, "histories"))
+    assert set(saved) == {"offsets", "items", *(["times"] if reads_times else [])}
+    assert not reads_times or saved["times"].tolist() == [10, 20, 30, 2**40]
+
+
+def test_saved_times_come_back_with_the_events_of_each_user(tmp_path):
+    knowing(make_ssept()).save_pretrained(tmp_path)
+    untimed = SSEPT.from_pretrained(tmp_path).known
+    saved = load_file(named(tmp_path, "histories"))
+    write_tensors(tmp_path, "histories", {**saved, "times": torch.tensor([10, 20, 30, 2**40])})
+
+    known = SSEPT.from_pretrained(tmp_path).known
+
+    assert [array.tolist() for array in known.events(1)] == [[4, 1, 20], [10, 20, 30]]
+    assert [array.tolist() for array in known.events(3)] == [[4], [2**40]]
+    assert [array.tolist() for array in known.events(0)] == [[], []]
+    assert known.of(1).tolist() == [4, 1, 20]
+    assert untimed.events(1)[1] is untimed.events(0)[1] is None
 
 
 def test_without_histories_nobody_s_events_are_in_the_folder_any_more(tmp_path):

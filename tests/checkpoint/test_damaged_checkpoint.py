@@ -168,10 +168,11 @@ def test_weights_of_another_model_are_named(folder, change):
     [
         {"items": torch.tensor([4, 1, 21, 4])},
         {"items": torch.tensor([4, 1])},
+        {"times": torch.tensor([4, 1])},
         {"offsets": torch.tensor([0, 4])},
         {"offsets": torch.tensor([0, 3, 2, 4, 4, 4, 4, 4])},
     ],
-    ids=["unknown item", "too few", "other users", "falling"],
+    ids=["unknown item", "too few", "too few times", "other users", "falling"],
 )
 def test_histories_of_other_ids_are_named(folder, change):
     save_checkpoint(knowing(make_ssept()), folder)

@@ -292,3 +292,55 @@ def test_arrays_of_narrow_integers_are_widened():
     dataset = SASRecDataSet(histories=Histories(*narrow))
 
     assert [array.dtype for array in dataset.histories("all")[:3]] == [np.int64] * 3
+
+
+def timed():
+    """Users 1 and 2, whose item i is of time 10 * i."""
+    items = np.array([1, 2, 3, 4, 5])
+    return SASRecDataSet(
+        histories=Histories(np.array([1, 2]), np.array([0, 4, 5]), items, 10 * items)
+    )
+
+
+@pytest.mark.parametrize("read_as_dict", [False, True])
+@pytest.mark.parametrize("users", [None, [2, 1], [1]])
+@pytest.mark.parametrize(("part", "name"), PARTS.items())
+def test_times_follow_the_events_of_each_part(part, name, users, read_as_dict):
+    dataset = timed()
+    if read_as_dict:
+        getattr(dataset, name)
+
+    found = dataset.histories(part, users)
+
+    assert found.times.tolist() == (10 * found.items).tolist()
+
+
+def test_times_follow_the_events_to_another_split_and_other_numbers():
+    dataset = timed()
+    dataset.User  # noqa: B018
+    dataset.split(1, 2, 4)
+
+    moved = dataset.renumbered(np.array([0, 9, 3]), np.array([0, 6, 7, 8, 9, 5]))
+
+    assert dataset.histories("test").times.tolist() == [30, 40]
+    assert moved.histories("all").users.tolist() == [3, 9]
+    assert moved.histories("all").times.tolist() == [50, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("users", [None, [2]])
+@pytest.mark.parametrize(("part", "name"), PARTS.items())
+def test_a_part_whose_dict_was_changed_has_no_times(part, name, users):
+    dataset = timed()
+
+    getattr(dataset, name)[1] = [7]
+
+    assert dataset.histories(part, users).times is None
+
+
+def test_histories_changed_before_a_split_have_no_times():
+    dataset = timed()
+
+    dataset.User[1].append(9)
+    dataset.split()
+
+    assert dataset.histories("train").times is None

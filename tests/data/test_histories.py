@@ -44,6 +44,23 @@ def test_a_digest_is_that_of_the_content_on_every_machine():
     assert Histories.from_mapping({7: [3, 1], 4: [5]}).digest() == histories.digest()
 
 
+def test_times_are_part_of_a_digest_only_if_asked_for():
+    rows = Histories.from_mapping({7: [3, 1], 4: [5]})
+    timed = rows._replace(times=np.array([10, 20, 30]))
+    later = rows._replace(times=np.array([10, 20, 31]))
+
+    assert timed.digest() == later.digest() == rows.digest(with_times=True) == rows.digest()
+    assert len({x.digest(with_times=True) for x in (rows, timed, later)}) == 3
+
+
+@pytest.mark.parametrize("times", [[1], [[1, 2]], [1.0, 2.0]])
+def test_times_that_do_not_fit_the_events_are_refused(times):
+    histories = Histories.from_mapping({1: [3, 4]})._replace(times=np.array(times))
+
+    with pytest.raises(ValueError, match="times must be 2 integers, one for each event, got"):
+        histories.checked()
+
+
 @pytest.mark.parametrize("history", [{3, 4}, frozenset({3}), {3: 1}])
 def test_a_history_has_an_order(history):
     with pytest.raises(TypeError, match=f"must be sequences.*, got a {type(history).__name__}"):
@@ -55,6 +72,17 @@ def test_rows_are_joined_event_by_event():
     second = Histories.from_mapping({7: [], 2: [8], 4: [6, 6]})
 
     assert join(first, second).to_dict() == {7: [3, 1], 2: [8], 4: [5, 6, 6]}
+    assert join(first, second).times is None
+
+
+def test_times_are_joined_where_all_parts_have_them():
+    first = Histories.from_mapping({7: [3, 1], 2: []})._replace(times=np.array([30, 10]))
+    second = Histories.from_mapping({7: [5], 2: [8]})
+
+    assert join(first, second).times is None
+    joined = join(first, second._replace(times=np.array([50, 80])))
+    assert joined.times.tolist() == [30, 10, 50, 80]
+    assert joined.oldest_times().tolist() == [30, 80]
 
 
 def test_the_oldest_item_of_an_empty_row_is_0():

@@ -261,3 +261,26 @@ def test_the_data_set_shares_the_arrays_of_the_interactions():
     dataset = interactions.to_dataset()
 
     assert np.shares_memory(dataset.histories("all").items, interactions.items)
+    assert np.shares_memory(dataset.histories("all").times, interactions.times)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["2020-01-02", "1970-01-01"], [0, 1577923200]),
+        (["1970-01-01T00:00:01.5", "1969-12-31T23:59:58.5"], [-2, 1]),
+        ([2.5, -2.5], [-3, 2]),
+    ],
+    ids=["dates", "datetimes", "fractions"],
+)
+def test_histories_have_times_in_whole_seconds_or_units(times, expected):
+    dated = [np.datetime64(when) if isinstance(when, str) else when for when in times]
+
+    histories = of_rows((1, 7, dated[0]), (1, 8, dated[1])).to_histories()
+
+    assert histories.times.tolist() == expected
+    assert histories.times.dtype == np.int64
+
+
+def test_without_times_histories_have_none():
+    assert of_rows((1, 3), (2, 5), timestamp=None).to_histories().times is None

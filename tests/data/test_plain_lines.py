@@ -38,6 +38,14 @@ def test_three_columns_are_sorted_by_time_within_each_user(read):
     assert read("1 10 30\n2 20 5\n1 11 9\n1 12 20\n").User == {1: [11, 12, 10], 2: [20]}
 
 
+@pytest.mark.parametrize("late", ["20", "20.5"], ids=["digits", "floats"])
+def test_times_are_kept_rounded_down(read, late):
+    dataset = read(f"1 10 30\n2 20 5\n1 11 9\n1 12 {late}\n")
+
+    assert dataset.histories("all").times.tolist() == [9, 20, 30, 5]
+    assert read("1 10\n").histories("all").times is None
+
+
 @pytest.mark.parametrize("late", ["5", "5.5"], ids=["digits", "floats"])
 def test_events_of_equal_time_stay_in_the_order_of_the_file(read, late):
     lines = [f"1 {item} {late}" for item in range(40, 0, -1)] + ["1 99 4"]

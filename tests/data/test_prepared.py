@@ -62,7 +62,32 @@ def test_histories_and_raw_ids_come_back(tmp_path, rows):
     assert histories(loaded) == histories(events)
     assert (loaded.user_ids, loaded.item_ids) == (events.user_ids, events.item_ids)
     assert loaded.user_ids.raw.tolist() == events.user_ids.raw.tolist()
-    assert loaded.times is None
+    assert loaded.times.tolist() == events.times.tolist()
+
+
+def test_times_come_back_as_the_integers_that_models_read(tmp_path):
+    fractions = of_rows((1, 2, 3.75), (1, 3, -0.5))
+
+    loaded = Interactions.load(saved(tmp_path / "events.safetensors", fractions), verify=True)
+
+    assert loaded.times.tolist() == [-1, 3]
+    assert loaded.to_dataset().histories("all").times is loaded.times
+
+
+def test_data_without_times_make_a_file_without_times(tmp_path):
+    path = saved(tmp_path / "events.safetensors", of_rows((1, 2), (1, 3), timestamp=None))
+
+    assert Interactions.load(path).times is None
+    assert SASRecDataSet(path).with_time is False
+    with safe_open(path, "pt") as file:
+        assert "times" not in file.keys()  # noqa: SIM118
+
+
+def test_a_changed_time_is_found_by_the_digest(path):
+    rewrite(path, times=torch.tensor([1, 4, 9]))
+
+    with pytest.raises(ValueError, match="its content does not match its digest"):
+        Interactions.load(path, verify=True)
 
 
 def test_a_data_set_of_it_equals_that_of_text_and_its_ids(tmp_path):
@@ -76,7 +101,8 @@ def test_a_data_set_of_it_equals_that_of_text_and_its_ids(tmp_path):
 
     assert Fingerprint.of(datasets[0]) == Fingerprint.of(datasets[1])
     assert datasets[0].user_train == datasets[1].user_train
-    assert datasets[0].with_time is False
+    assert [dataset.with_time for dataset in datasets] == [True, False]
+    assert datasets[0].histories("all").times.tolist() == events.times.tolist()
 
 
 def test_it_is_mapped_rather_than_read(tmp_path):
@@ -90,7 +116,8 @@ def test_it_is_mapped_rather_than_read(tmp_path):
         if "events.safetensors" in line
     ]
     ranges = [[int(end, 16) for end in line[0].split("-")] for line in maps]
-    assert any(low <= loaded.histories.items.ctypes.data < high for low, high in ranges)
+    for array in (loaded.histories.items, loaded.histories.times):
+        assert any(low <= array.ctypes.data < high for low, high in ranges)
 
 
 def test_what_is_mapped_stays_when_the_file_is_replaced(path):
@@ -142,6 +169,9 @@ def test_another_name_is_refused_as_readers_would_take_it_for_text(tmp_path):
         ({"offsets": torch.tensor([0, 2, 2**62])}, "must be 3 integers that rise"),
         ({"offsets": torch.tensor([0, 3])}, "must be 3 integers that rise"),
         ({"offsets": None}, "'offsets'"),
+        ({"times": torch.tensor([1, 2])}, "times must be 3 integers, one for each event"),
+        ({"times": torch.tensor([1.0, 2, 3])}, "times must be of one dimension and torch.int64"),
+        ({"times": torch.tensor([[1, 2, 3]])}, "times must be of one dimension and torch.int64"),
         (
             {"user_ids__bounds": torch.tensor([0, 9, 5])},
             "offsets of texts must rise from 0 to their 5",

@@ -59,9 +59,11 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def knowing(model, users="abcdefg"):
+def knowing(model, users="abcdefg", times=None):
     """The model, with raw ids and four events."""
     offsets = np.array([0, 3, 3, *[4] * (len(users) - 2)])
-    events = Histories(np.arange(1, len(users) + 1), offsets, np.array([4, 1, 20, 4]))
+    items = np.array([4, 1, 20, 4])
+    times = None if times is None else np.array(times)
+    events = Histories(np.arange(1, len(users) + 1), offsets, items, times)
     model.known = KnownHistories(IdMap(list(users), "user"), IdMap(range(100, 120), "item"), events)
     return model

@@ -1,0 +1,45 @@
+"""Times of events as integers, the form in which models read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssept_ext.data.histories import IntArray
+
+_COARSE = ("Y", "M", "W", "D", "h", "m")
+"""Units of datetime64 that are longer than a second."""
+
+
+def whole_times(times: NDArray[Any]) -> IntArray:
+    """Return times as int64: the array itself if it is of int64, and datetimes as whole seconds since 1970.
+
+    Parts of a unit or of a second are rounded down, which keeps the order.
+
+    Raises
+    ------
+    ValueError
+        If a time is missing, not finite or out of the range of int64; names it.
+    """
+    times = np.asarray(times)
+    if times.dtype.kind == "M":
+        seconds = times.astype("datetime64[s]")
+        bad = np.isnat(times)
+        if np.datetime_data(times.dtype)[0] in _COARSE:
+            bad |= seconds.astype(times.dtype) != times  # which has overflowed
+        whole = seconds.view(np.int64)
+    elif times.dtype.kind == "f":
+        bad = ~((times >= -(2.0**63)) & (times < 2.0**63))
+        whole = np.floor(np.where(bad, 0, times)).astype(np.int64)
+    elif times.dtype.kind in "iu":
+        if np.can_cast(times.dtype, np.int64):
+            return times.astype(np.int64, copy=False)
+        bad = times > np.iinfo(np.int64).max
+        whole = times.astype(np.int64)
+    else:
+        raise ValueError(f"times must be numbers or datetimes, got {times.dtype}")
+    if bad.any():
+        raise ValueError(f"a time must be finite and fit into int64, got {times[bad][0]}")
+    return whole
