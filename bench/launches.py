@@ -107,6 +107,12 @@ def _and_for_users(kernels: int, for_users: int, a: Arguments, _: Tensor) -> int
     return kernels + for_users * (a["users"] is not None)
 
 
+def _and_for_biases(kernels: int, for_biases: int, a: Arguments, _: Tensor) -> int:
+    """For gradients of position and time: zeros, sums of each block, and their sums."""
+    is_biased = a["position_bias"] is not None or a["time_bias"] is not None
+    return kernels + for_biases * is_biased
+
+
 def _attention_flops(products: int, projections: int, a: Arguments, lengths: Tensor) -> int:
     tokens, width = a["x_k"].shape
     of_scores = products * attention_flops(lengths, width) // 2
@@ -150,7 +156,9 @@ OURS: dict[str, Cost] = {
     "position_layer_norm": Cost(),
     "position_layer_norm_backward": Cost(2),
     "multi_head_attention": Cost(4, 1, partial(_attention_flops, 2, 3)),
-    "multi_head_attention_backward": Cost(8, 2, partial(_attention_flops, 5, 6)),
+    "multi_head_attention_backward": Cost(
+        partial(_and_for_biases, 8, 3), 2, partial(_attention_flops, 5, 6)
+    ),
     "feed_forward": Cost(4, 2, partial(_layer_flops, 2), partial(_bytes_between_products, 3, 3)),
     "feed_forward_backward": Cost(
         7, 2, partial(_layer_flops, 4), partial(_bytes_between_products, 5, 6)

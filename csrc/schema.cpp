@@ -38,16 +38,19 @@ SSEPT_LIBRARY(m) {
       "Tensor k_weight, Tensor k_bias, Tensor v_weight, Tensor v_bias, Tensor cu_seqlens_q, "
       "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, int num_heads, float scale, "
       "float dropout_p=0.0, Tensor? seed=None, int site=0, bool residual=True, "
-      "bool allow_tf32=False) -> (Tensor out, Tensor attended, Tensor lse, Tensor q, Tensor k, "
-      "Tensor v)");
+      "bool allow_tf32=False, Tensor? position_bias=None, Tensor? time_bias=None, "
+      "Tensor? query_times=None, Tensor? key_times=None) -> (Tensor out, Tensor attended, "
+      "Tensor lse, Tensor q, Tensor k, Tensor v)");
   // Of weights and biases: those of queries, keys and values, one after another.
   m.def(
       "multi_head_attention_backward(Tensor grad_out, Tensor x_q, Tensor x_k, Tensor q_weight, "
       "Tensor q_bias, Tensor k_weight, Tensor k_bias, Tensor v_weight, Tensor v_bias, "
       "Tensor attended, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, "
       "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, int num_heads, float scale, "
-      "float dropout_p, Tensor? seed, int site, bool residual, bool allow_tf32) "
-      "-> (Tensor grad_x_q, Tensor grad_x_k, Tensor grad_weight, Tensor grad_bias)");
+      "float dropout_p, Tensor? seed, int site, bool residual, bool allow_tf32, "
+      "Tensor? position_bias=None, Tensor? time_bias=None, Tensor? query_times=None, "
+      "Tensor? key_times=None) -> (Tensor grad_x_q, Tensor grad_x_k, Tensor grad_weight, "
+      "Tensor grad_bias, Tensor grad_position_bias, Tensor grad_time_bias)");
   m.def(
       "sampled_logits(Tensor hidden, Tensor item_weight, Tensor? user_weight, Tensor items, "
       "Tensor? users, Tensor cu_seqlens) -> Tensor");

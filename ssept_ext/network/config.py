@@ -78,6 +78,14 @@ class SASRECConfig:
         'how tables start: uniform in ±0.05 ("uniform", as in recommenders), or Xavier-uniform by the '
         'shape of the whole table ("xavier", as in the authors\' code)',
     )
+    position_bias: bool = option(
+        False, "learned bias of each head's attention scores by distance: how many events back"
+    )
+    time_bias: bool = option(
+        False,
+        "learned bias of each head's attention scores by the time between the event to predict and each event seen, in "
+        "128 logarithmic buckets (HSTU, Zhai et al., ICML 2024); needs data with times",
+    )
     sse_item_prob: float = option(
         0.0, "SSE: probability of replacing an input item by a random one", PROBABILITY
     )

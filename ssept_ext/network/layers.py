@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ssept_ext import ops
 from ssept_ext._extension import Backend
 from ssept_ext.network.config import Architecture, EmbeddingInit, SASRECConfig
+from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Tokens:
     """(B + 1,) int32 offsets of the sequences."""
     max_seqlen: int
     """Length of the longest sequence, or an upper bound of it."""
+    times: Tensor | None = None
+    """(N,) int64 time of each event, for a bias of time."""
+    target_times: Tensor | None = None
+    """(N,) int64 time of the event that each predicts; given with `times`."""
 
     def last(self) -> Tokens:
         """Keep only the last token of each sequence; an empty sequence gets a zero vector at position 0."""
@@ -34,10 +39,14 @@ class Tokens:
         empty = self.cu_seqlens.diff() == 0
         # Empty sequences take an extra row of zeros, added at the end.
         index = torch.where(empty, self.x.shape[0], last)
-        x = torch.cat([self.x, self.x.new_zeros(1, self.x.shape[1])])
-        positions = torch.cat([self.positions, self.positions.new_zeros(1)])
+        x, positions, times, target_times = (
+            None if each is None else torch.cat([each, each.new_zeros(1, *each.shape[1:])])[index]
+            for each in (self.x, self.positions, self.times, self.target_times)
+        )
+        assert x is not None
+        assert positions is not None
         one_each = torch.arange(num_sequences + 1, dtype=torch.int32, device=x.device)
-        return Tokens(x[index], positions[index], one_each, 1)
+        return Tokens(x, positions, one_each, 1, times, target_times)
 
 
 @dataclass(frozen=True)
@@ -79,15 +88,29 @@ class LayerNormalization(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention without an output projection (Kang & McAuley 2018, section 3.2)."""
+    """Causal self-attention without an output projection (Kang & McAuley 2018, section 3.2).
 
-    def __init__(self, width: int, num_heads: int, backend: Backend) -> None:
+    `position_bias` (H, T) and `time_bias` (H, 128), where the options ask for them, are added to its scores.
+    """
+
+    position_bias: nn.Parameter | None
+    time_bias: nn.Parameter | None
+
+    def __init__(self, config: SASRECConfig, backend: Backend) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        width = config.hidden_size
+        self.num_heads = config.attention_num_heads
         self.backend = backend
         self.Q = nn.Linear(width, width)
         self.K = nn.Linear(width, width)
         self.V = nn.Linear(width, width)
+        columns = {
+            "position_bias": config.seq_max_len if config.position_bias else None,
+            "time_bias": TIME_BUCKETS if config.time_bias else None,
+        }
+        for name, count in columns.items():
+            table = None if count is None else nn.Parameter(torch.zeros(self.num_heads, count))
+            self.register_parameter(name, table)
 
     def forward(
         self, queries: Tokens, keys: Tokens, drop: Dropout, site: int, residual: bool = True
@@ -96,6 +119,7 @@ class MultiHeadAttention(nn.Module):
 
         Returns (Nq, D), to which queries.x is added with `residual`.
         """
+        by_time = self.time_bias is not None
         return ops.multi_head_attention(
             queries.x,
             keys.x,
@@ -115,6 +139,10 @@ class MultiHeadAttention(nn.Module):
             drop.seed,
             site,
             residual,
+            position_bias=self.position_bias,
+            time_bias=self.time_bias,
+            query_times=queries.target_times if by_time else None,
+            key_times=keys.times if by_time else None,
             backend=self.backend,
         )
 
@@ -177,7 +205,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: SASRECConfig, backend: Backend) -> None:
         super().__init__()
         width = config.hidden_size
-        self.mha = MultiHeadAttention(width, config.attention_num_heads, backend)
+        self.mha = MultiHeadAttention(config, backend)
         self.ffn = PointWiseFeedForward(width, config.conv_dims[0], backend)
         self.layer_normalization = LayerNormalization(config, backend)
         self.layer_normalization2 = None
@@ -219,7 +247,7 @@ class PreNormLayer(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.backend = backend
-        self.mha = MultiHeadAttention(width, config.attention_num_heads, backend)
+        self.mha = MultiHeadAttention(config, backend)
         self.projection = nn.Linear(width, width)
         self.ffn: nn.Module = PointWiseFeedForward(width, config.conv_dims[0], backend)
         self.layer_normalization = LayerNormalization(config, backend)
@@ -301,10 +329,16 @@ class Encoder(nn.Module):
         super().__init__()
         layer = LAYERS[config.architecture]
         self.num_dropouts = layer.num_dropouts
+        self.needs_times = config.time_bias
         self.enc_layers = nn.ModuleList(layer(config, backend) for _ in range(config.num_blocks))
 
     def forward(self, tokens: Tokens, drop: Dropout, first_site: int, last_only: bool) -> Tokens:
         """Run all blocks; with `last_only`, the last block computes only the last token of each sequence."""
+        if self.needs_times and (tokens.times is None or tokens.target_times is None):
+            raise ValueError(
+                "batch must have times and target_times, because the model has time_bias: those of interactions with "
+                "times have them, and padded arrays have none"
+            )
         for i, layer in enumerate(self.enc_layers):
             is_last_layer = i == len(self.enc_layers) - 1
             site = first_site + i * self.num_dropouts

@@ -102,6 +102,11 @@ class SequentialRecommender(nn.Module):
         -------
         Tensor
             (N, D), or (B, D) with `last_only`.
+
+        Raises
+        ------
+        ValueError
+            If the model has `time_bias` and the batch has no times.
         """
         item_table, own_users, rows = self.look_up(batch)
         own = user_table is None
@@ -118,7 +123,8 @@ class SequentialRecommender(nn.Module):
             drop.seed,
             backend=self.backend,
         )  # (N, D)
-        tokens = Tokens(x, batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        where = (batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        tokens = Tokens(x, *where, batch.times, batch.target_times)
         hidden = self.layer_normalization(self.encoder(tokens, drop, 1, last_only))
         return cast("Tensor", hidden)  # (N, D) or (B, D)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import call, matmul_takes_tf32, register_op
-from ssept_ext.ops.relative_bias import TIME_BUCKETS
+from ssept_ext.ops.relative_bias import empty_gradients
 
 
 def causal_attention(
@@ -203,13 +203,8 @@ def register(namespace: str) -> None:
     def fake_backward(
         grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
     ) -> tuple[Tensor, ...]:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        tables = (*rest[11:13], None, None)[:2]  # torch leaves out arguments at their defaults
-        of_tables = (
-            q.new_empty((0, width) if table is None else table.shape, dtype=wide)
-            for table, width in zip(tables, (0, TIME_BUCKETS), strict=True)
-        )
-        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_tables
+        of_bias = empty_gradients(*rest[11:13], like=q)  # torch leaves out arguments at defaults
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_bias
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         qkv, offsets, seed, bias = inputs[:3], inputs[3:5], inputs[9], inputs[12:]

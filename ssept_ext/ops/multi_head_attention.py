@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import autocast_type, call, cast, matmul_takes_tf32, register_op
+from ssept_ext.ops.relative_bias import empty_gradients
 
 
 def multi_head_attention(
@@ -31,6 +32,10 @@ def multi_head_attention(
     site: int = 0,
     residual: bool = True,
     *,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_times: Tensor | None = None,
+    key_times: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """Multi-head causal self-attention with its projections and its residual, without an output projection.
@@ -53,11 +58,11 @@ def multi_head_attention(
     cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
         As in `causal_attention`.
     num_heads
-        H, which must divide D. Head h has the features h · D / H and up. D / H is at most 256, or 128 for float64 on
-        CUDA.
+        H, which must divide D. Head h has the features h · D / H and up. D / H is at most 256; on CUDA, 128 for
+        float64 and with a bias of position or time.
     residual
         False leaves out x_q in the sum.
-    scale, dropout_p, seed, site, backend
+    scale, dropout_p, seed, site, position_bias, time_bias, query_times, key_times, backend
         As in `causal_attention`.
 
     Returns
@@ -82,7 +87,11 @@ def multi_head_attention(
     parameters = (q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     settings = (num_heads, scale, dropout_p, seed, site, residual, matmul_takes_tf32())
-    args = (cast(x_q, dtype), cast(x_k, dtype), *parameters, *lengths, *settings)
+    x_q, x_k = cast(x_q, dtype), cast(x_k, dtype)
+    wide = torch.promote_types(x_q.dtype, torch.float32)
+    tables = [None if x is None else x.to(wide) for x in (position_bias, time_bias)]
+    bias = (*tables, query_times, key_times)
+    args = (x_q, x_k, *parameters, *lengths, *settings, *bias)
     return call("multi_head_attention", x_q.device, backend, *args)[0]  # type: ignore[no-any-return]
 
 
@@ -103,7 +112,7 @@ def register(namespace: str) -> None:
         )
 
     def fake_backward(
-        grad_out: Tensor, x_q: Tensor, x_k: Tensor, q_weight: Tensor, *_: Any
+        grad_out: Tensor, x_q: Tensor, x_k: Tensor, q_weight: Tensor, *rest: Any
     ) -> tuple[Tensor, ...]:
         wide = torch.promote_types(x_q.dtype, torch.float32)
         width = x_q.shape[1]
@@ -112,28 +121,31 @@ def register(namespace: str) -> None:
             x_k.new_empty(x_k.shape),
             x_q.new_empty((3 * width, width)),
             x_q.new_empty((3, width), dtype=wide),
+            *empty_gradients(*rest[21:23], like=x_q),
         )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.before_seed, ctx.after_seed = inputs[10:15], inputs[16:]
+        ctx.before_seed, ctx.after_seed = inputs[10:15], inputs[16:19]
         out, attended, *others = output
         ctx.mark_non_differentiable(attended, *others)
         ctx.set_materialize_grads(False)
         attended = attended if inputs[17] else out
-        ctx.save_for_backward(*inputs[:8], attended, *others, *inputs[8:10], inputs[15])
+        seed, bias = inputs[15], inputs[19:]
+        ctx.save_for_backward(*inputs[:8], attended, *others, *inputs[8:10], seed, *bias)
 
     def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_out is None:
-            return (None,) * 19
-        *tensors, seed = ctx.saved_tensors
+            return (None,) * 23
+        *tensors, seed, position, time, query_times, key_times = ctx.saved_tensors
         tensors[8] = tensors[8].view(tensors[10].shape)  # `out` is flat
-        x_q, x_k, weight, bias = backward_op(
-            grad_out, *tensors, *ctx.before_seed, seed, *ctx.after_seed
-        )
+        settings = (*ctx.before_seed, seed, *ctx.after_seed)
+        given = (position, time, query_times, key_times)
+        x_q, x_k, weight, bias, *of_tables = backward_op(grad_out, *tensors, *settings, *given)
         weights = weight.to(tensors[2].dtype).view(3, *tensors[2].shape).unbind()
         biases = bias.to(tensors[3].dtype).unbind()
         of_layers = [x for layer in zip(weights, biases, strict=True) for x in layer]
-        return x_q, x_k, *of_layers, *(None,) * 11
+        of_bias = [None if x is None else grad for x, grad in zip(given, of_tables, strict=False)]
+        return x_q, x_k, *of_layers, *(None,) * 11, *of_bias, None, None
 
     register_op(
         namespace,

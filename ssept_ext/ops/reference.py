@@ -200,6 +200,10 @@ def multi_head_attention(
     site: int = 0,
     residual: bool = True,
     allow_tf32: bool = False,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_times: Tensor | None = None,
+    key_times: Tensor | None = None,
 ) -> tuple[Tensor]:
     """`causal_attention` of linear projections, plus x_q as a `residual`: see `ssept_ext.ops`.
 
@@ -229,7 +233,13 @@ def multi_head_attention(
         for name, (weight, bias) in layers.items()
     )
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    attended, _ = causal_attention(q, k, v, *lengths, scale, dropout_p, seed, site)
+    attended, _ = causal_attention(
+        *(q, k, v, *lengths, scale, dropout_p, seed, site),
+        position_bias=position_bias,
+        time_bias=time_bias,
+        query_times=query_times,
+        key_times=key_times,
+    )
     out = attended.flatten(1)
     if residual:
         _, real = sequence_of_token(cu_seqlens_q, x_q.shape[0])

@@ -55,6 +55,16 @@ def relative_bias(
     return bias
 
 
+def empty_gradients(
+    position_bias: Tensor | None = None, time_bias: Tensor | None = None, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Make what backwards return for the biases: float32 or wider, and without rows where there is no bias."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    of_position = (0, 0) if position_bias is None else position_bias.shape
+    of_time = (0, TIME_BUCKETS) if time_bias is None else time_bias.shape
+    return like.new_empty(of_position, dtype=wide), like.new_empty(of_time, dtype=wide)
+
+
 def check_relative_bias(
     q: Tensor,
     k: Tensor,

@@ -66,7 +66,14 @@ def export_program(model: SequentialRecommender) -> ExportedProgram:
     (B, C), all int64, for any B and C from 1. It returns (B, C) scores, as `predict` does. User 0 is unknown and gets
     the mean of all users' vectors; SASREC ignores `user`. Ids outside the tables count as 0. The program has a copy of
     the current parameters, and runs on the model's device.
+
+    Raises
+    ------
+    ValueError
+        If the model has `time_bias`.
     """
+    if model.config.time_bias:
+        raise ValueError("time_bias must be off for an export: the exported program takes no times")
     scorer = Scorer(model)
     sizes = ((2,), (2, model.seq_max_len), (2, 3))
     example = tuple(torch.ones(size, dtype=torch.int64, device=model.device) for size in sizes)
@@ -86,7 +93,7 @@ def export_onnx(model: SequentialRecommender, path: str | os.PathLike[str]) -> N
     ImportError
         If onnx or onnxscript is not installed; they come with `ssept_ext[export]`.
     ValueError
-        If the parameters take 2 GiB or more, the size limit of an ONNX file.
+        If the parameters take 2 GiB or more, the size limit of an ONNX file, or the model has `time_bias`.
     OSError
         If the file cannot be written.
     """

@@ -105,6 +105,22 @@ def test_the_emulation_launches_as_many_kernels_for_each_op(name, emulated):
     assert emulated.said == emulated.launched
 
 
+OF_TIME = ("time_bias", "query_times", "key_times")
+
+
+@pytest.mark.parametrize("absent", [(), OF_TIME, ("position_bias",)], ids=["both", "p", "t"])
+def test_biases_of_attention_are_three_kernels_more_in_the_backward(absent, emulated):
+    given = arguments("multi_head_attention", dtype=torch.float32) | dict.fromkeys(absent)
+    given["x_q"].requires_grad_()
+
+    with emulated:
+        out = call("multi_head_attention", given, "native")
+        out.backward(torch.ones_like(out))
+
+    assert emulated.said == emulated.launched
+    assert emulated.said == {"multi_head_attention": 4, "multi_head_attention_backward": 8 + 3}
+
+
 def test_the_settings_together_call_every_op_of_the_list_with_gradients(emulated):
     for name in step_report.SETTINGS:
         run_tiny_step(name, emulated)

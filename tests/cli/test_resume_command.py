@@ -174,6 +174,8 @@ OLD_OPTIONS = {
     "l2_reg": 0.0,
     "num_neg_test": 5,
     "embedding_init": "uniform",
+    "position_bias": False,
+    "time_bias": False,
     "sse_user_prob": 0.0,
     "sse_item_prob": 0.0,
     "sse_target_prob": 0.0,

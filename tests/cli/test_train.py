@@ -70,7 +70,7 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         *("--architecture", "original", "--seq-max-len", "7", "--num-blocks", "3"),
         *("--attention-num-heads", "2", "--item-embedding-dim", "6", "--user-embedding-dim", "4"),
         *("--ffn-dim", "12", "--dropout-rate", "0.3", "--l2-reg", "0.01", "--num-neg-test", "9"),
-        *("--backend", "reference", "--embedding-init", "xavier"),
+        *("--backend", "reference", "--embedding-init", "xavier", "--position-bias"),
         *("--sse-user-prob", "0.9", "--sse-item-prob", "0.1", "--sse-joint"),
     )
 
@@ -91,6 +91,8 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         "l2_reg": 0.01,
         "num_neg_test": 9,
         "embedding_init": "xavier",
+        "position_bias": True,
+        "time_bias": False,
         "sse_user_prob": 0.9,
         "sse_item_prob": 0.1,
         "sse_target_prob": 0.0,

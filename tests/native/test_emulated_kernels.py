@@ -25,6 +25,7 @@ TESTS = [
     "ops/test_feed_forward.py",
     "ops/test_gated_residual.py",
     "ops/test_multi_head_attention.py",
+    "ops/test_multi_head_bias.py",
     "ops/test_position_layer_norm.py",
     "ops/test_row_update.py",
     "ops/test_sampled_logits.py",

@@ -14,6 +14,7 @@ TESTS = [
     "ops/test_feed_forward.py",
     "ops/test_gated_residual.py",
     "ops/test_multi_head_attention.py",
+    "ops/test_multi_head_bias.py",
     "ops/test_sampled_loss.py",
     "ops/test_shared_loss.py",
     "ops/test_swiglu.py",

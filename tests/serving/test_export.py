@@ -37,7 +37,9 @@ MODELS = [
     pytest.param(lambda: make(), id="SSEPT"),
     pytest.param(lambda: make(SASREC, architecture="original", attention_num_heads=5), id="SASREC"),
     pytest.param(lambda: make(architecture="pre-ln", attention_num_heads=2), id="pre-ln"),
-    pytest.param(lambda: make(architecture="gated", attention_num_heads=4), id="gated"),
+    pytest.param(
+        lambda: make(architecture="gated", attention_num_heads=4, position_bias=True), id="gated"
+    ),
 ]
 
 
@@ -120,6 +122,12 @@ def test_a_model_too_large_for_onnx_is_refused(monkeypatch, tmp_path):
         export_onnx(make(), tmp_path / "model.onnx")
 
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("export", [export_program, lambda model: export_onnx(model, "unused")])
+def test_a_model_that_needs_times_is_refused(export):
+    with pytest.raises(ValueError, match="time_bias .*the exported program takes no times"):
+        export(make(time_bias=True))
 
 
 @pytest.mark.parametrize("user", [4, None])

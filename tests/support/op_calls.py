@@ -42,6 +42,12 @@ def arguments(
     }
     users = ids(user_rows, len(lengths))
     dropout = {"dropout_p": dropout_p, "seed": torch.tensor([7]), "site": 3}
+    bias = {
+        "position_bias": normal(heads, max(tokens, 1)).to(wide),
+        "time_bias": normal(heads, TIME_BUCKETS).to(wide),
+        "query_times": torch.arange(tokens) * 100 + 7,
+        "key_times": torch.arange(tokens) * 100,
+    }
     match op:
         case "user_item_embedding":
             return {
@@ -71,10 +77,7 @@ def arguments(
                 "max_seqlen_k": max(lengths, default=0),
                 "scale": 0.4,
                 **dropout,
-                "position_bias": normal(heads, max(tokens, 1)).to(wide),
-                "time_bias": normal(heads, TIME_BUCKETS).to(wide),
-                "query_times": torch.arange(tokens) * 100 + 7,
-                "key_times": torch.arange(tokens) * 100,
+                **bias,
             }
         case "feed_forward":
             return {
@@ -109,6 +112,7 @@ def arguments(
                 "scale": 0.4,
                 **dropout,
                 "residual": True,
+                **bias,
             }
         case "sampled_logits":
             return {

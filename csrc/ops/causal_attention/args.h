@@ -11,6 +11,17 @@
 
 namespace ssept {
 
+// Like position_bias and time_bias, without rows where there is none.
+struct BiasGradients {
+  Tensor position, time;
+
+  template <class T, class A = Accumulator<T>>
+  void give_to(CausalAttentionGradients<T>& g) const {
+    if (position.size(0) > 0) g.grad_position = mutable_data<A>(position);
+    if (time.size(0) > 0) g.grad_time = mutable_data<A>(time);
+  }
+};
+
 class CausalAttentionArgs {
  public:
   CausalAttentionSizes size{};
@@ -73,8 +84,7 @@ class CausalAttentionArgs {
 
   bool has_bias() const { return position_ || time_; }
 
-  // Tensors like position_bias and time_bias, without rows where there is none.
-  std::pair<Tensor, Tensor> bias_gradients() const {
+  BiasGradients bias_gradients() const {
     const auto like = [&](const std::optional<Tensor>& x, int64_t columns) {
       return torch::stable::new_empty(q_, {x ? size.num_heads : 0, columns},
                                       accumulator_type(type));
@@ -188,6 +198,7 @@ struct MultiHeadOutputs {
 // side, so that one product makes those of both weights.
 struct MultiHeadGradients {
   Tensor grad_out, attended, lse, grad_q, grad_kv, grad_x_q, grad_x_k, grad_weight, grad_bias;
+  BiasGradients relative_bias;
   bool residual;
 };
 
@@ -214,11 +225,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention(
     const Tensor& k_weight, const Tensor& k_bias, const Tensor& v_weight, const Tensor& v_bias,
     const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, int64_t num_heads, double scale, double dropout_p,
-    const std::optional<Tensor>& seed, int64_t site, bool residual, bool allow_tf32) {
+    const std::optional<Tensor>& seed, int64_t site, bool residual, bool allow_tf32,
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& time_bias,
+    const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
   const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
   const Tensor q = p.heads(p.x_q), k = p.heads(p.x_k), v = p.heads(p.x_k);
-  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                                 scale, dropout_p, seed, site);
+  CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
+                           dropout_p, seed, site);
+  args.add_bias(position_bias, time_bias, query_times, key_times);
   const Tensor out = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
   const Tensor attended =
       torch::stable::new_empty(p.x_q, {residual ? x_q.size(0) : 0, p.num_heads, p.head_size});
@@ -229,16 +243,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention(
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor> multi_head_attention_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention_backward(
     const Tensor& grad_out, const Tensor& x_q, const Tensor& x_k, const Tensor& q_weight,
     const Tensor& q_bias, const Tensor& k_weight, const Tensor& k_bias, const Tensor& v_weight,
     const Tensor& v_bias, const Tensor& attended, const Tensor& lse, const Tensor& q,
     const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
     int64_t max_seqlen_q, int64_t max_seqlen_k, int64_t num_heads, double scale, double dropout_p,
-    const std::optional<Tensor>& seed, int64_t site, bool residual, bool allow_tf32) {
+    const std::optional<Tensor>& seed, int64_t site, bool residual, bool allow_tf32,
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& time_bias,
+    const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
   const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
-  const CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                                 scale, dropout_p, seed, site);
+  CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
+                           dropout_p, seed, site);
+  args.add_bias(position_bias, time_bias, query_times, key_times);
   const ScalarType wide = accumulator_type(p.type);
   const MultiHeadGradients g{contiguous("grad_out", grad_out, {x_q.size(0), p.width}, p.type),
                              args.contiguous_like_q("attended", attended),
@@ -249,9 +266,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multi_head_attention_backward(
                              torch::stable::new_empty(p.x_k, {x_k.size(0), p.width}),
                              torch::stable::new_empty(p.x_q, {3 * p.width, p.width}),
                              torch::stable::new_empty(p.x_q, {3, p.width}, wide),
+                             args.bias_gradients(),
                              residual};
   Device::backward(p, args, g, allow_tf32);
-  return {g.grad_x_q, g.grad_x_k, g.grad_weight, g.grad_bias};
+  return {g.grad_x_q,          g.grad_x_k, g.grad_weight, g.grad_bias, g.relative_bias.position,
+          g.relative_bias.time};
 }
 
 }  // namespace ssept

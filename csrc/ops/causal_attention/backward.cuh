@@ -365,8 +365,11 @@ cudaError_t CausalAttentionKernels<T, kTf32>::backward(const CausalAttentionWith
                                    stream, in, g, copy_bytes);
   });
   if (error != cudaSuccess) return error;
-  return has_bias(in.bias) ? attention::launch_relative_bias(in, g, bias_rows(size), stream)
-                           : attention::launch_projection_bias<M>(in, g, stream);
+  if (has_bias(in.bias)) {
+    const cudaError_t error = attention::launch_relative_bias(in, g, bias_rows(size), stream);
+    if (error != cudaSuccess) return error;
+  }
+  return attention::launch_projection_bias<M>(in, g, stream);
 }
 
 }  // namespace ssept::cuda

@@ -52,8 +52,11 @@ void compute_outputs(const attention::Inputs<T>& in, const CausalAttentionOutput
 }
 
 template <class T>
-void compute_all_gradients(const attention::Inputs<T>& in, CausalAttentionGradients<T> g) {
+void compute_all_gradients(const attention::Inputs<T>& in, CausalAttentionGradients<T> g,
+                           const BiasGradients& of_bias) {
   using A = Accumulator<T>;
+  for (const Tensor& x : {of_bias.position, of_bias.time}) zero_rows_from(x, 0);
+  of_bias.give_to(g);
   const CausalAttentionSizes& s = in.size;
   const int64_t real = in.cu_seqlens_q[s.num_sequences] * s.num_heads;
   std::vector<A> delta(real);
@@ -132,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
   const Tensor grad_q = torch::stable::new_empty(q, {s.num_queries, s.num_heads, s.head_size});
   const Tensor grad_k = torch::stable::new_empty(k, {s.num_keys, s.num_heads, s.head_size});
   const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
-  const auto [grad_position, grad_time] = args.bias_gradients();
+  const BiasGradients of_bias = args.bias_gradients();
   dispatch_floating("q", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const attention::Inputs<T> in{args.kernel_args<T>()};
@@ -140,14 +143,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
     zero_rows_from(grad_q, in.cu_seqlens_q[s.num_sequences]);
     zero_rows_from(grad_k, in.cu_seqlens_k[s.num_sequences]);
     zero_rows_from(grad_v, in.cu_seqlens_k[s.num_sequences]);
-    for (const Tensor& x : {grad_position, grad_time}) zero_rows_from(x, 0);
     compute_all_gradients<T>(
-        in, {data<T>(grad), data<T>(result), data<A>(log_sum), nullptr, mutable_data<T>(grad_q),
-             mutable_data<T>(grad_k), mutable_data<T>(grad_v), s.num_heads * s.head_size, nullptr,
-             nullptr, in.bias.position ? mutable_data<A>(grad_position) : nullptr,
-             in.bias.time ? mutable_data<A>(grad_time) : nullptr});
+        in,
+        {data<T>(grad), data<T>(result), data<A>(log_sum), nullptr, mutable_data<T>(grad_q),
+         mutable_data<T>(grad_k), mutable_data<T>(grad_v), s.num_heads * s.head_size},
+        of_bias);
   });
-  return {grad_q, grad_k, grad_v, grad_position, grad_time};
+  return {grad_q, grad_k, grad_v, of_bias.position, of_bias.time};
 }
 
 // q and v stay without their biases, which the kernels add as they read them.
@@ -195,7 +197,8 @@ struct MultiHeadAttention {
                                {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), nullptr,
                                 mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
                                 kOwnProducts || !g.residual ? nullptr : mutable_data<T>(g.grad_x_q),
-                                mutable_data<A>(g.grad_bias)});
+                                mutable_data<A>(g.grad_bias)},
+                               g.relative_bias);
       if constexpr (kOwnProducts) {
         multiply_gradients<A>(p, g, g.residual ? real : 0);
       } else {

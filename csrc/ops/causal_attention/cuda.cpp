@@ -25,6 +25,25 @@ void dispatch_arithmetic(const CausalAttentionArgs& args, bool allow_tf32, F&& f
   });
 }
 
+// Launches the kernels of a backward. What a relative bias' gradients are summed from is freed as
+// soon as they are queued, for what the stream does next.
+template <bool kTf32, class T>
+void launch_backward(const char* op, const CausalAttentionArgs& args, CausalAttentionGradients<T> g,
+                     const BiasGradients& of_bias, const DeviceOf& device) {
+  using A = Accumulator<T>;
+  using Kernels = CausalAttentionKernels<T, kTf32>;
+  const CausalAttentionWithBias<T> in = args.kernel_args<T>();
+  Tensor partial;
+  if (has_bias(in.bias)) {
+    const int64_t columns = in.bias.num_positions + kTimeBuckets;
+    partial = torch::stable::new_zeros(
+        of_bias.time, {args.size.num_heads, Kernels::bias_rows(args.size), columns});
+    g.bias_partial = mutable_data<A>(partial);
+    of_bias.give_to(g);
+  }
+  check_cuda(op, Kernels::backward(in, g, device.stream()));
+}
+
 std::tuple<Tensor, Tensor> causal_attention(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
     const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k, double scale,
@@ -68,26 +87,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
   const Tensor grad_k = torch::stable::new_empty(k, {s.num_keys, s.num_heads, s.head_size});
   const Tensor grad_v = torch::stable::new_empty(v, {s.num_keys, s.num_heads, s.head_size});
   const Tensor delta = torch::stable::new_empty(q, {s.num_queries, s.num_heads}, wide);
-  const auto [grad_position, grad_time] = args.bias_gradients();
+  const BiasGradients of_bias = args.bias_gradients();
   dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
     using A = Accumulator<T>;
-    using Kernels = CausalAttentionKernels<T, kTf32>;
-    const CausalAttentionWithBias<T> in = args.kernel_args<T>();
-    CausalAttentionGradients<T> g{data<T>(grad),           data<T>(result),
-                                  data<A>(log_sum),        mutable_data<A>(delta),
-                                  mutable_data<T>(grad_q), mutable_data<T>(grad_k),
-                                  mutable_data<T>(grad_v), s.num_heads * s.head_size};
-    Tensor partial;
-    if (has_bias(in.bias)) {
-      const int64_t columns = in.bias.num_positions + kTimeBuckets;
-      partial = torch::stable::new_zeros(q, {s.num_heads, Kernels::bias_rows(s), columns}, wide);
-      g.bias_partial = mutable_data<A>(partial);
-      if (in.bias.position) g.grad_position = mutable_data<A>(grad_position);
-      if (in.bias.time) g.grad_time = mutable_data<A>(grad_time);
-    }
-    check_cuda("causal_attention_backward", Kernels::backward(in, g, device.stream()));
+    const CausalAttentionGradients<T> g{data<T>(grad),           data<T>(result),
+                                        data<A>(log_sum),        mutable_data<A>(delta),
+                                        mutable_data<T>(grad_q), mutable_data<T>(grad_k),
+                                        mutable_data<T>(grad_v), s.num_heads * s.head_size};
+    launch_backward<kTf32>("causal_attention_backward", args, g, of_bias, device);
   });
-  return {grad_q, grad_k, grad_v, grad_position, grad_time};
+  return {grad_q, grad_k, grad_v, of_bias.position, of_bias.time};
 }
 
 struct MultiHeadAttention {
@@ -113,14 +122,12 @@ struct MultiHeadAttention {
     dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
       using A = Accumulator<T>;
       T* const grad_k = mutable_data<T>(g.grad_kv);
-      check_cuda(
-          "multi_head_attention_backward",
-          CausalAttentionKernels<T, kTf32>::backward(
-              args.kernel_args<T>(),
-              {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), mutable_data<A>(delta),
-               mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
-               g.residual ? mutable_data<T>(g.grad_x_q) : nullptr, mutable_data<A>(g.grad_bias)},
-              device.stream()));
+      launch_backward<kTf32, T>(
+          "multi_head_attention_backward", args,
+          {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), mutable_data<A>(delta),
+           mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
+           g.residual ? mutable_data<T>(g.grad_x_q) : nullptr, mutable_data<A>(g.grad_bias)},
+          g.relative_bias, device);
     });
     multiply_gradients(device.products(), p, g);
   }
