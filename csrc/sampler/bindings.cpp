@@ -67,14 +67,16 @@ void replace_in(const SseSettings& sse, PhiloxKey key, IntArray users, IntArray 
 class PrefetchingSampler {
  public:
   PrefetchingSampler(const IntArray& users, const IntArray& offsets, const IntArray& items,
-                     const UnseenArrays& unseen, PhiloxKey key, int64_t batch_size, int64_t max_len,
-                     int64_t num_negatives, double window_prob, const SseSettings& sse,
-                     bool numbered, const std::string& negatives_per, uint64_t first_batch,
-                     int64_t num_threads)
+                     const std::optional<IntArray>& times, const UnseenArrays& unseen,
+                     PhiloxKey key, int64_t batch_size, int64_t max_len, int64_t num_negatives,
+                     double window_prob, const SseSettings& sse, bool numbered,
+                     const std::string& negatives_per, uint64_t first_batch, int64_t num_threads)
       : arrays_{users, offsets, items},
+        times_(times),
         unseen_(unseen),
         prefetcher_(std::make_unique<Prefetcher>(
-            SamplingTable{users.size(), users.data(), offsets.data(), items.data(), unseen_.view(),
+            SamplingTable{users.size(), users.data(), offsets.data(), items.data(),
+                          times ? times->data() : nullptr, unseen_.view(),
                           *std::max_element(users.data(), users.data() + users.size())},
             DrawSettings{key, batch_size, max_len, num_negatives, window_prob, sse, numbered,
                          negatives_per == "event"      ? NegativesPer::kEvent
@@ -87,8 +89,9 @@ class PrefetchingSampler {
     if (prefetcher_->is_foreign()) prefetcher_.release();
   }
 
-  // (users, offsets, columns, items, positives, negatives, longest, numbers); the arrays share the
-  // batch's memory. numbers: (item_ids, user_ids, users, items, positives, negatives), or None.
+  // (users, offsets, columns, items, positives, negatives, longest, numbers, times, target_times);
+  // the arrays share the batch's memory. numbers: (item_ids, user_ids, users, items, positives,
+  // negatives), or None; so are times of a table without any.
   py::tuple next() {
     std::shared_ptr<const Batch> batch;
     {
@@ -104,6 +107,9 @@ class PrefetchingSampler {
     const auto sets = [&](const std::vector<int64_t>& values) {
       return array(values).reshape({py::ssize_t{-1}, num_negatives_});
     };
+    const auto if_timed = [&](const std::vector<int64_t>& values) {
+      return times_ ? py::object(array(values)) : py::none();
+    };
     const RowNumbers& rows = batch->numbers;
     py::object numbers = py::none();
     if (numbered_)
@@ -111,7 +117,8 @@ class PrefetchingSampler {
                                array(rows.items), array(rows.positives), sets(rows.negatives));
     return py::make_tuple(array(batch->users), array(batch->offsets), array(batch->columns),
                           array(batch->items), array(batch->positives), sets(batch->negatives),
-                          batch->longest, numbers);
+                          batch->longest, numbers, if_timed(batch->times),
+                          if_timed(batch->target_times));
   }
 
   void close() {
@@ -121,6 +128,7 @@ class PrefetchingSampler {
 
  private:
   std::array<IntArray, 3> arrays_;
+  std::optional<IntArray> times_;
   UnseenArrays unseen_;
   std::unique_ptr<Prefetcher> prefetcher_;
   py::ssize_t num_negatives_;
@@ -147,12 +155,13 @@ void add_bindings(py::module_& m) {
            py::arg("first_sequence"), py::arg("first_token"));
   // Called by ssept_ext.sampling.draw only, which checks and documents the arguments.
   py::class_<PrefetchingSampler>(m, "PrefetchingSampler")
-      .def(py::init<IntArray, IntArray, IntArray, UnseenArrays, PhiloxKey, int64_t, int64_t,
-                    int64_t, double, SseSettings, bool, std::string, uint64_t, int64_t>(),
-           py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"), py::arg("unseen"),
-           py::arg("key"), py::arg("batch_size"), py::arg("max_len"), py::arg("num_negatives"),
-           py::arg("window_prob"), py::arg("sse"), py::arg("numbered"), py::arg("negatives_per"),
-           py::arg("first_batch"), py::arg("num_threads"))
+      .def(py::init<IntArray, IntArray, IntArray, std::optional<IntArray>, UnseenArrays, PhiloxKey,
+                    int64_t, int64_t, int64_t, double, SseSettings, bool, std::string, uint64_t,
+                    int64_t>(),
+           py::kw_only(), py::arg("users"), py::arg("offsets"), py::arg("items"), py::arg("times"),
+           py::arg("unseen"), py::arg("key"), py::arg("batch_size"), py::arg("max_len"),
+           py::arg("num_negatives"), py::arg("window_prob"), py::arg("sse"), py::arg("numbered"),
+           py::arg("negatives_per"), py::arg("first_batch"), py::arg("num_threads"))
       .def("next", &PrefetchingSampler::next)
       .def("close", &PrefetchingSampler::close);
 }

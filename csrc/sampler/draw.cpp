@@ -19,6 +19,12 @@ int64_t num_sets(NegativesPer per, int64_t size, int64_t events) {
   return per == NegativesPer::kEvent ? events : per == NegativesPer::kSequence ? size : 1;
 }
 
+// Copies, of a table's values of events, `length` from the first one and as many from the second.
+void take(const int64_t* first, int64_t length, int64_t* of_events, int64_t* of_following) {
+  std::memcpy(of_events, first, length * sizeof(int64_t));
+  std::memcpy(of_following, first + 1, length * sizeof(int64_t));
+}
+
 }  // namespace
 
 void DrawSettings::check() const {
@@ -70,6 +76,8 @@ void draw(const SamplingTable& table, const DrawSettings& settings, uint64_t ind
   batch.columns.resize(num_events);
   batch.items.resize(num_events);
   batch.positives.resize(num_events);
+  batch.times.resize(table.times != nullptr ? num_events : 0);
+  batch.target_times.resize(batch.times.size());
   batch.negatives.resize(num_negatives);
 
   // Each random word gives way to the negative made of it.
@@ -79,9 +87,11 @@ void draw(const SamplingTable& table, const DrawSettings& settings, uint64_t ind
     if (b + 1 < size) prefetch(table.unseen, rows[b + 1]);
     const int64_t first = batch.offsets[b];
     const int64_t length = batch.offsets[b + 1] - first;
-    const int64_t* events = table.items + ends[b] - length;
-    std::memcpy(batch.items.data() + first, events, length * sizeof(int64_t));
-    std::memcpy(batch.positives.data() + first, events + 1, length * sizeof(int64_t));
+    const int64_t event = ends[b] - length;
+    take(table.items + event, length, batch.items.data() + first, batch.positives.data() + first);
+    if (table.times != nullptr)
+      take(table.times + event, length, batch.times.data() + first,
+           batch.target_times.data() + first);
     std::iota(&batch.columns[first], &batch.columns[first] + length, settings.max_len - length);
     if (settings.negatives_per == NegativesPer::kBatch && b > 0) continue;
     const bool of_events = settings.negatives_per == NegativesPer::kEvent;

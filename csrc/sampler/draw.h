@@ -17,6 +17,7 @@ struct SamplingTable {
   const int64_t* users;    // (R)
   const int64_t* offsets;  // (R + 1) of the rows' events
   const int64_t* items;    // (E) events, oldest first
+  const int64_t* times;    // (E) when each was, or null
   UnseenItems unseen;      // of the same rows
   int64_t largest_user;
 };
@@ -41,11 +42,12 @@ struct DrawSettings {
 
 // A batch of B sequences with N events in all. Vectors keep their memory from one draw to the next.
 struct Batch {
-  std::vector<int64_t> users;      // (B)
-  std::vector<int32_t> offsets;    // (B + 1)
-  std::vector<int64_t> columns;    // (N) place of each event in the left-padded layout
-  std::vector<int64_t> items;      // (N)
-  std::vector<int64_t> positives;  // (N) the event after each, unless SSE replaced it
+  std::vector<int64_t> users;                // (B)
+  std::vector<int32_t> offsets;              // (B + 1)
+  std::vector<int64_t> columns;              // (N) place of each event in the left-padded layout
+  std::vector<int64_t> items;                // (N)
+  std::vector<int64_t> positives;            // (N) the event after each, unless SSE replaced it
+  std::vector<int64_t> times, target_times;  // (N) of items and positives, if the table has times
   std::vector<int64_t> negatives;  // (N, K), (B, K) or (1, K) items not in the user's history
   int64_t longest = 0;
   RowNumbers numbers;  // empty unless wanted

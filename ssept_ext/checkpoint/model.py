@@ -191,9 +191,8 @@ def _store_files(
             _, offsets, items, times = known.histories
             of_items = torch.from_numpy(items.astype(np.int32))
             tensors["histories"] = {"offsets": torch.from_numpy(offsets), "items": of_items}
-            if times is not None and getattr(
-                model.config, "time_bias", False
-            ):  # no other reads them
+            reads_times = getattr(model.config, "time_bias", False)
+            if times is not None and reads_times:
                 tensors["histories"]["times"] = torch.from_numpy(times)
         else:
             tensors["counts"] = {"counts": torch.from_numpy(known.popularity)}

@@ -28,6 +28,8 @@ class SamplingTable:
     """(R + 1,) where the events of each row start."""
     items: IntArray
     """(E,) events, oldest first."""
+    times: IntArray | None
+    """(E,) when each was; None if batches are to have no times."""
     unseen: NegativeTable
 
 
@@ -42,6 +44,7 @@ def sampling_table(
     itemnum: int,
     popularity_exponent: float = 0.0,
     needs_negatives: bool = True,
+    with_times: bool = False,
 ) -> SamplingTable:
     """Prepare the users with more than one event for `draw_batch`.
 
@@ -51,9 +54,16 @@ def sampling_table(
     Raises
     ------
     ValueError
-        If no user is left, or an id is out of range.
+        If no user is left, an id is out of range, or there are no times `with_times`.
     """
     given = as_histories(histories)
+    if with_times and given.times is None:
+        raise ValueError(
+            'with_times needs the times of events, which User does not have: pass histories("train") of '
+            "a data set with times, not a dict"
+        )
+    if not with_times:
+        given = given._replace(times=None)
     users, offsets, items, _ = given
     for name, limit, ids in (("user", usernum, users), ("item", itemnum, items)):
         if ids.size and ids.max() > limit:
@@ -69,7 +79,7 @@ def sampling_table(
         weights = np.ceil(popularity * (_TOTAL_WEIGHT / popularity.sum())).astype(np.int32)
     if not needs_negatives:
         nothing = Histories(drawn.users, np.zeros_like(drawn.offsets), drawn.items[:0])
-        return SamplingTable(*drawn[:3], unseen=negative_table(nothing, itemnum, weights))
+        return SamplingTable(*drawn, unseen=negative_table(nothing, itemnum, weights))
     unseen = negative_table(drawn, itemnum, weights)
     has_unseen = unseen.unseen_weight > 0
     if num_left_out := np.count_nonzero(~has_unseen):
@@ -82,7 +92,7 @@ def sampling_table(
         )
         drawn = _only(drawn, has_unseen)
         unseen = negative_table(drawn, itemnum, weights)
-    return SamplingTable(*drawn[:3], unseen=unseen)
+    return SamplingTable(*drawn, unseen=unseen)
 
 
 def _only(histories: Histories, kept: NDArray[np.bool_]) -> Histories:
@@ -90,8 +100,10 @@ def _only(histories: Histories, kept: NDArray[np.bool_]) -> Histories:
     if kept.all():
         return histories
     lengths = np.diff(histories.offsets)
-    items = histories.items[np.repeat(kept, lengths)]
-    return Histories(histories.users[kept], to_offsets(lengths[kept]), items)
+    events = np.repeat(kept, lengths)
+    times = None if histories.times is None else histories.times[events]
+    offsets = to_offsets(lengths[kept])
+    return Histories(histories.users[kept], offsets, histories.items[events], times)
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,10 @@ class Draw(NamedTuple):
     """Length of the longest sequence."""
     numbers: tuple[IntArray, ...] | None = None
     """The fields of `ssept_ext.data.packed.RowNumbers`, if they are wanted and the compiled extension draws."""
+    times: IntArray | None = None
+    """(N,) when each event was; None if the table has no times."""
+    target_times: IntArray | None = None
+    """(N,) when the event after each was, whatever SSE replaced it by; None if the table has no times."""
 
 
 def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw:
@@ -167,6 +183,8 @@ def draw_batch(table: SamplingTable, settings: DrawSettings, index: int) -> Draw
         positives=table.items[event + 1],
         negatives=negatives,
         longest=int(lengths.max()),
+        times=None if table.times is None else table.times[event],
+        target_times=None if table.times is None else table.times[event + 1],
     )
     settings.sse.replace_in(
         key=settings.key,
@@ -206,6 +224,7 @@ class NativeSource:
             users=table.users,
             offsets=table.offsets,
             items=table.items,
+            times=table.times,
             unseen=table.unseen.native(),
             **{f.name: getattr(settings, f.name) for f in fields(settings)}
             | {"sse": settings.sse.native()},

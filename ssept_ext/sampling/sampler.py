@@ -69,6 +69,7 @@ class WarpSampler:
         popularity_exponent: float = 0.0,
         window_sampling_prob: float = 0.0,
         needs_negatives: bool = True,
+        with_times: bool = False,
     ) -> None:
         """Prepare to draw from `User`.
 
@@ -100,12 +101,15 @@ class WarpSampler:
         needs_negatives
             Whether negatives must be items outside the user's history. Users who have seen every item are then left
             out, with a warning. False is for `loss="softmax"`, which ignores negatives.
+        with_times
+            Whether batches of `next_packed` have the `times` of their events and the `target_times` of the events to
+            predict, which models with `time_bias` read. `User` must be arrays with times then. SSE replaces ids only.
 
         Raises
         ------
         ValueError
-            If an id is below 1 or above `usernum` or `itemnum`, no user has 2 events and an unseen item, or an
-            argument is out of range; so is a batch of 2**31 events or negatives.
+            If an id is below 1 or above `usernum` or `itemnum`, no user has 2 events and an unseen item, `User` has no
+            times that `with_times` needs, or an argument is out of range; so is a batch of 2**31 events or negatives.
         RuntimeError
             If the system does not start as many threads.
         """
@@ -147,7 +151,12 @@ class WarpSampler:
         )
         of_users = needs_negatives and options.negatives_per != "batch"
         self._table = sampling_table(
-            User, usernum, itemnum, options.popularity_exponent, needs_negatives=of_users
+            User,
+            usernum,
+            itemnum,
+            options.popularity_exponent,
+            needs_negatives=of_users,
+            with_times=with_times,
         )
         self._itemnum = itemnum
         self._index = 0
@@ -184,12 +193,15 @@ class WarpSampler:
     def next_packed(self) -> PackedBatch:
         """Draw what `pack(*next_batch())` would hold, on the CPU, without making padded arrays or repeating negatives.
 
+        The batch has times, too, if the sampler was made `with_times`.
+
         Raises
         ------
         RuntimeError
             After `close`, or in a forked child.
         """
         draw = self._next()
+        times = {"times": draw.times, "target_times": draw.target_times}
         batch = PackedBatch.from_numpy(
             users=draw.users,
             items=draw.items,
@@ -201,6 +213,7 @@ class WarpSampler:
             negatives_per=self._draw_settings.negatives_per,
             ids_replaced=self._draw_settings.sse.is_active,
             numbers=draw.numbers,
+            **{name: array for name, array in times.items() if array is not None},
         )
         return number_rows(batch) if self._draw_settings.numbered else batch
 
@@ -210,13 +223,17 @@ class WarpSampler:
         return lengths
 
     def digest(self) -> str:
-        """Return a digest of the histories and items that batches are drawn from, which `settings` does not hold."""
+        """Return a digest of the histories and items that batches are drawn from, which `settings` does not hold.
+
+        Times are part of it if batches have them.
+        """
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        histories = Histories(self._table.users, self._table.offsets, self._table.items)
-        return f"{histories.digest()} and items 1..{self._itemnum}"
+        table = self._table
+        histories = Histories(table.users, table.offsets, table.items, table.times)
+        return f"{histories.digest(with_times=True)} and items 1..{self._itemnum}"
 
     @property
     def negative_log_probs(self) -> NDArray[np.float64] | None:

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from support.small_sampler import HISTORIES, NUM_ITEMS, assert_equal_batches, make
+from support.small_sampler import HISTORIES, NUM_ITEMS, assert_equal_batches, make, timed
 from support.sources import needs_native
 
 from ssept_ext import WarpSampler, pack
@@ -220,16 +220,18 @@ def test_uniform_negatives_have_no_log_probs():
         (1.0, 0.0, 2, 50, SSE(0.9, 0.4, joint=True, user_num=60, item_num=80), "sequence"),
     ],
 )
-def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len, sse, per):
+@pytest.mark.parametrize("with_times", [False, True])
+def test_native_and_numpy_draw_the_same(exponent, window, negatives, max_len, sse, per, with_times):
     rng = np.random.default_rng(0)
     histories = {u: rng.integers(1, 81, rng.integers(1, 40)).tolist() for u in range(1, 61)}
-    table = sampling_table(histories, 60, 80, exponent)
+    table = sampling_table(timed(histories), 60, 80, exponent, with_times=with_times)
     sizes = (33, max_len, negatives)
     settings = DrawSettings((12345, 2**64 - 1), *sizes, window, sse, negatives_per=per)
     native = NativeSource(table, settings, 0, 2)
 
     for index in range(5):
         drawn, expected = native.next(), draw_batch(table, settings, index)
+        assert (drawn.times is not None) is with_times
         for name, left, right in zip(expected._fields, drawn, expected, strict=True):
             np.testing.assert_array_equal(left, right, err_msg=name)
     native.close()
@@ -357,7 +359,7 @@ def test_a_user_beyond_usernum_is_named():
 
 def test_histories_are_hashed_once_however_often_a_training_is_saved(monkeypatch):
     hashed, digest = [], Histories.digest
-    monkeypatch.setattr(Histories, "digest", lambda self: hashed.append(1) or digest(self))
+    monkeypatch.setattr(Histories, "digest", lambda self, **how: hashed.append(1) or digest(self))
 
     with make() as sampler:
         assert sampler.digest() == sampler.digest()

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ssept_ext import WarpSampler
+from ssept_ext.data.histories import Histories
 
 NUM_ITEMS = 30
 HISTORIES = {
@@ -18,6 +19,17 @@ HISTORIES = {
 def make(histories=HISTORIES, num_items=NUM_ITEMS, **arguments):
     arguments = {"batch_size": 16, "maxlen": 5, "seed": 7, **arguments}
     return WarpSampler(histories, max(histories), num_items, **arguments)
+
+
+def timed(histories=HISTORIES):
+    """As arrays, where event number i of user u, counted from 0, is of time 100 * u + i."""
+    times = [100 * user + i for user, items in histories.items() for i in range(len(items))]
+    return Histories.from_mapping(histories)._replace(times=np.array(times))
+
+
+def make_timed(histories=HISTORIES, num_items=NUM_ITEMS, **arguments):
+    arguments = {"batch_size": 16, "maxlen": 5, "seed": 7, "with_times": True, **arguments}
+    return WarpSampler(timed(histories), max(histories), num_items, **arguments)
 
 
 def assert_equal_batches(left, right):
