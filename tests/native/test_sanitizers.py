@@ -25,6 +25,7 @@ OPS = [
             "feed_forward",
             "gated_residual",
             "multi_head_attention",
+            "multi_head_bias",
             "row_update",
             "sampled_logits",
             "sampled_loss",

@@ -11,6 +11,7 @@ from support.attention import (
     every_implementation,
     every_kernel,
     gradients,
+    with_bias,
 )
 from support.implementations import ALL
 from support.samples import RAGGED, Ragged, amid_traps, ragged_id, senseless_offsets
@@ -109,14 +110,16 @@ def test_on_cuda_a_float64_head_of_more_than_128_is_a_value_error(implementation
         wide.call(op)
 
 
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
 @pytest.mark.parametrize("of", ["queries", "keys", "both"])
 @senseless_offsets
 @pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
-def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, offsets, of):
+def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, offsets, of, biased):
     wrong = torch.tensor(offsets, dtype=torch.int32)
     right = torch.linspace(0, 34, len(offsets)).int()
+    a = arguments(dtype=torch.float32)
     a = replace(
-        arguments(dtype=torch.float32),
+        with_bias(a) if biased else a,
         cu_seqlens_q=right if of == "keys" else wrong,
         cu_seqlens_k=right if of == "queries" else wrong,
     ).to(implementation.device)
@@ -131,7 +134,7 @@ def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, o
     first = [max(0, x[0].item()) for x in (a.cu_seqlens_q, a.cu_seqlens_k)]
     assert torch.isfinite(out[first[0] :]).all()
     if list(offsets) == sorted(offsets):
-        for x, begin in zip(gradients[:3], (first[0], first[1], first[1]), strict=True):
+        for x, begin in zip(gradients, (first[0], first[1], first[1], 0, 0), strict=True):
             assert torch.isfinite(x[begin:]).all()
 
 

@@ -8,8 +8,10 @@ from support.samples import Ragged, outputs_and_gradients, random_ids
 from support.tolerances import assert_close
 
 from ssept_ext.ops import reference
+from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 ITEM_NUM, USER_NUM, SEQ_MAX_LEN = 29, 5, 24
+BIASES = ("position_bias", "time_bias", "query_times", "key_times")
 
 every_batch = settings(max_examples=80)
 
@@ -139,23 +141,31 @@ def test_causal_attention(ragged, generator, dtype, heads, head_size, newest_onl
     st.integers(1, 40),
     dropouts,
     st.booleans(),
+    st.booleans(),
 )
-def test_multi_head_attention(ragged, generator, dtype, heads, head_size, dropout, residual):
+def test_multi_head_attention(
+    ragged, generator, dtype, heads, head_size, dropout, residual, biased
+):
     n, width = ragged.num_tokens, heads * head_size
     x_q, x_k = (normal(generator, dtype, n, width) for _ in range(2))
     weights = [normal(generator, dtype, width, width) / width**0.5 for _ in "qkv"]
     biases = [normal(generator, dtype, width) for _ in "qkv"]
     offsets, lengths = (ragged.cu_seqlens(),) * 2, (ragged.max_seqlen,) * 2
     arguments = (*offsets, *lengths, heads, head_size**-0.5, *dropout, residual)
+    wide = torch.promote_types(dtype, torch.float32)
+    widths = (ragged.max_seqlen + 1, TIME_BUCKETS) if biased else ()
+    tables = [normal(generator, wide, heads, columns) for columns in widths]
+    times = [torch.randint(10**6, (n,), generator=generator) for _ in tables]
 
     def only_out(op):
-        def of(x_q, x_k, q_weight, q_bias, k_weight, v_weight, v_bias):
+        def of(x_q, x_k, q_weight, q_bias, k_weight, v_weight, v_bias, *tables):
             layers = (q_weight, q_bias, k_weight, biases[1].to(x_q.dtype), v_weight, v_bias)
-            return op(x_q, x_k, *layers, *arguments)[0]
+            bias = dict(zip(BIASES, (*tables, *times), strict=False))
+            return op(x_q, x_k, *layers, *arguments, **bias)[0]
 
         return of
 
-    leaves = (x_q, x_k, weights[0], biases[0], *weights[1:], biases[2])
+    leaves = (x_q, x_k, weights[0], biases[0], *weights[1:], biases[2], *tables)
     grad = normal(generator, torch.float64, n, width)
     actual = outputs_and_gradients(
         only_out(torch.ops.ssept_ext.multi_head_attention), leaves, grad.to(dtype)
