@@ -191,8 +191,7 @@ def _store_files(
             _, offsets, items, times = known.histories
             of_items = torch.from_numpy(items.astype(np.int32))
             tensors["histories"] = {"offsets": torch.from_numpy(offsets), "items": of_items}
-            reads_times = getattr(model.config, "time_bias", False)
-            if times is not None and reads_times:
+            if times is not None and model.config.time_bias:  # nothing else reads them
                 tensors["histories"]["times"] = torch.from_numpy(times)
         else:
             tensors["counts"] = {"counts": torch.from_numpy(known.popularity)}

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.checkpoints import (
-    as_format_1,
-    knowing,
-    make_sasrec,
-    make_ssept,
-    named,
-    names,
-    write_tensors,
-)
+from support.checkpoints import as_format_1, knowing, make_sasrec, make_ssept, named, names
 from support.factories import tiny_model
 
 from ssept_ext import SASREC, SSEPT
@@ -139,8 +131,7 @@ def test_raw_ids_and_histories_come_back(tmp_path, make, users):
 
 @pytest.mark.parametrize("reads_times", [True, False])
 def test_times_of_histories_are_saved_for_models_that_read_them_only(tmp_path, reads_times):
-    model = knowing(make_ssept(), times=[10, 20, 30, 2**40])
-    object.__setattr__(model.config, "time_bias", reads_times)
+    model = knowing(make_ssept(time_bias=reads_times), times=[10, 20, 30, 2**40])
 
     model.save_pretrained(tmp_path)
 
@@ -150,10 +141,8 @@ def test_times_of_histories_are_saved_for_models_that_read_them_only(tmp_path, r
 
 
 def test_saved_times_come_back_with_the_events_of_each_user(tmp_path):
-    knowing(make_ssept()).save_pretrained(tmp_path)
-    untimed = SSEPT.from_pretrained(tmp_path).known
-    saved = load_file(named(tmp_path, "histories"))
-    write_tensors(tmp_path, "histories", {**saved, "times": torch.tensor([10, 20, 30, 2**40])})
+    knowing(make_ssept(time_bias=True), times=[10, 20, 30, 2**40]).save_pretrained(tmp_path)
+    untimed = knowing(make_ssept()).known
 
     known = SSEPT.from_pretrained(tmp_path).known
 
