@@ -82,7 +82,7 @@ def load(folder: Path) -> SASRecDataSet:
 
 def sampler_of(data: SASRecDataSet) -> WarpSampler:
     sizes = (data.usernum, data.itemnum, BATCH_SIZE, SEQ_MAX_LEN)
-    return WarpSampler(data.histories("train"), *sizes, seed=0)
+    return WarpSampler(data.histories("train", with_times=False), *sizes, seed=0)
 
 
 def draw(folder: Path) -> None:

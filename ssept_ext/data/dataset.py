@@ -39,7 +39,9 @@ class DictView:
         if dataset is None:
             return self
         if self._part not in dataset._dicts:
-            dataset._dicts[self._part] = self._make(dataset.histories(self._part).to_dict())
+            dataset._dicts[self._part] = self._make(
+                dataset.histories(self._part, with_times=False).to_dict()
+            )
         return dataset._dicts[self._part]
 
     def __set__(self, dataset: SASRecDataSet, value: Dict) -> None:
@@ -166,7 +168,9 @@ class SASRecDataSet:
         """Number of users with an entry in `user_train`, which may be an empty one."""
         return len(self._dicts.get("train", self._histories.users))
 
-    def histories(self, part: Part, users: ArrayLike | None = None) -> Histories:
+    def histories(
+        self, part: Part, users: ArrayLike | None = None, *, with_times: bool = True
+    ) -> Histories:
         """Return histories in arrays.
 
         Parameters
@@ -175,6 +179,8 @@ class SASRecDataSet:
             "train", "valid" or "test"; "all" for the whole histories.
         users
             Ids of the users to return, in this order; None for all.
+        with_times
+            False leaves out times, which then take no memory.
 
         Returns
         -------
@@ -189,10 +195,15 @@ class SASRecDataSet:
             `MAX_ID`.
         """
         check_one_of("part", part, get_args(Part))
-        edited = self._dicts.get(part)
-        if edited is None:
-            found = self._histories if users is None else self._histories.of(users)
-            return self._part(found, part)
+        if part in self._dicts:
+            found = self._edited(part, users)
+            return found if with_times else found._replace(times=None)
+        held = self._histories if with_times else self._histories._replace(times=None)
+        return self._part(held if users is None else held.of(users), part)
+
+    def _edited(self, part: Part, users: ArrayLike | None) -> Histories:
+        """What the dict of a part holds, as `histories` returns it."""
+        edited = self._dicts[part]
         if users is None:
             return self._laid_out(part)
         wanted = np.asarray(users, np.int64)

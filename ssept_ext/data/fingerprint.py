@@ -51,8 +51,8 @@ class Fingerprint:
             items=dataset.itemnum,
             events=len(histories.items),
             histories=histories.digest(),
-            training=dataset.histories("train").digest(),
-            validation=dataset.histories("valid").digest(),
+            training=dataset.histories("train", with_times=False).digest(),
+            validation=dataset.histories("valid", with_times=False).digest(),
             user_ids=None if user_ids is None else user_ids.digest,
             item_ids=None if item_ids is None else item_ids.digest,
         )

@@ -311,8 +311,11 @@ def test_times_follow_the_events_of_each_part(part, name, users, read_as_dict):
         getattr(dataset, name)
 
     found = dataset.histories(part, users)
+    without = dataset.histories(part, users, with_times=False)
 
     assert found.times.tolist() == (10 * found.items).tolist()
+    assert without.times is None
+    assert without.items.tolist() == found.items.tolist()
 
 
 def test_times_follow_the_events_to_another_split_and_other_numbers():
