@@ -19,7 +19,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from data_sets import DATASETS, OFTEN, DataSet, Settings, kind_of
 from measure import Options, machine_kind
 from workload import SHARED
 
@@ -50,18 +51,16 @@ TEST_SEED, NUM_DRAWS = 42, 10
 Metrics = dict[str, float]
 
 
-Settings = dict[str, Any]
 # The figures on file are of the best epoch by sampled NDCG.
 _MEASURED: Settings = {"val_epoch": 10, "validation": "sampled", "restore_best": True}
-_OFTEN: Settings = {"val_epoch": 5}
 _WITHOUT_SSE: Settings = {"sse_user_prob": 0.0, "sse_item_prob": 0.0, "sse_joint": False}
 # Losses over many items learn more in an epoch.
-_FEWER_EPOCHS: Settings = {"learning_rate": 1e-3, "warmup_steps": 0, "num_epochs": 60, **_OFTEN}
+_FEWER_EPOCHS: Settings = {"learning_rate": 1e-3, "warmup_steps": 0, "num_epochs": 60, **OFTEN}
 _SOFTMAX: Settings = {"loss": "softmax", **_FEWER_EPOCHS}
 # As in gSASRec's published row: Petrov & Macdonald, RecSys 2023.
 _GBCE: Settings = {"loss": "gbce", "gbce_t": 0.75, "num_negatives": 256, **_FEWER_EPOCHS}
 _SSE_PT = presets.PRESETS["sse-pt"] | _MEASURED
-_SASREC = presets.PRESETS["sasrec"] | _MEASURED | _OFTEN
+_SASREC = presets.PRESETS["sasrec"] | _MEASURED | OFTEN
 
 PRESETS: dict[str, Settings] = {
     "sse-pt": _SSE_PT,
@@ -81,34 +80,6 @@ PRESETS: dict[str, Settings] = {
 OLD_NAMES = {"item_dim": "embedding_dim", "user_dim": "user_embedding_dim", "epochs": "num_epochs"}
 """Of settings, in the commands of runs that are on file."""
 
-
-def for_games(preset: str, settings: Settings) -> Settings:
-    """A preset for short histories of many users, as found by validation: user vectors must be small."""
-    loss = settings.get("loss", "bce")
-    changes: Settings = {
-        "seq_max_len": 50,
-        "embedding_dim": 100,
-        "dropout_rate": 0.5,
-        "learning_rate": 1e-3,
-        "warmup_steps": 0,
-        "num_epochs": 150 if loss == "bce" else 40,
-        **_OFTEN,
-    }
-    if loss == "sampled_softmax":
-        changes["num_negatives"] = 16
-    if kind_of(preset) is SSEPT:
-        changes |= {"user_embedding_dim": 10, "sse_item_prob": 0.0}
-    return settings | changes
-
-
-def kind_of(preset: str) -> type[SASREC]:
-    return SASREC if preset.startswith("sasrec") else SSEPT
-
-
-DATASETS: dict[str, Callable[[str, Settings], Settings]] = {
-    "ml-1m": lambda _, settings: settings,
-    "games": for_games,
-}
 
 _SAMPLED, _FULL = ("HR@10", "NDCG@10"), ("full HR@10", "full NDCG@10")
 # Sampled: Wu et al., RecSys 2020. Full ranking: Petrov & Macdonald, RecSys 2023.
@@ -164,7 +135,8 @@ class Run:
 def run_from(options: argparse.Namespace) -> tuple[Run, SASRecDataSet]:
     """What the command line asks for, and its data."""
     name = "synthetic" if options.quick else options.dataset
-    settings = DATASETS.get(name, DATASETS["ml-1m"])(options.preset, PRESETS[options.preset])
+    known = DATASETS.get(name, DataSet(name))
+    settings = known.settings(options.preset, PRESETS[options.preset])
     if options.quick:
         settings = settings | _QUICK
         if kind_of(options.preset) is SSEPT:
@@ -177,7 +149,7 @@ def run_from(options: argparse.Namespace) -> tuple[Run, SASRecDataSet]:
     if options.quick:
         data = synthetic(num_users=100)
     elif name in DATASETS:
-        data = SASRecDataSet(options.data / f"{name}.txt.gz")
+        data = known.load(options.data / known.file)
     else:
         data = SASRecDataSet(name, col_sep=None)
         name = Path(name).name.split(".")[0]

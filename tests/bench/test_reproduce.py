@@ -136,7 +136,7 @@ def test_early_stopping_ends_a_run(quick, monkeypatch):
 @pytest.mark.parametrize("dataset", reproduce.DATASETS)
 @pytest.mark.parametrize("preset", reproduce.PRESETS)
 def test_every_preset_makes_its_model_sampler_and_options(preset, dataset):
-    settings = reproduce.DATASETS[dataset](preset, reproduce.PRESETS[preset])
+    settings = reproduce.DATASETS[dataset].settings(preset, reproduce.PRESETS[preset])
     data = synthetic(num_users=20, num_clusters=9)
     recipe = Recipe.from_options(reproduce.kind_of(preset), settings)
 
