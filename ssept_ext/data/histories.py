@@ -152,6 +152,20 @@ class Histories(NamedTuple):
         """(R,) the time of the first event of each row, 0 where the row is empty; None if times are not known."""
         return None if self.times is None else self._oldest(self.times)
 
+    def usual_next_times(self) -> IntArray:
+        """(R,) when the next event of each row is to be expected: its newest time plus its median gap between events.
+
+        Of two medians the shorter; a row of one event has no gap, which counts as 0. No row may be empty.
+        """
+        assert self.times is not None
+        lengths = np.diff(self.offsets)
+        gaps = np.diff(self.times, prepend=0)
+        gaps[self.offsets[:-1]] = -1  # of no event before: sorted first in its row
+        order = np.lexsort((gaps, np.repeat(np.arange(len(lengths)), lengths)))
+        gap = gaps[order[self.offsets[:-1] + lengths // 2]]
+        next_times: IntArray = self.times[self.offsets[1:] - 1] + np.maximum(gap, 0)
+        return next_times
+
     def _oldest(self, values: IntArray) -> IntArray:
         first = np.append(values, 0)[self.offsets[:-1]]
         return np.where(np.diff(self.offsets) > 0, first, 0)

@@ -244,18 +244,30 @@ def pack_statically(users: Tensor, input_seq: Tensor) -> PackedBatch:
     )
 
 
-def last_events(histories: Histories, rows: slice, seq_max_len: int) -> PackedBatch:
-    """Pack the newest `seq_max_len` events of some consecutive rows, on the CPU."""
+def last_events(
+    histories: Histories, rows: slice, seq_max_len: int, at: IntArray | None = None
+) -> PackedBatch:
+    """Pack the newest `seq_max_len` events of some consecutive rows, on the CPU.
+
+    `at`, (R,), is the time at which the next event of each of all rows is asked for; the batch then has times.
+    """
     starts, ends = histories.offsets[:-1][rows], histories.offsets[1:][rows]
     lengths = np.minimum(ends - starts, seq_max_len)
     cu_seqlens = to_offsets(lengths)
     event = np.arange(cu_seqlens[-1]) + np.repeat(ends - cu_seqlens[1:], lengths)
+    times = {}
+    if at is not None:
+        assert histories.times is not None
+        target_times = np.append(histories.times[1:], 0)[event]
+        target_times[cu_seqlens[1:][lengths > 0] - 1] = at[rows][lengths > 0]
+        times = {"times": histories.times[event], "target_times": target_times}
     return PackedBatch.from_numpy(
         users=histories.users[rows],
         items=histories.items[event],
         positions=columns_of(cu_seqlens, seq_max_len),
         cu_seqlens=cu_seqlens.astype(np.int32),
         max_seqlen=int(lengths.max()),
+        **times,
     )
 
 
@@ -269,13 +281,17 @@ def align(batch: PackedBatch, maxlen: int, seq_max_len: int) -> PackedBatch:
     positions = batch.positions + (seq_max_len - maxlen)
     keep = positions >= 0
     num_kept = F.pad(keep.cumsum(0), (1, 0))
+    of_tokens = {
+        name: x[keep]
+        for name in ("items", "times", "target_times", "positives")
+        if (x := getattr(batch, name)) is not None
+    }
     return replace(
         batch,
-        items=batch.items[keep],
+        **of_tokens,
         positions=positions[keep],
         cu_seqlens=num_kept[batch.cu_seqlens.long()].int(),
         max_seqlen=min(batch.max_seqlen, seq_max_len),
-        positives=None if batch.positives is None else batch.positives[keep],
         negatives=batch.negatives[keep]
         if batch.negatives is not None and batch.negatives_per == "event"
         else batch.negatives,
@@ -311,7 +327,7 @@ def round_up_tokens(batch: PackedBatch) -> PackedBatch:
     """
     count = len(batch.items)
     spare = -count % (1 << max(0, count.bit_length() - 6))
-    of_tokens = ["items", "positions", "positives"]
+    of_tokens = ["items", "positions", "times", "target_times", "positives"]
     if batch.negatives_per == "event":
         of_tokens.append("negatives")
 

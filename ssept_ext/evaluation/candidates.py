@@ -64,6 +64,8 @@ class EvaluationCandidates:
     """(n, 1 + num_neg_test) item ids; column 0 is the held-out item."""
     dataset: SASRecDataSet | None = None
     """What they were drawn from, by which `rank_candidates` checks that the numbers are the model's."""
+    at: IntArray | None = None
+    """(n,) int64 time of each held-out event, at which the model is asked for it; None if times are not known."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write users and candidates, but not the histories, to a compressed .npz file without pickle."""
@@ -126,7 +128,8 @@ class EvaluationCandidates:
                 f"dataset"
             )
         inputs = input_histories(dataset, users, split)
-        return cls(split, inputs, candidates.astype(np.int64), dataset)
+        at = times_asked(inputs, held_out)
+        return cls(split, inputs, candidates.astype(np.int64), dataset, at)
 
 
 _FORMAT = "ssept_ext trials 1"
@@ -201,7 +204,7 @@ def draw_candidates(
     _warn_of_few_items(num_left, dataset.itemnum, num_neg_test)
     if not num_left.all():
         users, answers = users[num_left > 0], answers[num_left > 0]
-        inputs, seen = inputs.of(users), seen.of(users)
+        inputs, seen, held_out = inputs.of(users), seen.of(users), held_out.of(users)
         table = negative_table(seen, dataset.itemnum)
 
     negatives = table.draw(philox_key(seed), num_neg_test)
@@ -211,7 +214,12 @@ def draw_candidates(
     allowed = negative_table(join(seen.of(users[row]), clashes), dataset.itemnum)
     negatives[row, column] = allowed.at(np.arange(len(row)), rng.random(len(row)))
     candidates = np.concatenate([answers[:, None], negatives], 1)
-    return EvaluationCandidates(split, inputs, candidates, dataset)
+    return EvaluationCandidates(split, inputs, candidates, dataset, times_asked(inputs, held_out))
+
+
+def times_asked(inputs: Histories, held_out: Histories) -> IntArray | None:
+    """(n,) time of each held-out event, at which a model is asked for it; None unless all times are known."""
+    return None if inputs.times is None else held_out.oldest_times()
 
 
 def _warn_of_few_items(num_left: IntArray, itemnum: int, num_neg_test: int) -> None:

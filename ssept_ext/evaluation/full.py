@@ -19,9 +19,10 @@ from ssept_ext.evaluation.candidates import (
     check_items,
     input_histories,
     measurable_users,
+    times_asked,
 )
 from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, hr, mean_gain, ndcg, reciprocal
-from ssept_ext.network.identity import in_ids_of
+from ssept_ext.network.identity import in_ids_of, times_for
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
 from ssept_ext.ranking.catalogue import (
@@ -119,6 +120,8 @@ def evaluate_full(
     mine = slice(0, len(users))
     if not is_sharded(model):
         mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
+    at = times_for(model, times_asked(inputs, held_out), str(dataset.filename or "dataset"))
+    at = None if at is None else at[mine]
     inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
     num_best = min(max(ks), dataset.itemnum)
     ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
@@ -126,7 +129,7 @@ def evaluate_full(
     with scoring(model):
         # Rank the items of the data set only: the model's table may be larger.
         catalogue = Catalogue.of(model, dataset.itemnum)
-        for rows, queries, _ in encode_groups(model, inputs, eval_batch_size):
+        for rows, queries, _ in encode_groups(model, inputs, eval_batch_size, at):
             seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), num_best, like=queries)
             of_rows = targets[rows].to(model.device)

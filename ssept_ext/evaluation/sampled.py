@@ -21,7 +21,7 @@ from ssept_ext.evaluation.candidates import (
     draw_candidates,
 )
 from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, ndcg_and_hr
-from ssept_ext.network.identity import check_ids_of, in_ids_of
+from ssept_ext.network.identity import check_ids_of, in_ids_of, times_for
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
 from ssept_ext.ranking.catalogue import scoring
@@ -82,12 +82,13 @@ def _rank(
     if is_sharded(model):  # those who have fewer batches help with the others' last one
         most = max(distributed.gather(len(starts)))
         starts += [0] * (most - len(starts))
+    at = times_for(model, trials.at, "the data set of the candidates")
     ranks = [torch.zeros(0, len(BEATS[ties]), dtype=torch.int64, device=model.device)]
     finite = torch.ones((), dtype=torch.bool, device=model.device)
     with scoring(model):
         for start in starts:
             rows = slice(start, min(start + eval_batch_size, len(trials.candidates)))
-            batch = last_events(trials.inputs, rows, model.seq_max_len).to(model.device)
+            batch = last_events(trials.inputs, rows, model.seq_max_len, at).to(model.device)
             candidates = torch.from_numpy(trials.candidates[rows]).to(model.device)
             scores = model.score(batch, candidates, user_part=False)
             finite &= scores.isfinite().all()

@@ -6,8 +6,26 @@ from typing import Any
 
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.fingerprint import Fingerprint
+from ssept_ext.data.histories import IntArray
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
+
+
+def reads_times(model: Any) -> bool:
+    """Whether a model's scores depend on the times of events. Those of a class of the user's own do not."""
+    return getattr(getattr(model, "config", None), "time_bias", False)
+
+
+def times_for(model: SequentialRecommender, at: IntArray | None, source: str) -> IntArray | None:
+    """Return the times at which next items are asked for if the model reads any, and None for another model.
+
+    A ValueError says that the `source`, such as "dataset", has no times.
+    """
+    if not reads_times(model):
+        return None
+    if at is None:
+        raise ValueError(f"{source} must have times of events, because the model has time_bias")
+    return at
 
 
 def check_is_dataset(dataset: Any) -> None:

@@ -60,7 +60,10 @@ def scoring(model: SequentialRecommender) -> Iterator[None]:
 
 
 def encode_groups(
-    model: SequentialRecommender, histories: Histories, batch_size: int
+    model: SequentialRecommender,
+    histories: Histories,
+    batch_size: int,
+    at: IntArray | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Encode all rows of `histories`, in groups of up to `USERS_AT_A_TIME`.
 
@@ -70,6 +73,8 @@ def encode_groups(
     ----------
     batch_size
         Users per forward pass.
+    at
+        (R,) time at which the next item is asked for, for a model with `time_bias`.
 
     Yields
     ------
@@ -80,7 +85,7 @@ def encode_groups(
     mean = None if histories.users.all() else model.mean_user()
 
     def encode(rows: slice) -> tuple[Tensor, Tensor]:
-        batch = last_events(histories, rows, model.seq_max_len)
+        batch = last_events(histories, rows, model.seq_max_len, at)
         vectors = model.user_vectors(batch.users, mean)
         return model.encode_last(batch.to(model.device), vectors)
 

@@ -20,7 +20,15 @@ from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
 from ssept_ext.ranking.catalogue import Catalogue, SeenItems, encode_groups, score_blocks, scoring
 from ssept_ext.ranking.top_k import TopK
-from ssept_ext.serving.requests import CANDIDATES, check_indices, id_lists
+from ssept_ext.serving.requests import (
+    CANDIDATES,
+    Time,
+    check_indices,
+    id_lists,
+    requested_at,
+    times_of,
+    times_to_ask_at,
+)
 from ssept_ext.utils.checks import check_at_least
 
 
@@ -42,6 +50,8 @@ def recommend_by_index(
     candidates: Collection[int] | None = None,
     exclude_seen: bool = True,
     batch_size: int = 256,
+    at: Time | Sequence[Time] | None = None,
+    history_times: Mapping[int, Sequence[Time]] | None = None,
 ) -> Recommendations:
     """Score all items 1..item_num as each user's next item and return the k best.
 
@@ -61,14 +71,20 @@ def recommend_by_index(
         Whether to leave out the items of the user's history.
     batch_size
         Users per forward pass.
+    at
+        For a model with `time_bias`: when the next event will be, for all users or for each, in the unit of the times
+        that it was trained on (datetimes are seconds since 1970, in UTC). By default, a user's newest time plus the
+        median time between the user's events.
+    history_times
+        For such a model: user id to the times of the user's events, oldest first, unless `histories` is a data set.
 
     Raises
     ------
     TypeError
-        If an argument is not a sequence or mapping of ids; names it.
+        If an argument is not a sequence or mapping of ids or times; names it.
     ValueError
         If a user has no history, an id is not an integer from 1, `candidates` is empty, `k` or `batch_size` is below 1,
-        or a score is not finite.
+        a score is not finite, times are missing, or `at` is before a user's newest event.
     IndexError
         If an id is outside the model's table; names the id and the size of the table.
 
@@ -82,13 +98,14 @@ def recommend_by_index(
     """
     if isinstance(histories, SASRecDataSet):
         check_ids_of(model, histories)
-    asked = _histories_of(histories, users)
+    asked = _histories_of(histories, users, history_times)
+    when = requested_at(at, len(asked.users))
     check_indices(model, "user", asked.users)
     check_indices(model, "item", asked.items)
     catalogue = None
     if candidates is not None:
         catalogue = check_indices(model, "item", id_list(CANDIDATES, candidates, in_order=False))
-    return rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size)
+    return rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size, when)
 
 
 def rank_catalogue(
@@ -98,10 +115,12 @@ def rank_catalogue(
     catalogue: IntArray | None,
     exclude_seen: bool,
     batch_size: int,
+    at: IntArray | None,
 ) -> Recommendations:
     """Return the k best items for each history; none may be empty. User 0 is an unknown user."""
     check_at_least("k", k, 1)
     check_at_least("batch_size", batch_size, 1)
+    at = times_to_ask_at(model, asked, at)
     num_items, seen_items = model.item_num, asked
     if catalogue is not None:
         if not len(catalogue):
@@ -118,7 +137,7 @@ def rank_catalogue(
         else:
             ids = torch.from_numpy(catalogue).to(model.device)
             ranked = Catalogue(model.item_embedding_layer(ids))
-        for rows, queries, user_parts in encode_groups(model, asked, batch_size):
+        for rows, queries, user_parts in encode_groups(model, asked, batch_size, at):
             seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), k, like=queries)
             for first, scores in ranked.blocks(queries):
@@ -151,15 +170,23 @@ def concatenated(found: Sequence[TopK], k: int) -> Recommendations:
 
 
 def _histories_of(
-    events: SASRecDataSet | Mapping[int, Sequence[int]], users: Sequence[int] | None
+    events: SASRecDataSet | Mapping[int, Sequence[int]],
+    users: Sequence[int] | None,
+    history_times: Mapping[int, Sequence[Time]] | None,
 ) -> Histories:
     """Return the histories of `users` in the given order; None for all. Users may be repeated."""
     asked = None if users is None else check_ids(id_list("users", users), "user")
     if isinstance(events, SASRecDataSet):
+        if history_times is not None:
+            raise ValueError("history_times must be None where histories are a data set")
         num_users = events.num_users
         found = events.histories("all", asked)
     else:
-        found = Histories.from_mapping(id_lists(events, None if asked is None else asked.tolist()))
+        lists = id_lists(events, None if asked is None else asked.tolist())
+        found = Histories.from_mapping(lists)
+        if history_times is not None:
+            times = [*times_of(history_times, lists).values(), np.zeros(0, np.int64)]
+            found = found._replace(times=np.concatenate(times))
         num_users, found = len(events), found if asked is None else found.of(asked)
     empty = np.diff(found.offsets) == 0
     if empty.any():

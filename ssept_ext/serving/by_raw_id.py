@@ -23,15 +23,19 @@ import numpy as np
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.raw_ids import id_list
+from ssept_ext.network.identity import reads_times
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import rank_catalogue, similar_by_index
 from ssept_ext.serving.frames import take_rows, to_frame
 from ssept_ext.serving.requests import (
     CANDIDATES,
+    Time,
     check_types,
     encode_ids,
     encode_items,
     id_lists,
+    requested_at,
+    times_of,
 )
 
 
@@ -45,6 +49,8 @@ def recommend_by_raw_id(
     exclude_seen: bool = True,
     with_scores: bool = True,
     batch_size: int = 256,
+    at: Time | Sequence[Time] | None = None,
+    history_times: Mapping[Any, Sequence[Time]] | None = None,
 ) -> Any:
     """Return the k best items of each user, by raw ids: `recommend` of a model trained by `fit`.
 
@@ -61,10 +67,12 @@ def recommend_by_raw_id(
         Items per user, fewer if fewer are left.
     candidates
         Items to choose from, the same for all users; None for all. Unknown ones are dropped, with a warning.
-    exclude_seen, batch_size
+    exclude_seen, batch_size, at
         See `ssept_ext.serving.by_index.recommend_by_index`.
     with_scores
         Whether to return scores.
+    history_times
+        For a model with `time_bias`: raw user id to the times of the events in `histories`, oldest first.
 
     Returns
     -------
@@ -76,7 +84,7 @@ def recommend_by_raw_id(
     TypeError
         If an id has another type than in training, or an argument is no sequence or mapping of ids; names both types.
     ValueError
-        If an argument is out of range, a score is not finite, or histories are neither stored nor given.
+        If an argument is out of range, a score is not finite, or histories or times are neither stored nor given.
     ImportError
         If narwhals is not installed; it comes with `ssept_ext[data]`.
     """
@@ -85,20 +93,29 @@ def recommend_by_raw_id(
     if candidates is not None:
         choices = id_list(CANDIDATES, candidates, in_order=False)
         (catalogue,) = encode_items(known, [choices], "candidates")
-    live = {} if histories is None else _encoded(known, histories)
+        catalogue = catalogue[catalogue != 0]
+    live = {} if histories is None else _encoded(known, histories, history_times)
     if users is None:
         users = known.user_ids.raw.tolist() if histories is None else list(live)
     users = id_list("users", users)
     numbers = encode_ids(known.user_ids, users)
     events = [
-        live[user] if user in live else known.of(number)
+        live[user] if user in live else known.events(number)
         for user, number in zip(users, numbers.tolist(), strict=True)
     ]
-    lengths = np.array([len(row) for row in events], np.int64)
+    lengths = np.array([len(items) for items, _ in events], np.int64)
     warm = lengths > 0
     offsets = np.cumsum(np.append(0, lengths[warm]))
-    asked = Histories(numbers[warm], offsets, np.concatenate([*events, np.zeros(0, np.int64)]))
-    found = rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size)
+    times = [times for items, times in events if len(items)] if reads_times(model) else [None]
+    asked = Histories(
+        numbers[warm],
+        offsets,
+        np.concatenate([*(items for items, _ in events), np.zeros(0, np.int64)]),
+        None if any(x is None for x in times) else np.concatenate([*times, np.zeros(0, np.int64)]),
+    )
+    when = requested_at(at, len(users))
+    when = None if when is None else when[warm]
+    found = rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size, when)
 
     items = np.empty((len(users), found.items.shape[1]), np.int64)
     scores = np.full(items.shape, math.nan, found.scores.dtype)
@@ -148,11 +165,20 @@ def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int
     )
 
 
-def _encoded(known: KnownHistories, histories: Mapping[Any, Sequence[Any]]) -> dict[Any, IntArray]:
-    """Check the histories, and replace their raw item ids by the numbers of known items."""
+def _encoded(
+    known: KnownHistories,
+    histories: Mapping[Any, Sequence[Any]],
+    history_times: Mapping[Any, Sequence[Time]] | None,
+) -> dict[Any, tuple[IntArray, IntArray | None]]:
+    """Check the histories, replace raw item ids by the numbers of known items, and add times if there are any."""
     given = id_lists(histories)
     check_types(known.user_ids, given)
-    return dict(zip(given, encode_items(known, given.values(), "events"), strict=True))
+    times = {} if history_times is None else times_of(history_times, given)
+    encoded = zip(given, encode_items(known, given.values(), "events"), strict=True)
+    return {
+        user: (items[items != 0], times[user][items != 0] if user in times else None)
+        for user, items in encoded
+    }
 
 
 def _most_popular(known: KnownHistories, catalogue: IntArray | None, k: int) -> IntArray:

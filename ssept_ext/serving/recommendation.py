@@ -9,6 +9,7 @@ from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import recommend_by_index, similar_by_index
 from ssept_ext.serving.by_raw_id import recommend_by_raw_id, similar_by_raw_id
+from ssept_ext.serving.requests import Time
 from ssept_ext.utils.checks import check_bool
 
 
@@ -22,20 +23,23 @@ def recommend(
     exclude_seen: bool = True,
     with_scores: bool = True,
     batch_size: int = 256,
+    at: Time | Sequence[Time] | None = None,
+    history_times: Mapping[Any, Sequence[Time]] | None = None,
 ) -> Any:
     """Return each user's k best items.
 
     A model trained by `fit` takes raw ids and returns a data frame: see
     `ssept_ext.serving.by_raw_id.recommend_by_raw_id`. Other models, and calls with a `SASRecDataSet`, use the
     indices of the embedding tables: `histories` is required, and the result is `Recommendations`; see
-    `ssept_ext.serving.by_index.recommend_by_index`.
+    `ssept_ext.serving.by_index.recommend_by_index`. Both say what `at` and `history_times` are, which only a model with
+    `time_bias` takes.
 
     Raises
     ------
     TypeError
         If an argument is not a sequence or mapping of ids.
     ValueError
-        If the model stores no histories and none are given, or `with_scores` is False for indices.
+        If the model stores no histories and none are given, `with_scores` is False for indices, or times are missing.
 
     Examples
     --------
@@ -49,6 +53,8 @@ def recommend(
         "candidates": candidates,
         "exclude_seen": check_bool("exclude_seen", exclude_seen),
         "batch_size": batch_size,
+        "at": at,
+        "history_times": history_times,
     }
     if model.known is not None and not isinstance(histories, SASRecDataSet):
         return recommend_by_raw_id(model, histories, users, k, with_scores=with_scores, **options)

@@ -1,19 +1,22 @@
-"""Conversion of the users and histories in a request to the model's indices."""
+"""Conversion of the users, histories and times in a request to the model's indices and integers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime, timezone
 from itertools import chain
 from typing import Any, Literal
 from uuid import UUID
 
 import numpy as np
 
-from ssept_ext.data.histories import IntArray, check_ids, check_mapping
+from ssept_ext.data.histories import Histories, IntArray, check_ids, check_mapping
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.raw_ids import RawId, id_list
+from ssept_ext.data.times import whole_times
+from ssept_ext.network.identity import reads_times
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.utils.checks import shown
 
@@ -49,19 +52,17 @@ def check_indices(model: SequentialRecommender, noun: str, ids: Collection[int])
 def encode_items(
     known: KnownHistories, histories: Iterable[list[Any]], what: str
 ) -> list[IntArray]:
-    """Return the indices of each history's items; unknown items are dropped, with a warning that counts them."""
+    """Return the indices of each history's items, 0 for those to drop: unknown ones, which a warning counts."""
     given = list(histories)
     numbers = encode_ids(known.item_ids, list(chain.from_iterable(given)))
     encoded = np.split(numbers, np.cumsum([len(items) for items in given])[:-1]) if given else []
-    num_all = len(numbers)
-    kept = [row[row != 0] for row in encoded]
-    if unknown := num_all - sum(map(len, kept)):
+    if unknown := np.count_nonzero(numbers == 0):
         warnings.warn(
-            f"dropped {unknown} of {num_all} {what}, because their items are not among the "
+            f"dropped {unknown} of {len(numbers)} {what}, because their items are not among the "
             f"{len(known.item_ids)} that the model knows",
             stacklevel=4,
         )
-    return kept
+    return encoded
 
 
 def encode_ids(
@@ -81,3 +82,97 @@ def check_types(id_map: IdMap, ids: Iterable[Any]) -> None:
                 f"{id_map.noun} ids must be {id_map.type}, as in training, "
                 f"got {shown(value)} of type {type(value).__name__}"
             )
+
+
+Time = int | float | date | np.datetime64
+"""A time in a request; a `datetime` is a date, and without a time zone it is UTC."""
+
+
+def times_of(history_times: Any, histories: Mapping[Any, Sequence[Any]]) -> dict[Any, IntArray]:
+    """Return the times of each history's events; a TypeError if that is no mapping, else as `times_of_events`."""
+    if not isinstance(history_times, Mapping):
+        raise TypeError(
+            f"history_times must map each user of histories to the times of the events, got {shown(history_times)}"
+        )
+    return {
+        user: times_of_events(
+            f"history_times[{shown(user)}]", history_times.get(user, ()), len(items)
+        )
+        for user, items in histories.items()
+    }
+
+
+def times_of_events(name: str, times: Any, num_events: int) -> IntArray:
+    """Return as many times as events, oldest first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something is no time, there are more or fewer, or they are not in order; names the argument.
+    """
+    found = to_times(name, times)
+    if len(found) != num_events:
+        raise ValueError(f"{name} must be {num_events} times, one for each event, got {len(found)}")
+    if (np.diff(found) < 0).any():
+        raise ValueError(f"{name} must be in the order of time, oldest first")
+    return found
+
+
+def to_times(name: str, times: Any) -> IntArray:
+    """Return a sequence of times as integers, datetimes in seconds; a TypeError or ValueError names what is no time."""
+    given = times if isinstance(times, np.ndarray) else list(times)
+    if any(isinstance(time, date) for time in given):
+        given = np.array([_utc(time) for time in given], "datetime64[us]")
+    try:
+        return whole_times(np.asarray(given) if len(given) else np.zeros(0, np.int64))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _utc(time: Any) -> Any:
+    if isinstance(time, datetime) and time.tzinfo is not None:
+        return time.astimezone(timezone.utc).replace(tzinfo=None)
+    return time
+
+
+def requested_at(at: Any, num_users: int) -> IntArray | None:
+    """(R,) times of a request: one for all users or one for each; None if none was given."""
+    if at is None:
+        return None
+    if isinstance(at, (int, float, date, np.generic)):
+        return np.repeat(to_times("at", [at]), num_users)
+    times = to_times("at", at)
+    if len(times) != num_users:
+        raise ValueError(
+            f"at must be one time, or one for each of {num_users} users, got {len(times)}"
+        )
+    return times
+
+
+def times_to_ask_at(
+    model: SequentialRecommender, asked: Histories, at: IntArray | None
+) -> IntArray | None:
+    """Return when the next item of each history is asked for, by default at its usual next time.
+
+    None for a model that reads no times, for which none may be given. No history may be empty.
+    """
+    if not reads_times(model):
+        if at is not None:
+            raise ValueError("at must be None for a model without time_bias, which reads no times")
+        return None
+    if asked.times is None:
+        raise ValueError(
+            "histories must have times, because the model has time_bias: pass history_times, or a "
+            "SASRecDataSet with times"
+        )
+    if at is None:
+        return asked.usual_next_times()
+    newest = asked.times[asked.offsets[1:] - 1]
+    early = at < newest
+    if early.any():
+        row = int(early.argmax())
+        raise ValueError(
+            f"at must not be before the newest event of a user's history, in the unit of its times: that of row {row} "
+            f"is at {newest[row]}, got {at[row]}"
+        )
+    return at

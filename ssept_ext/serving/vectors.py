@@ -14,7 +14,15 @@ from ssept_ext.data.histories import Histories
 from ssept_ext.data.raw_ids import id_list
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import encode_groups, scoring
-from ssept_ext.serving.requests import check_indices, encode_ids, encode_items
+from ssept_ext.serving.requests import (
+    Time,
+    check_indices,
+    encode_ids,
+    encode_items,
+    requested_at,
+    times_of_events,
+    times_to_ask_at,
+)
 
 
 def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
@@ -38,7 +46,12 @@ def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
 
 
 def user_state(
-    model: SequentialRecommender, history: Sequence[Any], user: Any | None = None
+    model: SequentialRecommender,
+    history: Sequence[Any],
+    user: Any | None = None,
+    *,
+    at: Time | None = None,
+    history_times: Sequence[Time] | None = None,
 ) -> NDArray[np.floating]:
     """Return the query vector of a user: its inner products with `item_vectors` rank items as `recommend` does.
 
@@ -51,6 +64,8 @@ def user_state(
         Items, oldest first: raw ids if the model has them, else indices. Unknown raw ids are dropped, with a warning.
     user
         The user's raw id or index. None, or an unknown user, gets the mean of all users' vectors.
+    at, history_times
+        For a model with `time_bias`: when the next event will be, as for `recommend`, and the times of `history`.
 
     Returns
     -------
@@ -60,7 +75,7 @@ def user_state(
     Raises
     ------
     ValueError
-        If no event is left, or an index is not an integer from 1.
+        If no event is left, an index is not an integer from 1, or times are missing.
     TypeError, IndexError
         If `history` is not a sequence of ids, a raw id does not have the type of the ids in training, or an index is
         outside its table.
@@ -73,19 +88,25 @@ def user_state(
     (9,)
     """
     known, given, number = model.known, id_list("history", history), 0
+    times = None
+    if history_times is not None:
+        times = times_of_events("history_times", history_times, len(given))
     if known is None:
         items = check_indices(model, "item", given)
         if user is not None:
             number = check_indices(model, "user", [user])[0]
     else:
         (items,) = encode_items(known, [given], "events")
+        times = None if times is None else times[items != 0]
+        items = items[items != 0]
         if user is not None:
             number = encode_ids(known.user_ids, [user])[0]
     if not len(items):
         raise ValueError(f"history must hold an item that the model knows, got {len(given)} others")
-    one = Histories(np.array([number]), np.array([0, len(items)]), items)
+    one = Histories(np.array([number]), np.array([0, len(items)]), items, times)
+    when = times_to_ask_at(model, one, requested_at(at, 1))
     with scoring(model):
-        ((_, queries, _),) = encode_groups(model, one, 1)
+        ((_, queries, _),) = encode_groups(model, one, 1, when)
     return _to_numpy(queries[0])
 
 

@@ -28,6 +28,7 @@ class BatchShape:
     num_item_ids: int = 0
     """Room for distinct items in `PackedBatch.numbers`; 0 for batches without."""
     num_user_ids: int = 0
+    has_times: bool = False
 
     @property
     def num_negative_sets(self) -> int:
@@ -57,7 +58,11 @@ class BatchShape:
             capacity = batch_size * seq_max_len
         capacity = -(-max(capacity, len(batch.items)) // 64) * 64
         shape = BatchShape(
-            capacity, batch_size, batch.negatives.shape[1], negatives_per=batch.negatives_per
+            capacity,
+            batch_size,
+            batch.negatives.shape[1],
+            negatives_per=batch.negatives_per,
+            has_times=batch.times is not None,
         )
         num_ids = [0, 0]
         if batch.numbers is not None:  # and 0, which is in every list
@@ -76,6 +81,7 @@ class BatchShape:
             and len(batch.users) == self.batch_size
             and batch.negatives.shape[1] == self.num_negatives
             and batch.negatives_per == self.negatives_per
+            and (batch.times is not None) == self.has_times
         )
 
 

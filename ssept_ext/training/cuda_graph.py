@@ -105,6 +105,8 @@ class _Buffer:
             "negatives": shape.num_negative_sets * shape.num_negatives,
             "cu_seqlens": (sequences + 2) // 2,  # int32, two to an int64
         }
+        if shape.has_times:
+            sizes |= {"times": tokens, "target_times": tokens}
         if shape.num_item_ids:
             sizes |= {f"numbers.{name}": sizes[name] for name in ("users", *_ITEMS)}
             sizes |= {"item_ids": shape.num_item_ids, "user_ids": shape.num_user_ids}
@@ -120,6 +122,8 @@ class _Buffer:
             positions=part["positions"],
             cu_seqlens=part["cu_seqlens"].view(torch.int32)[: sequences + 1],
             max_seqlen=max_seqlen,
+            times=part.get("times"),
+            target_times=part.get("target_times"),
             positives=part["positives"],
             negatives=negatives,
             negatives_per=shape.negatives_per,
@@ -145,8 +149,9 @@ class _Buffer:
                 vars(self.batch.numbers).values(), vars(batch.numbers).values(), strict=True
             )
         for mine, given in tensors:
-            mine[: len(given)] = given
-            mine[len(given) :] = 0
+            if mine is not None:
+                mine[: len(given)] = given
+                mine[len(given) :] = 0
 
 
 class CudaGraphStep:

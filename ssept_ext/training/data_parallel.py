@@ -45,6 +45,7 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
     first, last = bounds[process : process + 2]
     start, end = offsets[first], offsets[last]
     positives = batch.positives[start:end]
+    times = [None if x is None else x[start:end] for x in (batch.times, batch.target_times)]
     rows = batch.negatives_of(slice(first, last), slice(start, end))
     num_targets = int(batch.positives[: offsets[-1]].count_nonzero())
     return BatchPart(
@@ -53,6 +54,8 @@ def shard(batch: PackedBatch, process: int, num_processes: int) -> BatchPart:
         positions=batch.positions[start:end],
         cu_seqlens=batch.cu_seqlens[first : last + 1] - batch.cu_seqlens[first],
         max_seqlen=int(np.diff(offsets[first : last + 1]).max()),
+        times=times[0],
+        target_times=times[1],
         positives=positives,
         negatives=batch.negatives[rows],
         negatives_per=batch.negatives_per,

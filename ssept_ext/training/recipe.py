@@ -119,8 +119,9 @@ class Recipe(Generic[Model]):
         self, dataset: SASRecDataSet, seq_max_len: int, seed: int, n_workers: int = 1
     ) -> WarpSampler:
         """Make a sampler of a data set's training events."""
+        with_times = bool(self.model["time_bias"])
         return WarpSampler(
-            dataset.histories("train"),
+            dataset.histories("train", with_times=with_times),
             dataset.usernum,
             dataset.itemnum,
             self.loop.batch_size,
@@ -128,6 +129,7 @@ class Recipe(Generic[Model]):
             n_workers,
             seed=seed,
             needs_negatives=self.training.loss != "softmax",
+            with_times=with_times,
             **asdict(self.sampler),
         )
 

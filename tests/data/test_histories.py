@@ -85,6 +85,41 @@ def test_times_are_joined_where_all_parts_have_them():
     assert joined.oldest_times().tolist() == [30, 80]
 
 
+def test_times_follow_their_events():
+    histories = Histories.from_mapping({7: [3, 1, 2], 4: [], 5: [6, 8]})
+    histories = histories._replace(times=np.array([1, 2, 3, 10, 20]))
+
+    assert histories.of([5, 9, 7]).times.tolist() == [10, 20, 1, 2, 3]
+    assert histories.part(slice(1, 3)).times.tolist() == [10, 20]
+    assert histories.between(np.array([1, 0, 0]), np.array([3, 0, 1])).times.tolist() == [2, 3, 10]
+    assert histories.oldest_times().tolist() == [1, 0, 10]
+    assert join(histories, histories).times.tolist() == [1, 2, 3, 1, 2, 3, 10, 20, 10, 20]
+    assert join(histories, histories._replace(times=None)).times is None
+
+
+def test_the_next_event_is_expected_after_the_median_of_the_gaps_the_shorter_of_two():
+    times = [5, 5, 6, 16, 1, 4, 14, 14, 17]
+    histories = Histories(np.arange(4), np.array([0, 1, 4, 7, 9]), np.ones(9, int), np.array(times))
+
+    assert histories.usual_next_times().tolist() == [5, 16 + 1, 14 + 3, 17 + 3]
+
+
+@pytest.mark.parametrize("times", [np.arange(2), np.arange(3.0), np.ones((3, 1), int)])
+def test_times_that_are_no_integers_or_do_not_fit_the_events_are_refused(times):
+    histories = Histories(np.array([7]), np.array([0, 3]), np.array([3, 1, 2]), times)
+
+    with pytest.raises(ValueError, match="times must be 3 integers"):
+        histories.checked()
+
+
+def test_a_digest_covers_times_only_where_it_is_asked_to():
+    histories = Histories.from_mapping({7: [3, 1]})
+    early, late = (histories._replace(times=np.array([1, x])) for x in (2, 3))
+
+    assert early.digest() == late.digest() == histories.digest()
+    assert early.digest(with_times=True) != late.digest(with_times=True)
+
+
 def test_the_oldest_item_of_an_empty_row_is_0():
     assert Histories.from_mapping({7: [3, 1], 2: [], 4: [5], 1: []}).oldest().tolist() == [
         3,

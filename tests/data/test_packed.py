@@ -58,6 +58,28 @@ def test_the_last_events_are_those_of_the_padded_histories():
     assert_equal(last_events(histories, slice(1, 3), 4), pack(USERS[:2], SEQ[:2]))
 
 
+def test_a_token_has_its_time_and_that_of_the_event_after_it():
+    histories = Histories.from_mapping({7: [3, 5], 8: [], 9: [6, 2, 9]})
+    histories = histories._replace(times=np.array([10, 20, 1, 4, 9]))
+
+    batch = last_events(histories, slice(0, 3), 2, at=np.array([25, 0, 100]))
+
+    assert batch.times.tolist() == [10, 20, 4, 9]
+    assert batch.target_times.tolist() == [20, 25, 9, 100]
+
+
+def test_aligning_and_rounding_up_treat_times_as_items():
+    times = torch.arange(130)
+    batch = replace(random_batch(100, 30, seq_max_len=100), times=times, target_times=times + 1)
+
+    aligned, rounded = align(batch, 100, 90), round_up_tokens(batch)
+
+    assert aligned.times.tolist() == [*range(10, 130)]
+    assert aligned.target_times.tolist() == [*range(11, 131)]
+    assert rounded.times.tolist() == [*range(130), 0, 0]
+    assert rounded.target_times.tolist() == [*range(1, 131), 0, 0]
+
+
 @pytest.mark.parametrize("seq_max_len", [1, 2, 3, 4, 5, 9])
 def test_a_batch_is_aligned_at_the_newest_event(seq_max_len):
     negatives = torch.from_numpy(np.arange(24).reshape(3, 4, 2))

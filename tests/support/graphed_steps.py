@@ -1,6 +1,7 @@
 """A model with dropout and SSE, and its training by steps that are graphed or not."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from support.factories import random_batch, tiny_model
@@ -15,7 +16,7 @@ SEED = torch.tensor([3])
 SHAPE = BatchShape(capacity=64, batch_size=4, num_negatives=2)
 
 
-def model(dtype=torch.float64, device="cpu", architecture="recommenders"):
+def model(dtype=torch.float64, device="cpu", architecture="recommenders", time_bias=False):
     torch.manual_seed(0)
     return tiny_model(
         item_num=30,
@@ -31,13 +32,18 @@ def model(dtype=torch.float64, device="cpu", architecture="recommenders"):
         sse_item_prob=0.2,
         sse_joint=True,
         architecture=architecture,
+        time_bias=time_bias,
     ).to(device, dtype)
 
 
-def batch(*lengths, num_negatives=2):
-    return random_batch(
+def batch(*lengths, num_negatives=2, timed=False):
+    drawn = random_batch(
         *lengths, item_num=30, user_num=9, seq_max_len=20, num_negatives=num_negatives
     )
+    if not timed:
+        return drawn
+    times = torch.randint(10**9, (2, sum(lengths)))
+    return replace(drawn, times=times[0], target_times=times.sum(0))
 
 
 BATCHES = [(5, 1, 17, 9), (20, 20, 20, 4), (1, 0, 0, 1), (20, 20, 20, 20), (3, 4, 5, 6)]
@@ -54,7 +60,8 @@ def work_of(m, optimizer):
 
 def graphed(m, optimizer, work=None):
     work = work or work_of(m, optimizer)
-    return CudaGraphStep(work, optimizer, m.device, m.seq_max_len, SHAPE)
+    shape = replace(SHAPE, has_times=m.config.time_bias)
+    return CudaGraphStep(work, optimizer, m.device, m.seq_max_len, shape)
 
 
 def by_steps_of_the_model(m, batches):
@@ -73,7 +80,7 @@ def by_steps_of_the_model(m, batches):
 
 def assert_same_training(make_step, m, limit_of=assert_close):
     """Losses and parameters after steps that drop the same elements."""
-    batches = [batch(*lengths) for lengths in BATCHES * 2]
+    batches = [batch(*lengths, timed=m.config.time_bias) for lengths in BATCHES * 2]
     other = copy.deepcopy(m)
     expected = by_steps_of_the_model(other, batches)
     step = make_step(m, adam(m))

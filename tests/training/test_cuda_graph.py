@@ -43,6 +43,13 @@ def test_spare_capacity_changes_neither_losses_nor_parameters(architecture):
     assert_same_training(graphed, model(architecture=architecture))
 
 
+def test_spare_capacity_changes_nothing_for_a_model_that_reads_times():
+    m = model(time_bias=True)
+    torch.nn.init.normal_(m.encoder.enc_layers[0].mha.time_bias)
+
+    assert_same_training(graphed, m)
+
+
 def test_a_batch_of_another_shape_is_worked_on_as_it_is():
     worked_on = []
     m = model()
@@ -53,6 +60,7 @@ def test_a_batch_of_another_shape_is_worked_on_as_it_is():
             batch(20, 20, 20, 20),
             batch(3, 4, 5),
             batch(3, 4, 5, 6, num_negatives=3),
+            batch(3, 4, 5, 6, timed=True),
         ],
     )
     for b in (fitting, *others):

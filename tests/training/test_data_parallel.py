@@ -78,6 +78,16 @@ def test_parts_have_the_negatives_that_their_sequences_share(per, rows):
         assert torch.equal(part.numbers.item_ids[part.numbers.negatives], part.negatives)
 
 
+def test_parts_have_the_times_of_their_tokens():
+    times = torch.arange(18)
+    batch = replace(packed(5, 1, 9, 3), times=times, target_times=times + 1)
+
+    parts = [data_parallel.shard(batch, process, 3) for process in range(3)]
+
+    assert torch.equal(torch.cat([part.times for part in parts]), times)
+    assert torch.equal(torch.cat([part.target_times for part in parts]), times + 1)
+
+
 def test_every_process_drops_out_by_a_seed_of_its_own():
     dataset = synthetic(num_users=20, min_events=4, max_events=20)
     model = model_for(dataset, dropout_rate=0.5).double()
