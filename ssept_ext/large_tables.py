@@ -138,7 +138,7 @@ class ShardedSASREC(SASREC):
         """Find the items that this process ranks: see `ssept_ext.network.sharded.Sharded`."""
         first, rows = self._tables[0].rows()
         rows = rows[: max(num_items + 1 - first, 0)]
-        return max(first - 1, 0), _Part(rows, start=0 if first == 0 else -1)
+        return max(first - 1, 0), _Part(self.scores.vectors(rows), start=0 if first == 0 else -1)
 
     def look_up(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
         """Return the rows that a batch reads as tables, and the batch with its ids numbered by them.
@@ -225,19 +225,10 @@ class ShardedSASREC(SASREC):
             )
         return model
 
-    def _score(
-        self,
-        hidden: Tensor,
-        items: Tensor,
-        table: Tensor | None,
-        users: Tensor,
-        cu_seqlens: Tensor,
-        item_weight: Tensor | None = None,
-    ) -> Tensor:
-        if item_weight is None:
-            distinct, items = numbered(items)
-            item_weight = self._tables[0].look_up_without_gradient(distinct)
-        return super()._score(hidden, items, table, users, cu_seqlens, item_weight)
+    def item_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of these items as a table, and the items numbered by them."""
+        distinct, numbers = numbered(items)
+        return self._tables[0].look_up_without_gradient(distinct), numbers
 
 
 class ShardedSSEPT(ShardedSASREC, SSEPT):

@@ -86,6 +86,15 @@ class SASRECConfig:
         "learned bias of each head's attention scores by the time between the event to predict and each event seen, in "
         "128 logarithmic buckets (HSTU, Zhai et al., ICML 2024); needs data with times",
     )
+    cosine_temperature: float | None = option(
+        None,
+        "score items by the cosine with the hidden state over this temperature, .05 in HSTU, instead of by "
+        "inner product",
+        Range(1e-3, 1e3),
+    )
+    learn_temperature: bool = option(
+        False, "let training change cosine_temperature, where it starts from"
+    )
     sse_item_prob: float = option(
         0.0, "SSE: probability of replacing an input item by a random one", PROBABILITY
     )
@@ -115,6 +124,10 @@ class SASRECConfig:
             raise ValueError(
                 f"attention_num_heads must make heads of at most {MAX_HEAD_SIZE} features, got "
                 f"{heads} heads of {width // heads}"
+            )
+        if self.learn_temperature and self.cosine_temperature is None:
+            raise ValueError(
+                "learn_temperature must be False without a cosine_temperature, got True"
             )
         _ = self.sse  # checks itself
 

@@ -20,6 +20,7 @@ from ssept_ext.data.sse import replace_ids
 from ssept_ext.network import layers, losses
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
+from ssept_ext.network.scores import Scores
 from ssept_ext.ops.reference_checks import checked_ids
 from ssept_ext.utils.checks import check_one_of
 
@@ -72,11 +73,13 @@ class SequentialRecommender(nn.Module):
         self.positional_embedding_layer = nn.Embedding(config.seq_max_len, config.hidden_size)
         self.encoder = self.encoder_class(config, self.backend)
         self.layer_normalization = self.norm_class(config, self.backend)
+        self.scores = Scores(config, self.backend)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise tables as `embedding_init` says, and layers as `network.layers.initialise` does."""
         layers.initialise(self, self.config.embedding_init)
+        self.scores.reset_parameters()
 
     def encode(
         self,
@@ -163,17 +166,19 @@ class SequentialRecommender(nn.Module):
         batch.targets(needs_negatives=loss != "softmax")
         batch, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
         positives, negatives = batch.targets(needs_negatives=loss != "softmax")
+        queries = self.scores.queries(hidden)  # (N, D)
         if loss == "softmax":
-            weight = self.item_embedding_layer.weight
-            item_part = hidden[:, : weight.shape[1]]  # the user's part is the same for every item
-            return losses.softmax(item_part, weight, positives)
+            vectors = self.scores.vectors(self.item_embedding_layer.weight)
+            item_part = queries[:, : vectors.shape[1]]  # the user's part is the same for every item
+            return losses.softmax(item_part, vectors, positives)
         beta = 1.0
         if loss == "gbce":
             beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)
         log_q = negative_log_probs if loss == "sampled_softmax" else None
         item_table, user_table, rows = self.look_up(batch)
         users = None if user_table is None else rows.users
-        scored = (hidden, item_table, user_table, *rows.targets(), users, batch.cu_seqlens)
+        vectors = self.scores.vectors(item_table)
+        scored = (queries, vectors, user_table, *rows.targets(), users, batch.cu_seqlens)
         name = "bce" if loss == "gbce" else loss
         options: dict[str, Any] = {
             "beta": beta,
@@ -208,7 +213,8 @@ class SequentialRecommender(nn.Module):
         batch, hidden = self._encode_targets(batch, training, seed)
         item_table, user_table, rows = self.look_up(batch)
         items = torch.cat([rows.targets()[0].unsqueeze(1), rows.negatives_of_tokens()], 1)
-        return self._score(hidden, items, user_table, rows.users, batch.cu_seqlens, item_table)
+        pair = self.scores.queries(hidden), self.scores.vectors(item_table)
+        return cast("Tensor", self.scores(*pair, items, user_table, rows.users, batch.cu_seqlens))
 
     def score(
         self,
@@ -237,18 +243,21 @@ class SequentialRecommender(nn.Module):
             (B, C) float32 or wider, even for a model in half precision, where rounded scores would tie.
         """
         vectors = self.user_vectors(batch.users) if user_vectors is None else user_vectors
-        hidden, batch, table = self._last_hidden(batch, vectors)  # (B, D)
+        queries, batch, table = self._last_queries(batch, vectors)  # (B, D)
         # One row for each sequence, as if each had one token.
-        one_each = torch.arange(hidden.shape[0] + 1, dtype=torch.int32, device=hidden.device)
-        return self._score(hidden, candidates, table if user_part else None, batch.users, one_each)
+        one_each = torch.arange(queries.shape[0] + 1, dtype=torch.int32, device=queries.device)
+        rows, numbers = self.item_rows(candidates)
+        pair = queries, self.scores.vectors(rows)
+        scored = self.scores(*pair, numbers, table if user_part else None, batch.users, one_each)
+        return cast("Tensor", scored)
 
     def encode_last(
         self, batch: PackedBatch, user_vectors: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Split the scores of the next item into queries (B, Di) and user parts (B,), without dropout.
 
-        The score of item j is `queries @ E_item[j] + user_part`; the user part is the same for all items.
-        Both are float32 or wider.
+        The score of item j is `queries @ scores.vectors(E_item)[j] + user_part`; the user part is the same for all
+        items. Both are float32 or wider.
 
         Parameters
         ----------
@@ -258,12 +267,12 @@ class SequentialRecommender(nn.Module):
             (B, Du) vectors to use instead of those of `user_vectors`.
         """
         vectors = self.user_vectors(batch.users) if user_vectors is None else user_vectors
-        hidden, _, _ = self._last_hidden(batch, vectors)  # (B, D)
-        item_dim = self.config.item_dim
-        queries, rest = hidden[:, :item_dim].contiguous(), hidden[:, item_dim:]
+        queries, _, _ = self._last_queries(batch, vectors)  # (B, D)
+        item_part, rest = queries.tensor_split([self.config.item_dim], 1)
         if vectors is None:
-            return queries, queries.new_zeros(len(queries))
-        return queries, (rest * vectors.to(hidden.dtype) * math.sqrt(rest.shape[1])).sum(1)
+            return item_part, item_part.new_zeros(len(item_part))
+        user_part = (rest * vectors.to(rest.dtype) * math.sqrt(rest.shape[1])).sum(1)
+        return item_part.contiguous(), user_part
 
     def user_vectors(self, users: Tensor, mean: Tensor | None = None) -> Tensor | None:
         """(B, Du) vectors by which users are scored: their own, or the mean of all for user 0, who is unknown.
@@ -310,6 +319,10 @@ class SequentialRecommender(nn.Module):
     def look_up(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
         """Return tables of items and users, and a batch whose ids are their rows: see `PackedBatch.look_up`."""
         return batch.look_up(*self.lookup_tables().values())
+
+    def item_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a table with the rows of these items, and which of its rows they are: the whole table, and its ids."""
+        return self.item_embedding_layer.weight, items
 
     @property
     def item_num(self) -> int:
@@ -358,10 +371,10 @@ class SequentialRecommender(nn.Module):
                 drop = Dropout(self.dropout_rate, own)
         return batch, self.encode(batch, drop)
 
-    def _last_hidden(
+    def _last_queries(
         self, batch: PackedBatch, user_vectors: Tensor | None
     ) -> tuple[Tensor, PackedBatch, Tensor | None]:
-        """Hidden states of the last tokens, (B, D), in float32 or wider.
+        """Queries of the last tokens, (B, D), in float32 or wider.
 
         Also returns the batch with new numbers of users, and the table of the given vectors that these refer to.
         """
@@ -370,32 +383,5 @@ class SequentialRecommender(nn.Module):
             table = torch.cat([user_vectors.new_zeros(1, user_vectors.shape[1]), user_vectors])
             batch = replace(batch, users=torch.arange(1, table.shape[0], device=table.device))
         hidden = self.encode(batch, last_only=True, user_table=table)
-        return hidden.to(torch.promote_types(hidden.dtype, torch.float32)), batch, table
-
-    def _score(
-        self,
-        hidden: Tensor,
-        items: Tensor,
-        table: Tensor | None,
-        users: Tensor,
-        cu_seqlens: Tensor,
-        item_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Score (N, K) items for (N, D) hidden states; without a table of users, without the user's part.
-
-        The result has the wider of the dtypes of hidden states and tables.
-        """
-        if table is None:
-            hidden = hidden[:, : self.config.item_dim]
-        if item_weight is None:
-            item_weight = self.item_embedding_layer.weight
-        wide = torch.promote_types(hidden.dtype, item_weight.dtype)
-        return ops.sampled_logits(
-            hidden.to(wide),
-            item_weight.to(wide),
-            None if table is None else table.to(wide),
-            items,
-            None if table is None else users,
-            cu_seqlens,
-            backend=self.backend,
-        )
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        return self.scores.queries(wide), batch, table

@@ -136,7 +136,7 @@ def rank_catalogue(
             ranked = Catalogue.of(model, num_items)
         else:
             ids = torch.from_numpy(catalogue).to(model.device)
-            ranked = Catalogue(model.item_embedding_layer(ids))
+            ranked = Catalogue(model.scores.vectors(model.item_embedding_layer(ids)))
         for rows, queries, user_parts in encode_groups(model, asked, batch_size, at):
             seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), k, like=queries)

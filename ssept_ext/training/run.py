@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +292,9 @@ class Run:
         if state is None:
             return
         # Earlier versions did not have all options; `precision` was called `bf16`.
-        then = TrainingOptions(bf16=state.settings.get("bf16"))
-        saved, ours = asdict(then) | state.settings, self.settings()
+        then = asdict(TrainingOptions(bf16=state.settings.get("bf16")))
+        then |= {f.name: f.default for f in fields(self.model.config) if f.default is not MISSING}
+        saved, ours = then | state.settings, self.settings()
         for name in ("data", "histories of the sampler"):  # which earlier versions did not save
             saved.setdefault(name, ours[name])
         saved.setdefault("negatives_per of the sampler", SamplerOptions.negatives_per)

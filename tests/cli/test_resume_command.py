@@ -176,6 +176,8 @@ OLD_OPTIONS = {
     "embedding_init": "uniform",
     "position_bias": False,
     "time_bias": False,
+    "cosine_temperature": None,
+    "learn_temperature": False,
     "sse_user_prob": 0.0,
     "sse_item_prob": 0.0,
     "sse_target_prob": 0.0,

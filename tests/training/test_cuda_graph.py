@@ -25,6 +25,7 @@ from ssept_ext import SSEPT, ops
 from ssept_ext.data.packed import number_rows
 from ssept_ext.network import layers, losses
 from ssept_ext.network.config import Architecture
+from ssept_ext.network.scores import Scores
 from ssept_ext.training import cuda_graph
 from ssept_ext.training.batch_shape import BatchShape
 from ssept_ext.training.cuda_graph import (
@@ -114,7 +115,7 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         SSEPT._encode_targets,
         ops.sampled_loss,
         SSEPT.encode,
-        SSEPT._score,
+        *(Scores.queries, Scores.vectors, Scores.forward),
         *(layers.Encoder.forward, layers.EncoderLayer.forward, layers.MultiHeadAttention.forward),
         *(layers.PreNormLayer.forward, layers.PreNormLayer.attend, layers.PreNormLayer.add),
         *(layers.GatedLayer.forward, layers.SwigluFeedForward.forward),

@@ -376,7 +376,7 @@ def test_a_training_of_before_there_was_an_option_goes_on_by_the_default(tmp_pat
     with pytest.raises(TrainingInterrupted):
         train(tmp_path, 1, [signal.SIGTERM])
     state = load_training(tmp_path)
-    for name in ("validation", "logq_correction", "negatives_per of the sampler"):
+    for name in ("validation", "logq_correction", "time_bias", "negatives_per of the sampler"):
         del state.settings[name]
     save_training(state, tmp_path)
 
