@@ -130,6 +130,23 @@ def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
     )
 
 
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which events are held out."""
+    group = parser.add_argument_group("split")
+    group.add_argument(
+        "--split",
+        choices=["last", "time"],
+        default="last",
+        help="hold out the last two events of each user, or the latest events of all (default: last)",
+    )
+    for part in ("valid", "test"):
+        group.add_argument(
+            f"--{part}-share",
+            help=f"share of all events in the {part} part of --split time (default: 0.1)",
+            **number(float, Range(0, 0.99)),
+        )
+
+
 def add_timeout(parser: argparse._ActionsContainer) -> None:
     """Add the timeout of training with several processes."""
     parser.add_argument(

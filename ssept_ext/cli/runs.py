@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ssept_ext import distributed
 from ssept_ext.cli.options import choose_device
 from ssept_ext.cli.prepare import IDS_SUFFIX
 from ssept_ext.data.dataset import SASRecDataSet
@@ -30,7 +31,8 @@ LOCK_FILE = ".lock"
 KINDS: dict[str, type[SASREC]] = {"ssept": SSEPT, "sasrec": SASREC}
 
 Source = dict[str, Any]
-"""The arguments of `SASRecDataSet` for a file, or {"synthetic": arguments of `synthetic`}."""
+"""The arguments of `SASRecDataSet` for a file, and perhaps {"split_by_time": its two moments}; or {"synthetic":
+arguments of `synthetic`}."""
 
 
 def new_run_folder(out: str | None) -> Path:
@@ -102,9 +104,12 @@ def _is_source(source: Any) -> bool:
         return made.keys() <= synthetic_source()["synthetic"].keys() and all(
             type(value) in (int, float) for value in made.values()
         )
-    separator = source.get("col_sep")
+    separator, moments = source.get("col_sep"), source.get("split_by_time", [0, 0])
     return (
-        source.keys() == {"filename", "col_sep"}
+        source.keys() - {"split_by_time"} == {"filename", "col_sep"}
+        and isinstance(moments, list)
+        and len(moments) == 2
+        and all(type(moment) is int for moment in moments)
         and isinstance(source["filename"], str)
         and (separator is None or isinstance(separator, str))
     )
@@ -118,6 +123,8 @@ def open_run(
     source, trained_with = read_run_file(Path(options.run))
     model = SASREC.from_pretrained(options.run, backend=options.backend, device=device).eval()
     given = given_source(options)
+    if given is not None and "split_by_time" in source:
+        given["split_by_time"] = source["split_by_time"]
     dataset = load_data(given or source)
     try:
         dataset = in_ids_of(model, dataset)
@@ -149,6 +156,26 @@ def given_source(options: argparse.Namespace) -> Source | None:
     return None
 
 
+def split_as(source: Source, options: argparse.Namespace) -> Source:
+    """Return the source with the moments at which the flags split it, if any; prints what is in the parts."""
+    given = {name: getattr(options, name) for name in ("valid_share", "test_share")}
+    shares = {name: share for name, share in given.items() if share is not None}
+    if options.split == "last":
+        for name in shares:
+            raise ValueError(f"--{name.replace('_', '-')} is for --split time")
+        return source
+    if "synthetic" in source:
+        raise ValueError("--split time: the synthetic data have no times, give --data")
+    dataset = load_data(source)
+    try:
+        counts = dataset.split_by_time(**shares)
+    except ValueError as error:
+        raise ValueError(f"{source['filename']}: {error}") from None
+    if distributed.rank() == 0:
+        print(f"split by time: {counts}")
+    return {**source, "split_by_time": [counts.valid_from, counts.test_from]}
+
+
 def synthetic_source() -> Source:
     """Return the source of the synthetic data set, with all its arguments."""
     parameters = inspect.signature(synthetic).parameters
@@ -159,7 +186,9 @@ def load_data(source: Source) -> SASRecDataSet:
     """Read or generate the data of a source, with the raw ids that `ssept prepare` wrote next to the file, if any."""
     if "synthetic" in source:
         return synthetic(**source["synthetic"])
-    dataset = SASRecDataSet(**source)
+    dataset = SASRecDataSet(source["filename"], source["col_sep"])
+    if "split_by_time" in source:
+        dataset.split_by_time(*source["split_by_time"])
     if is_prepared(source["filename"]):
         load_prepared(
             source["filename"], verify=True

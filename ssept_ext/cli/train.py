@@ -20,6 +20,7 @@ from ssept_ext.cli.options import (
     add_device,
     add_fields,
     add_run,
+    add_split,
     add_timeout,
     choose_device,
     number,
@@ -36,6 +37,7 @@ from ssept_ext.cli.runs import (
     new_run_folder,
     read_run_file,
     run_file,
+    split_as,
     synthetic_source,
     write_run_file,
 )
@@ -72,6 +74,7 @@ def train(options: argparse.Namespace) -> int:
     source = given_source(options) or synthetic_source()
     with distributed.process_group(choose_device(options), options.timeout):
         run = distributed.broadcast_from_rank0(lambda: new_run_folder(options.out))
+        source = split_as(source, options)
         dataset = load_data(source)
         recipe = Recipe.of(kind, options.preset, _given(options, kind), dataset.num_users)
         if options.ffn_dim is not None:
@@ -184,6 +187,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
     defaults = Recipe.of(SSEPT, None, {"val_epoch": VAL_EPOCH}, num_users=10**9).options()
     add_data(parser, "a synthetic data set")
+    add_split(parser)
     group = parser.add_argument_group(
         "model", "The defaults shown below are those of the preset for --model ssept."
     )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args, overload
 
@@ -15,8 +16,17 @@ from numpy.typing import ArrayLike
 from ssept_ext.data.histories import Histories, IntArray, as_histories, check_ids
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.prepared import is_prepared, load_prepared
+from ssept_ext.data.splits import (
+    ByTime,
+    LastEvents,
+    SplitCounts,
+    check_by_time,
+    counts_of,
+    moments_of,
+)
 from ssept_ext.data.text import group_by_user, read_events
-from ssept_ext.utils.checks import check_at_least, check_one_of
+from ssept_ext.data.times import Time, to_times
+from ssept_ext.utils.checks import check_one_of
 
 Part: TypeAlias = Literal["all", "train", "valid", "test"]
 Dict: TypeAlias = dict[int, list[int]]
@@ -52,7 +62,8 @@ class SASRecDataSet:
     """Histories of users, oldest event first, and their leave-one-out split.
 
     The last event of a user is the test item and the one before it the validation item, unless `split`
-    changes these numbers. Users with fewer than 3 events have training events only.
+    changes these numbers, or `split_by_time` splits all histories at the same moments. Users with fewer than 3 events
+    have training events only.
 
     Histories are kept in flat arrays, which `histories` returns. The dicts are built from them at the first
     access. A dict that was accessed or assigned replaces the arrays for its part, so that changes to it are
@@ -154,7 +165,7 @@ class SASRecDataSet:
         self._dicts: dict[Part, Dict] = {}
         # What dicts held when they were last laid out in arrays, and the arrays.
         self._seen: dict[Part, tuple[list[tuple[int, list[int]]], Histories]] = {}
-        self._valid_size, self._test_size, self._min_interactions = 1, 1, 3
+        self._split: LastEvents | ByTime = LastEvents()
         self.usernum = int(histories.users.max(initial=0))
         self.itemnum = int(histories.items.max(initial=0))
 
@@ -198,8 +209,10 @@ class SASRecDataSet:
         if part in self._dicts:
             found = self._edited(part, users)
             return found if with_times else found._replace(times=None)
-        held = self._histories if with_times else self._histories._replace(times=None)
-        return self._part(held if users is None else held.of(users), part)
+        held = self._histories
+        if not (with_times or isinstance(self._split, ByTime)):
+            held = held._replace(times=None)
+        return self._part(held if users is None else held.of(users), part, with_times)
 
     def _edited(self, part: Part, users: ArrayLike | None) -> Histories:
         """What the dict of a part holds, as `histories` returns it."""
@@ -233,7 +246,7 @@ class SASRecDataSet:
         edited = self._dicts.get(part)
         if edited is not None:
             return check_ids([user for user, items in edited.items() if len(items)], "user")
-        start, end = self._bounds(np.diff(self._histories.offsets), part)
+        start, end = self._bounds(self._histories, part)
         return self._histories.users[start < end]
 
     def split(
@@ -242,7 +255,7 @@ class SASRecDataSet:
         test_size: int | None = None,
         min_interactions: int | None = None,
     ) -> None:
-        """Split the histories again, into other parts or after changes to `User`.
+        """Split the histories again by their last events, into other parts or after changes to `User`.
 
         Changes to `user_train`, `user_valid` and `user_test` are lost.
 
@@ -250,9 +263,10 @@ class SASRecDataSet:
         ----------
         valid_size, test_size
             Of each user, the last `test_size` events are the test part, and `valid_size` events before them
-            the validation part. Evaluations look for the first event of a part only. None keeps the size.
+            the validation part. Evaluations look for the first event of a part only. None keeps the size, which
+            is 1 after a split by time.
         min_interactions
-            Users with fewer events have training events only. None keeps the limit.
+            Users with fewer events have training events only. None keeps the limit, or takes 3.
 
         Raises
         ------
@@ -260,23 +274,79 @@ class SASRecDataSet:
             If a size is negative or `min_interactions` leaves no training event (names it), or `User` holds an
             id that is not an integer from 1 to `MAX_ID`.
         """
-        valid_size = self._valid_size if valid_size is None else valid_size
-        test_size = self._test_size if test_size is None else test_size
-        if min_interactions is None:
-            min_interactions = self._min_interactions
-        held_out = check_at_least("valid_size", valid_size, 0)
-        held_out += check_at_least("test_size", test_size, 0)
-        if check_at_least("min_interactions", min_interactions, 1) < held_out + 1:
-            raise ValueError(
-                f"min_interactions must be at least valid_size + test_size + 1 = {held_out + 1}, "
-                f"got {min_interactions}"
-            )
-        if "all" in self._dicts:
-            self._histories = self._laid_out("all")
+        before = self._split if isinstance(self._split, LastEvents) else LastEvents()
+        given = {
+            "valid_size": valid_size,
+            "test_size": test_size,
+            "min_interactions": min_interactions,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        self._resplit(replace(before, **changes), self._whole())
+
+    def split_by_time(
+        self,
+        valid_from: Time | None = None,
+        test_from: Time | None = None,
+        *,
+        valid_share: float = 0.1,
+        test_share: float = 0.1,
+    ) -> SplitCounts:
+        """Split the histories at two moments, the same for all users, as events happen in service.
+
+        Events before `valid_from` are for training, those before `test_from` for validation, and later ones for the
+        test. Evaluations look for the first event of a part, given all events before it, of users with a training
+        event. A model is then never trained on what happened after the events that it is tested on, as it is if the
+        last events of each user are held out (Ji et al., *A Critical Study on Data Leakage in Recommender System
+        Offline Evaluation*, 2023). Changes to `user_train`, `user_valid` and `user_test` are lost.
+
+        Parameters
+        ----------
+        valid_from, test_from
+            The moments, in the unit of the times or as datetimes, which are UTC; both or none.
+        valid_share, test_share
+            Without moments: about these shares of all events, the latest ones, are the parts. Events of one moment
+            stay together.
+
+        Returns
+        -------
+        SplitCounts
+            How many events and users are in each part, and how many users and items are new after the training part.
+
+        Raises
+        ------
+        ValueError
+            If there are no times, they are not in order, no event is for training, or an argument is out of range.
+
+        Examples
+        --------
+        >>> histories = Histories.from_mapping({1: [4, 2, 9], 2: [7, 4], 3: [5]})
+        >>> data = SASRecDataSet(histories=histories._replace(times=np.array([1, 2, 8, 3, 9, 8])))
+        >>> counts = data.split_by_time(valid_from=8, test_from=9)
+        >>> counts.train_events, counts.valid_events, counts.test_events
+        (3, 2, 1)
+        >>> counts.new_users, data.user_valid
+        (1, {1: [9], 2: [], 3: [5]})
+        """
+        histories = self._whole()
+        if (valid_from is None) != (test_from is None):
+            raise ValueError("give both valid_from and test_from, or neither")
+        if valid_from is None:
+            split = moments_of(histories, valid_share, test_share)
+        else:
+            moments = {"valid_from": valid_from, "test_from": test_from}
+            split = ByTime(**{name: int(to_times(name, [at])[0]) for name, at in moments.items()})
+        check_by_time(histories, split)
+        self._resplit(split, histories)
+        return counts_of(histories, split)
+
+    def _whole(self) -> Histories:
+        """All events, with changes to `User`."""
+        return self._laid_out("all") if "all" in self._dicts else self._histories
+
+    def _resplit(self, split: LastEvents | ByTime, histories: Histories) -> None:
+        self._histories, self._split = histories, split
         self._dicts = {part: items for part, items in self._dicts.items() if part == "all"}
         self._seen = {}
-        self._valid_size, self._test_size = valid_size, test_size
-        self._min_interactions = min_interactions
 
     def renumbered(self, users: IntArray, items: IntArray) -> SASRecDataSet:
         """Return a copy where user u is `users[u]` and item i is `items[i]`, ordered by user."""
@@ -296,16 +366,16 @@ class SASRecDataSet:
         }
         return made
 
-    def _part(self, histories: Histories, part: Part) -> Histories:
-        if part == "all":
-            return histories
-        return histories.between(*self._bounds(np.diff(histories.offsets), part))
+    def _part(self, histories: Histories, part: Part, with_times: bool = True) -> Histories:
+        """Cut a part out of whole histories, which must have times if the split is by time."""
+        kept = histories if with_times else histories._replace(times=None)
+        return kept if part == "all" else kept.between(*self._bounds(histories, part))
 
-    def _bounds(self, lengths: IntArray, part: Part) -> tuple[IntArray, IntArray]:
-        """Where in histories of these lengths the events of `part` start and end."""
-        is_split = lengths >= self._min_interactions
-        start, test = np.zeros_like(lengths), lengths - self._test_size * is_split
-        valid = test - self._valid_size * is_split
+    def _bounds(self, histories: Histories, part: Part) -> tuple[IntArray, IntArray]:
+        """Where in each of these histories the events of `part` start and end."""
+        valid, test = self._split.ends(histories)
+        lengths = np.diff(histories.offsets)
+        start = np.zeros_like(lengths)
         bounds = {
             "all": (start, lengths),
             "train": (start, valid),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime, timezone
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
+
+Time = int | float | date | np.datetime64
+"""A time that a caller gives; a `datetime` is a date, and without a time zone it is UTC."""
+
 
 _COARSE = ("Y", "M", "W", "D", "h", "m")
 """Units of datetime64 that are longer than a second."""
@@ -43,3 +48,20 @@ def whole_times(times: NDArray[Any]) -> IntArray:
     if bad.any():
         raise ValueError(f"a time must be finite and fit into int64, got {times[bad][0]}")
     return whole
+
+
+def to_times(name: str, times: Any) -> IntArray:
+    """Return a sequence of times as integers, datetimes in seconds; a TypeError or ValueError names what is no time."""
+    given = times if isinstance(times, np.ndarray) else list(times)
+    if any(isinstance(time, date) for time in given):
+        given = np.array([_utc(time) for time in given], "datetime64[us]")
+    try:
+        return whole_times(np.asarray(given) if len(given) else np.zeros(0, np.int64))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _utc(time: Any) -> Any:
+    if isinstance(time, datetime) and time.tzinfo is not None:
+        return time.astimezone(timezone.utc).replace(tzinfo=None)
+    return time

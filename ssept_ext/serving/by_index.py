@@ -15,6 +15,7 @@ from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray, check_ids
 from ssept_ext.data.raw_ids import id_list
+from ssept_ext.data.times import Time
 from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
@@ -22,7 +23,6 @@ from ssept_ext.ranking.catalogue import Catalogue, SeenItems, encode_groups, sco
 from ssept_ext.ranking.top_k import TopK
 from ssept_ext.serving.requests import (
     CANDIDATES,
-    Time,
     check_indices,
     id_lists,
     requested_at,

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.times import Time
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import recommend_by_index, similar_by_index
 from ssept_ext.serving.by_raw_id import recommend_by_raw_id, similar_by_raw_id
-from ssept_ext.serving.requests import Time
 from ssept_ext.utils.checks import check_bool
 
 

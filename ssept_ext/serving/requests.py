@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date, datetime, timezone
+from datetime import date
 from itertools import chain
 from typing import Any, Literal
 from uuid import UUID
@@ -15,7 +15,7 @@ from ssept_ext.data.histories import Histories, IntArray, check_ids, check_mappi
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.raw_ids import RawId, id_list
-from ssept_ext.data.times import whole_times
+from ssept_ext.data.times import to_times
 from ssept_ext.network.identity import reads_times
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.utils.checks import shown
@@ -84,10 +84,6 @@ def check_types(id_map: IdMap, ids: Iterable[Any]) -> None:
             )
 
 
-Time = int | float | date | np.datetime64
-"""A time in a request; a `datetime` is a date, and without a time zone it is UTC."""
-
-
 def times_of(history_times: Any, histories: Mapping[Any, Sequence[Any]]) -> dict[Any, IntArray]:
     """Return the times of each history's events; a TypeError if that is no mapping, else as `times_of_events`."""
     if not isinstance(history_times, Mapping):
@@ -116,23 +112,6 @@ def times_of_events(name: str, times: Any, num_events: int) -> IntArray:
     if (np.diff(found) < 0).any():
         raise ValueError(f"{name} must be in the order of time, oldest first")
     return found
-
-
-def to_times(name: str, times: Any) -> IntArray:
-    """Return a sequence of times as integers, datetimes in seconds; a TypeError or ValueError names what is no time."""
-    given = times if isinstance(times, np.ndarray) else list(times)
-    if any(isinstance(time, date) for time in given):
-        given = np.array([_utc(time) for time in given], "datetime64[us]")
-    try:
-        return whole_times(np.asarray(given) if len(given) else np.zeros(0, np.int64))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _utc(time: Any) -> Any:
-    if isinstance(time, datetime) and time.tzinfo is not None:
-        return time.astimezone(timezone.utc).replace(tzinfo=None)
-    return time
 
 
 def requested_at(at: Any, num_users: int) -> IntArray | None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.raw_ids import id_list
+from ssept_ext.data.times import Time
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ranking.catalogue import encode_groups, scoring
 from ssept_ext.serving.requests import (
-    Time,
     check_indices,
     encode_ids,
     encode_items,
