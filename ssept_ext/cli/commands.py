@@ -7,6 +7,7 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import asdict, fields
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from ssept_ext.data.id_map import IdMap
 from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.serving.by_index import recommend_by_index
 from ssept_ext.training.plotting import AXES, plot_curves
-from ssept_ext.utils.checks import parsed_integer
+from ssept_ext.utils.checks import parsed_integer, shown
 from ssept_ext.utils.options import NOT_NEGATIVE, Range
 
 
@@ -80,7 +81,7 @@ def predict(options: argparse.Namespace) -> int:
     """Print recommendations for some users, based on all their events, without items they have seen."""
     model, dataset, _, ids = open_run(options)
     users = [_user_index(text, dataset, ids) for text in options.users]
-    found = recommend_by_index(model, dataset, users, options.k)
+    found = recommend_by_index(model, dataset, users, options.k, at=options.at)
     items = found.items.astype(object)
     if ids is not None:
         items[found.items > 0] = ids[1].decode(found.items[found.items > 0])
@@ -112,6 +113,13 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
         "like a flag (required)",
     )
     parser.add_argument("-k", default=10, help="number of items per user", **number(int, Range(1)))
+    parser.add_argument(
+        "--at",
+        type=_time,
+        metavar="TIME",
+        help="when the next event will be, for a model with a time bias: an integer in the unit of the data, or a UTC "
+        "date like 2026-03-01T12:00 (default: a user's newest time and the median time between events)",
+    )
     add_data(parser, "the data it was trained on")
     add_device(parser)
 
@@ -130,6 +138,18 @@ def info(options: argparse.Namespace) -> int:
         for device, backend in by_device.items():
             print(f"{op:<20}  {device:<4}  {backend}")
     return 0
+
+
+def _time(text: str) -> int | datetime:
+    """Parse a time: an integer, or a date or datetime in ISO 8601."""
+    if isinstance(number := parsed_integer(text), int):
+        return number
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be an integer, or a date such as 2026-03-01T12:00, got {shown(text)}"
+        ) from None
 
 
 def _user_index(text: str, dataset: SASRecDataSet, ids: tuple[IdMap, IdMap] | None) -> int:
