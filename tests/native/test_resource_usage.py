@@ -18,8 +18,9 @@ from cuda_emulation.build import CSRC, ROOT
 
 from ssept_ext._extension import native
 
-# Without kernels of attention in double, which are exempt and take long to compile.
-SOURCES = sorted(set(CSRC.glob("ops/*/*.cu")) - {CSRC / "ops/causal_attention/double.cu"})
+# Without kernels of attention that take long to compile: those of double are exempt, and those of float16 bfloat16's.
+LEFT_OUT = {CSRC / "ops" / "causal_attention" / f"{name}.cu" for name in ("double", "half")}
+SOURCES = sorted(set(CSRC.glob("ops/*/*.cu")) - LEFT_OUT)
 # What may use local memory, and why.
 EXEMPT = {
     r"<double\b": "float64 is for checking the other types: nobody waits for it",

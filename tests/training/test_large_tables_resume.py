@@ -120,7 +120,7 @@ def call(count, folder, code):
         return [process.wait(timeout=240) for process in all_]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def killed(request, tmp_path_factory):
     """A folder with a training that went through, and one of which the last process was killed."""
     folder = tmp_path_factory.mktemp("killed")
