@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from launches import Call, Recorder, size_of
 from measure import heading, print_table
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from workload import BATCH_SIZE, DIM, DROPOUT, load
 
-from ssept_ext import SASREC, SSEPT, _extension
+from ssept_ext import SASREC, SSEPT, SASRecDataSet, _extension
 from ssept_ext.training.batch_shape import BatchShape
 from ssept_ext.training.cuda_graph import _Buffer
 from ssept_ext.training.presets import PRESETS
@@ -39,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "recommenders": {"seq_max_len": 200, "embedding_dim": DIM, "dropout_rate": DROPOUT},
     "pre-ln": PRESETS["sse-pt-sampled-softmax"] | {"architecture": "pre-ln"},
     "gated": PRESETS["sse-pt-sampled-softmax"] | {"architecture": "gated"},
+    "time": PRESETS["sse-pt-sampled-softmax"] | {"position_bias": True, "time_bias": True},
+    "cosine": PRESETS["sse-pt-sampled-softmax"] | {"cosine_temperature": 0.05},
 }
 
 # Of one H100, from bench/results/gpu-2026-11-28: a large copy; a large product in TF32; by how much a step is longer
@@ -122,6 +125,9 @@ def report_of(name: str, quick: bool) -> Report:
     """Of the step that a training with these settings would capture."""
     workload = load("ML-1M", quick)
     data, recipe = workload.dataset, recipe_of(name)
+    if recipe.model["time_bias"]:  # the file has no times, and any will do
+        histories = data.histories("all")
+        data = SASRecDataSet(histories=histories._replace(times=np.arange(len(histories.items))))
     model = recipe.make_model(data.itemnum, data.usernum).to(META)
     with recipe.make_sampler(data, model.seq_max_len, seed=0) as sampler:
         batch = sampler.next_packed()

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend
@@ -56,7 +55,7 @@ class Scores(nn.Module):
         if self.cosine_temperature is None:
             return hidden
         item_part, user_part = _widened(hidden).tensor_split([self.item_dim], 1)
-        units = F.normalize(item_part, dim=1)
+        units = _unit(item_part)
         if self.log_temperature is None:
             return torch.cat([units / self.cosine_temperature, user_part], 1)
         least = math.log(LEAST_TEMPERATURE)
@@ -66,7 +65,7 @@ class Scores(nn.Module):
         """(R, Di) rows of the item table -> (R, Di), float32 or wider for cosines; a row of zeros stays one."""
         if self.cosine_temperature is None:
             return rows
-        return F.normalize(_widened(rows), dim=1)
+        return _unit(_widened(rows))
 
     def forward(
         self,
@@ -97,3 +96,8 @@ class Scores(nn.Module):
 
 def _widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Divide rows by their lengths, as torch's `normalize` does, which `torch.compile` would break the graph at."""
+    return x * x.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()

@@ -109,6 +109,13 @@ def test_a_learned_temperature_starts_as_given_and_is_trained():
     assert model.scores.log_temperature.grad.item() != 0
 
 
+def test_a_compiled_model_scores_in_one_graph():
+    model, batch = cosine_model(learn_temperature=True).eval(), random_batch(4, 2, 6)
+    compiled = torch.compile(model.sampled_logits, backend="aot_eager", fullgraph=True)
+
+    assert_close(compiled(batch), model.sampled_logits(batch))
+
+
 def test_a_learned_temperature_stays_above_the_least():
     model = cosine_model(SASREC, learn_temperature=True)
     with torch.no_grad():
