@@ -69,7 +69,10 @@ def build_library(
 
     def arguments(source: Path) -> list[str]:
         if source == UNCHECKED or not (source.suffix == ".cu" or source in emulator):
-            return [*flags, *includes]  # as in the plain mode, whose objects these are: only kernels are checked
+            return [
+                *flags,
+                *includes,
+            ]  # as in the plain mode, whose objects these are: only kernels are checked
         race = RACE if mode == "race" and source.suffix == ".cu" else []
         fast = ["-O2"] if source in emulator else []  # it runs at every access
         return [*flags, *checks, *race, *fast, *includes]
