@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import optuna
 import pytest
 
 from ssept_ext import SSEPT, SASRecDataSet
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.training.recipe import Recipe
 
+optuna = pytest.importorskip("optuna")  # a machine with a GPU may lack it
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
