@@ -39,11 +39,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "SSE-PT, sampled softmax": (),
     "without SSE": NO_SSE,
     "without user vectors": (),  # of another class, of the same width
-    "16 negatives": ("num_negatives=16",),
     "256 negatives": ("num_negatives=256",),
     "pre-ln blocks": ("architecture=pre-ln",),
     "gated blocks": ("architecture=gated",),
-    "1 block": ("num_blocks=1",),
     "4 blocks": ("num_blocks=4",),
     "4 gated blocks": ("architecture=gated", "num_blocks=4"),
     "position bias": ("position_bias=true",),
@@ -51,7 +49,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "both biases": BIASES,
     "gated blocks, both biases": ("architecture=gated", *BIASES),
     "cosine, temperature .05": ("cosine_temperature=0.05",),
-    "cosine, learned temperature": ("cosine_temperature=0.05", "learn_temperature=true"),
 }
 """What is changed, by the name of the row; times of events are read by those with a time bias only."""
 
