@@ -47,6 +47,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "position bias": ("position_bias=true",),
     "time bias": ("time_bias=true",),
     "both biases": BIASES,
+    "gated blocks, time bias": ("architecture=gated", "time_bias=true"),
     "gated blocks, both biases": ("architecture=gated", *BIASES),
     "cosine, temperature .05": ("cosine_temperature=0.05",),
 }
