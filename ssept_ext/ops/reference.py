@@ -233,13 +233,9 @@ def multi_head_attention(
         for name, (weight, bias) in layers.items()
     )
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    attended, _ = causal_attention(
-        *(q, k, v, *lengths, scale, dropout_p, seed, site),
-        position_bias=position_bias,
-        time_bias=time_bias,
-        query_times=query_times,
-        key_times=key_times,
-    )
+    settings = (*lengths, scale, dropout_p, seed, site, allow_tf32)
+    relative = (position_bias, time_bias, query_times, key_times)
+    attended, _ = causal_attention(q, k, v, *settings, *relative)
     out = attended.flatten(1)
     if residual:
         _, real = sequence_of_token(cu_seqlens_q, x_q.shape[0])
