@@ -15,6 +15,9 @@ NUM_ITEMS, T = 200, 50
 
 
 def make(kind=SSEPT, **arguments):
+    torch.manual_seed(
+        0
+    )  # for models of the whole module, too, which other tests would leave to chance
     sizes = {"item_num": NUM_ITEMS, "user_num": 9, "embedding_dim": 5, "user_embedding_dim": 3}
     return perturbed(tiny_model(kind, seq_max_len=T, num_blocks=2, ffn_dim=4, **sizes, **arguments))
 
