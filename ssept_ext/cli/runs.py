@@ -156,8 +156,8 @@ def given_source(options: argparse.Namespace) -> Source | None:
     return None
 
 
-def split_as(source: Source, options: argparse.Namespace) -> Source:
-    """Return the source with the moments at which the flags split it, if any; prints what is in the parts."""
+def split_as(dataset: SASRecDataSet, source: Source, options: argparse.Namespace) -> Source:
+    """Split the data as the flags say, and return the source with the moments, if any; prints what is in the parts."""
     given = {name: getattr(options, name) for name in ("valid_share", "test_share")}
     shares = {name: share for name, share in given.items() if share is not None}
     if options.split == "last":
@@ -166,7 +166,6 @@ def split_as(source: Source, options: argparse.Namespace) -> Source:
         return source
     if "synthetic" in source:
         raise ValueError("--split time: the synthetic data have no times, give --data")
-    dataset = load_data(source)
     try:
         counts = dataset.split_by_time(**shares)
     except ValueError as error:

@@ -74,8 +74,8 @@ def train(options: argparse.Namespace) -> int:
     source = given_source(options) or synthetic_source()
     with distributed.process_group(choose_device(options), options.timeout):
         run = distributed.broadcast_from_rank0(lambda: new_run_folder(options.out))
-        source = split_as(source, options)
         dataset = load_data(source)
+        source = split_as(dataset, source, options)
         recipe = Recipe.of(kind, options.preset, _given(options, kind), dataset.num_users)
         if options.ffn_dim is not None:
             dims = (options.ffn_dim, recipe.model["conv_dims"][1])

@@ -19,6 +19,7 @@ from ssept_ext.data.prepared import is_prepared, load_prepared
 from ssept_ext.data.splits import (
     ByTime,
     LastEvents,
+    Split,
     SplitCounts,
     check_by_time,
     counts_of,
@@ -165,7 +166,7 @@ class SASRecDataSet:
         self._dicts: dict[Part, Dict] = {}
         # What dicts held when they were last laid out in arrays, and the arrays.
         self._seen: dict[Part, tuple[list[tuple[int, list[int]]], Histories]] = {}
-        self._split: LastEvents | ByTime = LastEvents()
+        self._split: Split = LastEvents()
         self.usernum = int(histories.users.max(initial=0))
         self.itemnum = int(histories.items.max(initial=0))
 
@@ -209,10 +210,8 @@ class SASRecDataSet:
         if part in self._dicts:
             found = self._edited(part, users)
             return found if with_times else found._replace(times=None)
-        held = self._histories
-        if not (with_times or isinstance(self._split, ByTime)):
-            held = held._replace(times=None)
-        return self._part(held if users is None else held.of(users), part, with_times)
+        held = self._histories if users is None else self._histories.of(users)
+        return self._part(held, part, with_times)
 
     def _edited(self, part: Part, users: ArrayLike | None) -> Histories:
         """What the dict of a part holds, as `histories` returns it."""
@@ -343,7 +342,7 @@ class SASRecDataSet:
         """All events, with changes to `User`."""
         return self._laid_out("all") if "all" in self._dicts else self._histories
 
-    def _resplit(self, split: LastEvents | ByTime, histories: Histories) -> None:
+    def _resplit(self, split: Split, histories: Histories) -> None:
         self._histories, self._split = histories, split
         self._dicts = {part: items for part, items in self._dicts.items() if part == "all"}
         self._seen = {}

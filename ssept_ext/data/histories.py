@@ -137,6 +137,15 @@ class Histories(NamedTuple):
         event += np.repeat(self.offsets[row] - offsets[:-1], lengths[row])
         return self._at_events(wanted, offsets, event)
 
+    def only(self, kept: NDArray[np.bool_]) -> Histories:
+        """Some of the rows, of which there is a copy only if not all are kept."""
+        if kept.all():
+            return self
+        lengths = np.diff(self.offsets)
+        return self._at_events(
+            self.users[kept], to_offsets(lengths[kept]), np.repeat(kept, lengths)
+        )
+
     def between(self, start: IntArray, end: IntArray) -> Histories:
         """Events `start[r]` up to but not including `end[r]` of each row r, counted from its oldest."""
         lengths = np.diff(self.offsets)

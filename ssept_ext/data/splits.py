@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.utils.checks import check_at_least
-
-
-class Split(Protocol):
-    """A rule that cuts each history in three."""
-
-    def ends(self, histories: Histories) -> tuple[IntArray, IntArray]:
-        """Return how many events of each row are for training, and how many before the test part: (R,) each."""
+from ssept_ext.utils.options import PROPER_FRACTION, check_number
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class LastEvents:
             )
 
     def ends(self, histories: Histories) -> tuple[IntArray, IntArray]:
-        """As `Split.ends`."""
+        """Return how many events of each row are for training, and how many before the test part: (R,) each."""
         lengths = np.diff(histories.offsets)
         is_split = lengths >= self.min_interactions
         test = lengths - self.test_size * is_split
@@ -52,13 +46,17 @@ class ByTime:
     test_from: int
 
     def ends(self, histories: Histories) -> tuple[IntArray, IntArray]:
-        """As `Split.ends`."""
+        """As `LastEvents.ends`."""
         return _num_before(histories, self.valid_from), _num_before(histories, self.test_from)
+
+
+Split: TypeAlias = LastEvents | ByTime
+"""A rule that cuts each history in three."""
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What a split by time has in its parts. New users and items have no training event, and so no trained vectors."""
+    """What is in the parts of a split by time. New users and items have no training event, so no trained vector."""
 
     valid_from: int
     """The first moment of the validation part."""
@@ -87,8 +85,7 @@ class SplitCounts:
 def moments_of(histories: Histories, valid_share: float, test_share: float) -> ByTime:
     """Return the split where about these shares of all events, the latest, are for validation and test."""
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
-        if not (isinstance(share, (int, float)) and 0 <= share < 1):
-            raise ValueError(f"{name} must be in [0, 1), got {share!r}")
+        check_number(name, share, float, PROPER_FRACTION)
     if not valid_share + test_share < 1:
         raise ValueError(
             f"valid_share + test_share must be below 1, got {valid_share} + {test_share}"

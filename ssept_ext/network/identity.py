@@ -1,4 +1,6 @@
-"""Checks that a data set numbers its users and items as a model does, or translates its numbers by raw ids."""
+"""Checks that a data set has what a model reads: its numbers of users and items, or raw ids by which to translate
+others, and times of events.
+"""
 
 from __future__ import annotations
 

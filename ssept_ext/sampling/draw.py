@@ -68,7 +68,7 @@ def sampling_table(
     for name, limit, ids in (("user", usernum, users), ("item", itemnum, items)):
         if ids.size and ids.max() > limit:
             raise ValueError(f"User holds {name} id {ids.max()}, but {name}num is {limit}")
-    drawn = _only(given, np.diff(offsets) > 1)
+    drawn = given.only(np.diff(offsets) > 1)
     if not len(drawn.users):
         raise ValueError(f"none of the {len(users)} users in User has more than one event")
 
@@ -90,20 +90,9 @@ def sampling_table(
             f"{num_left_out} of {len(drawn.users)} users are left out of training, because they {reason}",
             stacklevel=3,
         )
-        drawn = _only(drawn, has_unseen)
+        drawn = drawn.only(has_unseen)
         unseen = negative_table(drawn, itemnum, weights)
     return SamplingTable(*drawn, unseen=unseen)
-
-
-def _only(histories: Histories, kept: NDArray[np.bool_]) -> Histories:
-    """Keep some of the rows, of which there is a copy only if not all are kept."""
-    if kept.all():
-        return histories
-    lengths = np.diff(histories.offsets)
-    events = np.repeat(kept, lengths)
-    times = None if histories.times is None else histories.times[events]
-    offsets = to_offsets(lengths[kept])
-    return Histories(histories.users[kept], offsets, histories.items[events], times)
 
 
 @dataclass(frozen=True)

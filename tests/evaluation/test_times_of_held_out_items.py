@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.asked_times import asked_times
 from support.evaluation import NUM_ITEMS
 from support.factories import perturbed, tiny_model
 
@@ -32,15 +33,7 @@ def model():
 
 @pytest.fixture
 def asked(model, monkeypatch):
-    """The times that the model was asked for, a list for each batch."""
-    times, encode = [], model.encode
-
-    def noting(batch, *arguments, **options):
-        times.append(batch.target_times[batch.cu_seqlens[1:].long() - 1].tolist())
-        return encode(batch, *arguments, **options)
-
-    monkeypatch.setattr(model, "encode", noting)
-    return times
+    return asked_times(model, monkeypatch)
 
 
 @pytest.mark.parametrize(("split", "times"), [("valid", [40, 2]), ("test", [41, 300])])

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 import torch
+from support.asked_times import asked_times
 from support.factories import perturbed, tiny_model
 from support.raw_ids import SIZES, interactions
 
@@ -26,15 +27,7 @@ def model(request):
 
 @pytest.fixture
 def asked(model, monkeypatch):
-    """The times at which the model was asked for the next item of each history, a list for each batch."""
-    times, encode = [], model.encode
-
-    def noting(batch, *arguments, **options):
-        times.append(batch.target_times[batch.cu_seqlens[1:].long() - 1].tolist())
-        return encode(batch, *arguments, **options)
-
-    monkeypatch.setattr(model, "encode", noting)
-    return times
+    return asked_times(model, monkeypatch)
 
 
 def test_recommendations_are_the_best_by_the_scores_of_that_time(model):
