@@ -22,7 +22,7 @@ from ssept_ext.checkpoint import (
     state_dict_for_recommenders,
 )
 from ssept_ext.data.interactions import Interactions
-from ssept_ext.evaluation import evaluate, evaluate_full, evaluate_valid
+from ssept_ext.evaluation import evaluate, evaluate_full, evaluate_ranks, evaluate_valid
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_arguments
 from ssept_ext.network.padded import PaddedInterface
 from ssept_ext.serving import item_vectors, recommend, similar_items, user_state
@@ -73,6 +73,7 @@ class SASREC(PaddedInterface):
     evaluate = evaluate
     evaluate_valid = evaluate_valid
     evaluate_full = evaluate_full
+    evaluate_ranks = evaluate_ranks
     recommend = recommend
     similar_items = similar_items
     item_vectors = item_vectors

@@ -1,7 +1,8 @@
 """Ranking metrics, among sampled negatives or over the whole catalogue."""
 
 from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
-from ssept_ext.evaluation.full import FullMetrics, evaluate_full
+from ssept_ext.evaluation.full import evaluate_full, evaluate_ranks
+from ssept_ext.evaluation.ranks import FullMetrics, HeldOutRanks
 from ssept_ext.evaluation.sampled import (
     RepeatedMetrics,
     evaluate,
@@ -14,11 +15,13 @@ from ssept_ext.evaluation.sampled import (
 __all__ = [
     "EvaluationCandidates",
     "FullMetrics",
+    "HeldOutRanks",
     "RepeatedMetrics",
     "draw_candidates",
     "evaluate",
     "evaluate_full",
     "evaluate_popularity",
+    "evaluate_ranks",
     "evaluate_repeated",
     "evaluate_valid",
     "rank_candidates",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.evaluation.candidates import (
     Split,
     check_items,
@@ -21,7 +19,8 @@ from ssept_ext.evaluation.candidates import (
     measurable_users,
     times_asked,
 )
-from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, hr, mean_gain, ndcg, reciprocal
+from ssept_ext.evaluation.metrics import BEATS, Ties, count_above
+from ssept_ext.evaluation.ranks import FullMetrics, HeldOutRanks, check_cutoffs
 from ssept_ext.network.identity import in_ids_of, times_for
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
@@ -33,36 +32,7 @@ from ssept_ext.ranking.catalogue import (
     scoring,
 )
 from ssept_ext.ranking.top_k import TopK
-from ssept_ext.utils.checks import check_at_least, check_bool, check_one_of, shown
-
-
-@dataclass(frozen=True)
-class FullMetrics:
-    """Ranking metrics over the whole catalogue, averaged over the users, each with one relevant item.
-
-    Examples
-    --------
-    >>> from ssept_ext import SASREC
-    >>> from ssept_ext.data.synthetic import synthetic
-    >>> data = synthetic(num_users=20)
-    >>> model = SASREC(item_num=data.itemnum, seq_max_len=8, embedding_dim=4, conv_dims=[4, 4])
-    >>> metrics = evaluate_full(model, data, ks=[5, 10])
-    >>> metrics.num_users, sorted(metrics.ndcg)
-    (20, [5, 10])
-    """
-
-    num_users: int
-    """Number of users evaluated."""
-    hr: dict[int, float]
-    """Hit rate at each k; with one relevant item, it equals recall."""
-    ndcg: dict[int, float]
-    """NDCG at each k."""
-    map: dict[int, float]
-    """MAP at each k: with one relevant item, the reciprocal rank if the rank is at most k, else 0."""
-    coverage: dict[int, float]
-    """Share of the catalogue that is among the k best items of at least one user, for each k."""
-    mrr: float
-    """Mean reciprocal rank, without a cut-off."""
+from ssept_ext.utils.checks import check_at_least, check_bool, check_one_of
 
 
 def evaluate_full(
@@ -101,11 +71,36 @@ def evaluate_full(
         If an argument is out of range, no user can be evaluated, an item id is outside 1..itemnum, the model has no
         vector for a user or item, or a score is not finite.
     """
-    if not isinstance(ks, Iterable):
-        raise TypeError(f"ks must be a sequence of cut-offs, got {shown(ks)}")
-    ks = [check_at_least("each of ks", k, 1) for k in ks]
-    if not ks:
-        raise ValueError("ks must have at least one cut-off")
+    ks = check_cutoffs(ks)
+    return evaluate_ranks(
+        model, dataset, max(ks), exclude_seen, split, eval_batch_size, ties
+    ).metrics(ks)
+
+
+def evaluate_ranks(
+    model: SequentialRecommender,
+    dataset: SASRecDataSet,
+    k: int = 20,
+    exclude_seen: bool = True,
+    split: Split = "test",
+    eval_batch_size: int = 256,
+    ties: Ties = "pessimistic",
+) -> HeldOutRanks:
+    """Rank the whole catalogue for every user, as `evaluate_full` does, and return where each user's item ranks.
+
+    Parameters
+    ----------
+    k
+        The largest cut-off of metrics, and length of lists, that can be had from the result.
+    exclude_seen, split, eval_batch_size, ties
+        As for `evaluate_full`.
+
+    Raises
+    ------
+    ValueError
+        For the reasons in `evaluate_full`.
+    """
+    k = check_at_least("k", k, 1)
     exclude_seen = check_bool("exclude_seen", exclude_seen)
     check_one_of("split", split, get_args(Split))
     eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
@@ -116,14 +111,14 @@ def evaluate_full(
     held_out = dataset.histories(split, users)
     for histories in (inputs, held_out):
         check_items(histories, dataset.itemnum)
+    at = times_for(model, times_asked(inputs, held_out), str(dataset.filename or "dataset"))
 
     mine = slice(0, len(users))
     if not is_sharded(model):
         mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
-    at = times_for(model, times_asked(inputs, held_out), str(dataset.filename or "dataset"))
     at = None if at is None else at[mine]
     inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
-    num_best = min(max(ks), dataset.itemnum)
+    num_best = min(k + 1, dataset.itemnum)
     ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
     best = targets.new_zeros(len(targets), num_best)
     with scoring(model):
@@ -139,17 +134,21 @@ def evaluate_full(
     if not is_sharded(model):
         everywhere = distributed.gather((ranks, best))
         ranks, best = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
-
-    def at_each_k(gain: Callable[..., Tensor]) -> dict[int, float]:
-        return {k: mean_gain(ranks, partial(gain, k=k)) for k in ks}
-
-    return FullMetrics(
-        num_users=len(users),
-        hr=at_each_k(hr),
-        ndcg=at_each_k(ndcg),
-        map=at_each_k(reciprocal),
-        coverage={k: int(np.count_nonzero(np.unique(best[:, :k]))) / dataset.itemnum for k in ks},
-        mrr=mean_gain(ranks, reciprocal),
+    known: KnownHistories | None = getattr(model, "known", None)  # whose numbers are the model's
+    ids = [
+        getattr(dataset, name) or getattr(known, name, None) for name in ("user_ids", "item_ids")
+    ]
+    return HeldOutRanks(
+        split=split,
+        ties=ties,
+        exclude_seen=exclude_seen,
+        num_items=dataset.itemnum,
+        users=users,
+        items=held_out.oldest(),
+        ranks=ranks.numpy(),
+        best=best.numpy(),
+        user_ids=ids[0],
+        item_ids=ids[1],
     )
 
 

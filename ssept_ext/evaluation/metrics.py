@@ -33,8 +33,8 @@ def count_above(scores: Tensor, of_target: Tensor, ties: Ties) -> Tensor:
     return torch.stack([beats(scores, of_target).sum(1) for beats in BEATS[ties]], 1)
 
 
-def mean_gain(ranks: Tensor, gain: Callable[[Tensor], Tensor]) -> float:
-    """Average a metric over users, and for each user over all orders of the ties.
+def gain_of_each(ranks: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a metric for each user, averaged over all orders of the ties.
 
     Parameters
     ----------
@@ -42,13 +42,23 @@ def mean_gain(ranks: Tensor, gain: Callable[[Tensor], Tensor]) -> float:
         (B, 1) ranks from 0, or (B, 2) best and worst ranks, which stand for all in between.
     gain
         The metric of float64 ranks.
+
+    Returns
+    -------
+    Tensor
+        (B,) float64.
     """
     if ranks.shape[1] == 1:
-        return gain(ranks.double()).mean().item()
+        return gain(ranks[:, 0].double())
     best, worst = ranks.unbind(1)
     every_rank = torch.arange(int(worst.max()) + 1, device=ranks.device)
     up_to = F.pad(gain(every_rank.double()).cumsum(0), (1, 0))
-    return ((up_to[worst + 1] - up_to[best]) / (worst + 1 - best)).mean().item()
+    return (up_to[worst + 1] - up_to[best]) / (worst + 1 - best)
+
+
+def mean_gain(ranks: Tensor, gain: Callable[[Tensor], Tensor]) -> float:
+    """Average what `gain_of_each` returns over the users."""
+    return gain_of_each(ranks, gain).mean().item()
 
 
 def ndcg(rank: Tensor, k: int = CUTOFF) -> Tensor:

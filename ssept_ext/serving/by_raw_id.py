@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ssept_ext.data.frames import take_rows, to_frame
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.raw_ids import id_list
@@ -27,7 +28,6 @@ from ssept_ext.data.times import Time
 from ssept_ext.network.identity import reads_times
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.serving.by_index import rank_catalogue, similar_by_index
-from ssept_ext.serving.frames import take_rows, to_frame
 from ssept_ext.serving.requests import (
     CANDIDATES,
     check_types,

@@ -218,9 +218,7 @@ def test_nobody_gets_no_rows(model):
 @pytest.mark.parametrize("make", [str, int, lambda x: UUID(int=int(x))], ids=["str", "int", "uuid"])
 def test_any_ids_in_a_frame_of_the_first_library_there_is(monkeypatch, library, make):
     installed = ("pandas", "polars", "pyarrow")[("pandas", "polars", "pyarrow").index(library) :]
-    monkeypatch.setattr(
-        "ssept_ext.serving.frames.find_spec", lambda name: name in installed or None
-    )
+    monkeypatch.setattr("ssept_ext.data.frames.find_spec", lambda name: name in installed or None)
     histories = {make(u): [make(u + i) for i in range(4)] for u in range(8)}
     model = SASREC.fit(interactions(histories), **SIZES, num_epochs=1)
 
