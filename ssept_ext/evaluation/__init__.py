@@ -2,6 +2,12 @@
 
 from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
 from ssept_ext.evaluation.full import evaluate_full, evaluate_ranks
+from ssept_ext.evaluation.intervals import (
+    Comparison,
+    Interval,
+    compare_ranks,
+    metric_intervals,
+)
 from ssept_ext.evaluation.ranks import FullMetrics, HeldOutRanks
 from ssept_ext.evaluation.sampled import (
     RepeatedMetrics,
@@ -13,10 +19,13 @@ from ssept_ext.evaluation.sampled import (
 )
 
 __all__ = [
+    "Comparison",
     "EvaluationCandidates",
     "FullMetrics",
     "HeldOutRanks",
+    "Interval",
     "RepeatedMetrics",
+    "compare_ranks",
     "draw_candidates",
     "evaluate",
     "evaluate_full",
@@ -24,5 +33,6 @@ __all__ = [
     "evaluate_ranks",
     "evaluate_repeated",
     "evaluate_valid",
+    "metric_intervals",
     "rank_candidates",
 ]
