@@ -115,9 +115,9 @@ def test_ends_are_those_of_another_implementation_of_the_bootstrap():
     ranks = ranks_of(np.round(1 / gains - 1).astype(int))
     found = metric_intervals(ranks, [10], confidence=0.9, num_resamples=20_000)
 
-    tolerance = 0.02 * (expected.high - expected.low)
+    tolerance = 0.05 * (expected.high - expected.low)
     assert found["MRR"][1:] == pytest.approx(tuple(expected), abs=tolerance)
-    assert percentile.confidence_interval.low < expected.low - tolerance
+    assert percentile.confidence_interval.high < expected.high - tolerance
 
 
 def test_all_orders_of_ties_are_averaged_for_each_user():
@@ -128,11 +128,13 @@ def test_all_orders_of_ties_are_averaged_for_each_user():
 
 def test_equal_seeds_give_equal_intervals_whatever_is_drawn_together(monkeypatch):
     ranks = ranks_of(drawn(np.random.default_rng(0), 300))
-    together = metric_intervals(ranks, seed=5)
+    together = list(metric_intervals(ranks, seed=5).values())
     monkeypatch.setattr(intervals, "_COUNTS_AT_A_TIME", 1000)
 
-    assert metric_intervals(ranks, seed=5) == pytest.approx(together, rel=1e-12)
-    assert metric_intervals(ranks, seed=6) != together
+    apart, others = (list(metric_intervals(ranks, seed=seed).values()) for seed in (5, 6))
+
+    np.testing.assert_allclose(apart, together, rtol=1e-9)
+    assert np.abs(np.subtract(others, together)).max() > 1e-4
 
 
 def test_memory_does_not_grow_with_the_number_of_resamples(monkeypatch):
