@@ -1,4 +1,4 @@
-"""The command `ssept`: prepare, train, resume, plot, evaluate, predict, info.
+"""The command `ssept`: prepare, train, resume, plot, evaluate, compare, predict, info.
 
 `ssept train` makes a run folder with everything that later commands need: the model's checkpoint (see
 `ssept_ext.checkpoint`), `run.json` with the source of the data and all options, `metrics.csv` and, until training has
@@ -27,7 +27,8 @@ COMMANDS = {
     "train": ("train", "Train a model, write its run folder, and print its metrics."),
     "resume": ("train", "Resume an interrupted training, as if it had not been interrupted."),
     "plot": ("commands", "Plot the loss and the validation NDCG@10 of runs in one picture."),
-    "evaluate": ("commands", "Evaluate a trained model again."),
+    "evaluate": ("evaluate", "Measure a trained model among all items, or among sampled ones."),
+    "compare": ("evaluate", "Compare two trained models user by user."),
     "predict": ("commands", "Print recommendations for some users, without items they have seen."),
     "prepare": ("prepare", "Convert a published data set, or a CSV file, to a file for --data."),
     "info": ("commands", "Print how the package was built and which backend each op uses."),

@@ -1,4 +1,4 @@
-"""The commands that read run folders (`plot`, `evaluate` and `predict`), and `info`."""
+"""The commands `plot`, `predict` and `info`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,21 @@ import argparse
 import math
 import re
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
 from ssept_ext._extension import build_info
-from ssept_ext.cli.options import (
-    add_data,
-    add_device,
-    add_fields,
-    add_run,
-    number,
-    output_file,
-)
-from ssept_ext.cli.report import measure, measure_popularity, print_results
+from ssept_ext.cli.options import add_data, add_device, add_run, number, output_file
+from ssept_ext.cli.report import Rows, print_columns
 from ssept_ext.cli.runs import METRICS_FILE, open_run, run_file
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.id_map import IdMap
-from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.serving.by_index import recommend_by_index
 from ssept_ext.training.plotting import AXES, plot_curves
 from ssept_ext.utils.checks import parsed_integer, shown
-from ssept_ext.utils.options import NOT_NEGATIVE, Range
+from ssept_ext.utils.options import Range
 
 
 def plot(options: argparse.Namespace) -> int:
@@ -52,31 +44,6 @@ def add_plot_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--over", choices=AXES, default="epoch", help="x axis of the curves")
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    """Evaluate a trained model again."""
-    model, dataset, trained_with, _ = open_run(options)
-    seed = trained_with["seed"] if options.seed is None else options.seed
-    names = [field.name for field in fields(EvaluationOptions)]
-    chosen = EvaluationOptions(**{n: getattr(options, n) for n in names if n in options})
-    popularity = measure_popularity(dataset, model.num_neg_test, seed, chosen)
-    print_results(popularity, model, measure(model, dataset, seed, chosen))
-    return 0
-
-
-def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `evaluate`."""
-    add_run(parser)
-    add_data(parser, "the data it was trained on")
-    parser.add_argument(
-        "--seed",
-        help="draws users and negatives (default: the run's)",
-        **number(int, NOT_NEGATIVE),
-    )
-    defaults = vars(EvaluationOptions())
-    add_fields(parser, EvaluationOptions, defaults, defaults)
-    add_device(parser)
-
-
 def predict(options: argparse.Namespace) -> int:
     """Print recommendations for some users, based on all their events, without items they have seen."""
     model, dataset, _, ids = open_run(options)
@@ -85,16 +52,14 @@ def predict(options: argparse.Namespace) -> int:
     items = found.items.astype(object)
     if ids is not None:
         items[found.items > 0] = ids[1].decode(found.items[found.items > 0])
-    rows = [("user", "rank", "item", "score")]
+    rows: Rows = [("user", "rank", "item", "score")]
     for text, row, scores in zip(options.users, items, found.scores, strict=True):
         rows += [
             (text, str(rank), str(item), f"{score:.4f}")
             for rank, (item, score) in enumerate(zip(row, scores, strict=True), 1)
             if item != 0 and math.isfinite(score)
         ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+    print_columns(rows)
     return 0
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssept_ext.cli.runs import Source
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.evaluation.intervals import Comparison, metric_intervals
 from ssept_ext.evaluation.options import EvaluationOptions
+from ssept_ext.evaluation.ranks import HeldOutRanks
 from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity, evaluate_valid
 from ssept_ext.network.recommender import SequentialRecommender
 
 Metrics = dict[str, tuple[float, float]]
 """(NDCG@10, HR@10) for each of "valid" and "test"."""
+
+
+Rows = list[tuple[str, ...]]
+"""Cells of a table, of which the first row has the names."""
 
 
 _DEFAULTS = EvaluationOptions()
@@ -62,3 +69,42 @@ def print_results(popularity: Metrics, model: SequentialRecommender, metrics: Me
     for name, row in (("popularity", popularity), (type(model).__name__, metrics)):
         cells = (f"{hr:>7.4f} {ndcg:>8.4f}" for ndcg, hr in (row["valid"], row["test"]))
         print(f"{name:<10} {'   '.join(cells)}")
+
+
+def what_is_ranked(ranks: HeldOutRanks) -> str:
+    """Say of whom the metrics are, in the line above a table."""
+    return (
+        f"{ranks.split} item of {len(ranks.users):,} users, ranked among all {ranks.num_items:,} items but those "
+        f"of the input, with 95 % intervals over users\n"
+    )
+
+
+def ranked(models: Mapping[str, HeldOutRanks], ks: Sequence[int], seed: int) -> Rows:
+    """Return a table of metrics of models, by their names: a row for each cut-off, and one for all ranks."""
+    rows: Rows = [("", "k", "HR", "NDCG", "MRR", "coverage")]
+    for name, ranks in models.items():
+        found = metric_intervals(ranks, ks, seed=seed)
+        coverage = ranks.metrics(ks).coverage
+        for k in ks:
+            cells = (str(found[f"{metric}@{k}"]) for metric in rows[0][2:5])
+            rows.append((name, str(k), *cells, f"{coverage[k]:.4f}"))
+        rows.append((name, "all", "", "", str(found["MRR"]), ""))
+    return rows
+
+
+def compared(runs: tuple[str, str], comparisons: Mapping[str, Comparison]) -> Rows:
+    """Return a table of the metrics of two runs, and of their differences."""
+    rows: Rows = [("", *runs, "difference")]
+    for name, found in comparisons.items():
+        mean, low, high = (f"{value:+.4f}" for value in found.difference)
+        means = (f"{value:.4f}" for value in found[:2])
+        rows.append((name, *means, f"{mean} [{low}, {high}]"))
+    return rows
+
+
+def print_columns(rows: Rows) -> None:
+    """Print rows of cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())

@@ -31,7 +31,7 @@ class EvaluationOptions:
     )
     ties: Ties = option(
         "pessimistic",
-        "rank of negatives that score the same as the held-out item: above it, below it, or the mean of all orders",
+        "rank of items that score the same as the held-out item: above it, below it, or the mean of all orders",
     )
     max_users: int | None = option(
         MAX_USERS,

@@ -27,6 +27,7 @@ REQUIRED = {
     "resume": ["run"],
     "plot": ["run"],
     "evaluate": ["run"],
+    "compare": ["run", "run"],
     "predict": ["run", "--users", "1"],
     "prepare": ["raw", "--out", "out"],
 }

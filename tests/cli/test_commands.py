@@ -1,4 +1,4 @@
-"""The commands beside `train` and `resume`: evaluate, plot, predict, info; and the help of all."""
+"""The commands plot, predict and info; and the help of all."""
 
 import argparse
 from dataclasses import asdict
@@ -6,81 +6,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from support.command_line import TINY, numbers, rows_of, train
+from support.command_line import train
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, build_info
 from ssept_ext.cli import app as cli
-from ssept_ext.cli import commands
-from ssept_ext.cli.report import measure
-from ssept_ext.evaluation.options import EvaluationOptions
-from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
-
-
-def test_evaluate_repeats_the_table_of_the_run_from_anywhere(data, tmp_path, capsys, monkeypatch):
-    cli.main(["train", "--data", data.name, "--out", "run", "--seed", "3", "--epochs", "1", *TINY])
-    table = rows_of(capsys.readouterr().out)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-
-    code = cli.main(["evaluate", "../run"])
-
-    assert code == 0
-    assert rows_of(capsys.readouterr().out) == table
-
-
-def test_evaluate_with_another_seed_draws_other_negatives(run, data, capsys):
-    cli.main(["evaluate", run, "--seed", "11"])
-
-    _, row = rows_of(capsys.readouterr().out)
-    expected = evaluate(SASREC.from_pretrained(run), SASRecDataSet(data), seed=11)
-    assert numbers(row)[2:] == pytest.approx(expected[::-1], abs=5e-5)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"exclude": "all"}, {"ties": "optimistic"}, {"ties": "mean"}, {"max_users": 3}],
-    ids=str,
-)
-def test_evaluate_takes_the_options_of_the_function(run, data, capsys, options):
-    ((name, value),) = options.items()
-
-    cli.main(["evaluate", run, f"--{name.replace('_', '-')}", str(value)])
-
-    rows = [numbers(row) for row in rows_of(capsys.readouterr().out)]
-    dataset, model = SASRecDataSet(data), SASREC.from_pretrained(run)
-    popularity = evaluate_popularity(dataset, 0, 5, **options)
-    assert popularity != evaluate_popularity(dataset, 0, 5)
-    assert rows[0][2:] == pytest.approx(popularity[::-1], abs=5e-5)
-    assert rows[1][2:] == pytest.approx(evaluate(model, dataset, 0, **options)[::-1], abs=5e-5)
-
-
-def test_evaluate_can_measure_all_users(run, monkeypatch):
-    chosen = []
-    monkeypatch.setattr(
-        commands, "measure", lambda *given: chosen.append(given[-1]) or measure(*given)
-    )
-
-    cli.main(["evaluate", run, "--max-users", "all"])
-
-    assert chosen == [EvaluationOptions(max_users=None)]
-
-
-def test_a_wrong_number_of_users_is_refused_with_what_is_right(run, capsys):
-    assert cli.main(["evaluate", run, "--max-users", "0"]) == 2
-
-    message = "argument --max-users: must be an integer of at least 1, or all, got '0'"
-    assert message in capsys.readouterr().err
-
-
-def test_evaluate_on_other_data(run, tmp_path, capsys):
-    (tmp_path / "other.csv").write_text("".join(f"1,{item}\n" for item in (5, 6, 7, 8)))
-
-    code = cli.main(["evaluate", run, "--data", "other.csv", "--col-sep", ","])
-
-    assert code == 0
-    assert numbers(rows_of(capsys.readouterr().out)[1])[0] in (0, 1)  # one user
 
 
 def test_plot_draws_runs_in_one_picture(run, data, tmp_path, capsys):
@@ -184,7 +115,7 @@ def test_every_option_has_help_with_its_default():
     parser = cli.make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert sorted(commands.choices) == [
-        *("evaluate", "info", "plot", "predict", "prepare", "resume", "train"),
+        *("compare", "evaluate", "info", "plot", "predict", "prepare", "resume", "train"),
     ]
     for sub in commands.choices.values():
         text = " ".join(sub.format_help().split())

@@ -145,6 +145,8 @@ def test_the_package_is_a_command():
         (["plot", "nowhere"], "nowhere is not a run folder"),
         (["plot"], "the following arguments are required: RUN"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
+        (["compare", "nowhere", "else"], "nowhere is not a run folder"),
+        (["compare", "nowhere"], "the following arguments are required: RUN"),
         (["predict", "nowhere", "--users", "1"], "nowhere is not a run folder"),
         (["predict", "nowhere"], "the following arguments are required: --users"),
         (["predict", "nowhere", "--users", "1", "-k", "0"], "-k: must be an integer of at least 1"),
