@@ -27,7 +27,7 @@ from ssept_ext.data.raw_ids import id_list
 from ssept_ext.data.times import Time
 from ssept_ext.network.identity import reads_times
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.serving.by_index import rank_catalogue, similar_by_index
+from ssept_ext.serving.by_index import Recommendations, rank_catalogue, similar_by_index
 from ssept_ext.serving.requests import (
     CANDIDATES,
     check_types,
@@ -103,25 +103,10 @@ def recommend_by_raw_id(
         live[user] if user in live else known.events(number)
         for user, number in zip(users, numbers.tolist(), strict=True)
     ]
-    lengths = np.array([len(items) for items, _ in events], np.int64)
-    warm = lengths > 0
-    offsets = np.cumsum(np.append(0, lengths[warm]))
-    times = [times for items, times in events if len(items)] if reads_times(model) else [None]
-    asked = Histories(
-        numbers[warm],
-        offsets,
-        np.concatenate([*(items for items, _ in events), np.zeros(0, np.int64)]),
-        None if any(x is None for x in times) else np.concatenate([*times, np.zeros(0, np.int64)]),
-    )
     when = requested_at(at, len(users))
-    when = None if when is None else when[warm]
-    found = rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size, when)
-
-    items = np.empty((len(users), found.items.shape[1]), np.int64)
-    scores = np.full(items.shape, math.nan, found.scores.dtype)
-    items[warm], scores[warm] = found
-    if not warm.all():
-        items[~warm] = _most_popular(known, catalogue, items.shape[1])
+    items, scores = rank_events(
+        model, numbers, events, k, catalogue, exclude_seen, batch_size, when
+    )
     row, column = np.nonzero(items)
     answer = {
         "user": take_rows(users, row, known.user_ids),
@@ -132,6 +117,55 @@ def recommend_by_raw_id(
     if not with_scores:
         del answer["score"]
     return to_frame(answer)
+
+
+def rank_events(
+    model: SequentialRecommender,
+    users: IntArray,
+    events: Sequence[tuple[IntArray, IntArray | None]],
+    k: int,
+    catalogue: IntArray | None = None,
+    exclude_seen: bool = True,
+    batch_size: int = 256,
+    at: IntArray | None = None,
+) -> Recommendations:
+    """Return the k best items of each user, by index: for a user without events the most popular ones, scored NaN.
+
+    Parameters
+    ----------
+    users
+        (n,) indices of users, 0 for an unknown one.
+    events
+        Each user's items and their times, oldest first; times are None for a model that reads none.
+    k, catalogue, exclude_seen, batch_size, at
+        As `ssept_ext.serving.by_index.rank_catalogue` takes them.
+
+    Raises
+    ------
+    ValueError
+        As `rank_catalogue`, and if a user has no events and the model does not know which items are popular.
+    """
+    lengths = np.array([len(items) for items, _ in events], np.int64)
+    warm = lengths > 0
+    if model.known is None and not warm.all():
+        raise ValueError("each user must have an event, because this model stores no popularity")
+    offsets = np.cumsum(np.append(0, lengths[warm]))
+    times = [times for items, times in events if len(items)] if reads_times(model) else [None]
+    asked = Histories(
+        users[warm],
+        offsets,
+        np.concatenate([*(items for items, _ in events), _NONE]),
+        None if any(x is None for x in times) else np.concatenate([*times, _NONE]),
+    )
+    when = None if at is None else at[warm]
+    found = rank_catalogue(model, asked, k, catalogue, exclude_seen, batch_size, when)
+    items = np.empty((len(users), found.items.shape[1]), np.int64)
+    scores = np.full(items.shape, math.nan, found.scores.dtype)
+    items[warm], scores[warm] = found
+    if not warm.all():
+        assert model.known is not None
+        items[~warm] = _most_popular(model.known, catalogue, items.shape[1])
+    return Recommendations(items, scores)
 
 
 def similar_by_raw_id(model: SequentialRecommender, items: Sequence[Any], k: int = 10) -> Any:
@@ -185,3 +219,6 @@ def _most_popular(known: KnownHistories, catalogue: IntArray | None, k: int) -> 
     """Return the (k,) items with the most events, most popular first; ties are ordered by ascending index."""
     items = np.arange(1, len(known.popularity)) if catalogue is None else np.unique(catalogue)
     return items[np.argsort(-known.popularity[items], kind="stable")[:k]]
+
+
+_NONE = np.zeros(0, np.int64)

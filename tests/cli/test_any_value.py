@@ -29,6 +29,7 @@ REQUIRED = {
     "evaluate": ["run"],
     "compare": ["run", "run"],
     "predict": ["run", "--users", "1"],
+    "serve": ["run"],
     "prepare": ["raw", "--out", "out"],
 }
 

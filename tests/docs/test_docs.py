@@ -25,6 +25,8 @@ NOT_RUN = {
     "python bench/gpu_check.py": "builds for a GPU; tests/bench/test_gpu_check.py has its dry run",
     "python build/gpu-check/bench/gpu_check.py": "the same",
     "python bench/peers.py": "needs RecTools; tests/bench/test_peers.py has peers of its own",
+    "ssept serve": "answers until it is told to end; tests/service/test_process.py starts it",
+    "curl": "asks that server",
     "sed -i": "changes the files of a user; tests/recommenders/test_drop_in.py has the names replaced",
     "ssept prepare --download": "needs the network; tests/data/test_movielens.py has a server of its own",
 }

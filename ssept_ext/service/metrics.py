@@ -1,0 +1,67 @@
+"""What the server counts, in Prometheus's format.
+
+With several workers, the environment variable PROMETHEUS_MULTIPROC_DIR names a folder in which their counts are added
+up; see the documentation of prometheus_client.
+"""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counters and histograms of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "ssept_requests", "Requests", ["route", "status"], registry=self._registry
+        )
+        self.seconds = Histogram(
+            "ssept_request_seconds",
+            "Time to answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.batches = Histogram(
+            "ssept_batch_size",
+            "Requests scored together",
+            buckets=_BATCHES,
+            registry=self._registry,
+        )
+        self.unknown_items = Counter(
+            "ssept_unknown_items", "Items that were not known", registry=self._registry
+        )
+        self.loaded = Gauge(
+            "ssept_model_loaded_timestamp_seconds",
+            "When the model was loaded",
+            multiprocess_mode="min",
+            registry=self._registry,
+        )
+        self.failed_loads = Gauge(
+            "ssept_model_failed_loads",
+            "Changes of the folder that could not be loaded",
+            multiprocess_mode="max",
+            registry=self._registry,
+        )
+
+    def text(self) -> bytes:
+        """All figures, of all workers."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
