@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import get_args
 
@@ -19,6 +20,7 @@ from ssept_ext.cli.report import (
 from ssept_ext.cli.runs import open_run
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.fingerprint import Fingerprint
+from ssept_ext.evaluation.baselines import ItemNeighbours, Popularity
 from ssept_ext.evaluation.candidates import Split
 from ssept_ext.evaluation.full import evaluate_ranks
 from ssept_ext.evaluation.intervals import KS, compare_ranks
@@ -26,10 +28,12 @@ from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.evaluation.ranks import HeldOutRanks, ranks_format
 from ssept_ext.models import SASREC
 from ssept_ext.network.identity import in_ids_of
-from ssept_ext.utils.options import NOT_NEGATIVE, Range
+from ssept_ext.ranking.given_scores import ItemScorer
+from ssept_ext.utils.options import NOT_NEGATIVE, POSITIVE, Range
 
 _OF_SAMPLES = ("exclude", "max_users")
-_OF_RANKS = {"k": "-k", "part": "--part", "ranks": "--ranks"}
+_OF_RANKS = ("k", "part", "ranks", "baselines", "recent_days")
+_RECENT_SHARE = 0.1
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -41,13 +45,18 @@ def evaluate(options: argparse.Namespace) -> int:
         names = [field.name for field in fields(EvaluationOptions)]
         chosen = EvaluationOptions(**{n: getattr(options, n) for n in names if n in options})
         popularity = measure_popularity(dataset, model.num_neg_test, seed, chosen)
-        print_results(popularity, model, measure(model, dataset, seed, chosen))
+        metrics = measure(model, dataset, seed, chosen)
+        print_results(popularity, model, metrics, among_all=False)
         return 0
     ranks, ks = _ranks(model, dataset, options)
     if options.ranks is not None:
         ranks.save(options.ranks)
+    measured = {}
+    if options.baselines:
+        for name, baseline in _baselines(dataset, options.recent_days):
+            measured[name], _ = _ranks(baseline, dataset, options)
     print(what_is_ranked(ranks))
-    print_columns(ranked({type(model).__name__: ranks}, ks, seed))
+    print_columns(ranked(measured | {type(model).__name__: ranks}, ks, seed))
     return 0
 
 
@@ -74,6 +83,17 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         type=_ranks_file,
         metavar="FILE",
         help="also write the rank of each user's item to a .csv or .parquet file (default: none)",
+    )
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also rank by popularity, by recent popularity if there are times, and by item-to-item neighbours",
+    )
+    parser.add_argument(
+        "--recent-days",
+        help="days before the last training event in which recent popularity counts, if times are in seconds "
+        "(default: those of the last tenth of the training events)",
+        **number(float, POSITIVE),
     )
     parser.add_argument(
         "--seed",
@@ -128,17 +148,37 @@ def _ranks_file(text: str) -> str:
 def _check_flags(options: argparse.Namespace) -> None:
     """Raise a ValueError if a flag is given that the chosen ranking does not take."""
     if options.sampled:
-        for name, flag in _OF_RANKS.items():
-            if getattr(options, name) is not None:
-                raise ValueError(f"{flag} is for the ranking of all items, not for --sampled")
+        for name in _OF_RANKS:
+            if getattr(options, name):
+                raise ValueError(
+                    f"{_flag(name)} is for the ranking of all items, not for --sampled"
+                )
     else:
         for name in _OF_SAMPLES:
             if name in options:
-                raise ValueError(f"--{name.replace('_', '-')} is for --sampled")
+                raise ValueError(f"{_flag(name)} is for --sampled")
+    if options.recent_days is not None and not options.baselines:
+        raise ValueError("--recent-days is for --baselines")
+
+
+def _flag(name: str) -> str:
+    return "-k" if name == "k" else f"--{name.replace('_', '-')}"
+
+
+def _baselines(
+    dataset: SASRecDataSet, recent_days: float | None
+) -> Iterator[tuple[str, ItemScorer]]:
+    """Make rankings to compare a model with, one after another."""
+    yield "popularity", Popularity(dataset)
+    if recent_days is not None:
+        yield "recent popularity", Popularity(dataset, last_days=recent_days)
+    elif dataset.histories("train").times is not None:
+        yield "recent popularity", Popularity(dataset, last_share=_RECENT_SHARE)
+    yield "neighbours", ItemNeighbours(dataset)
 
 
 def _ranks(
-    model: SASREC, dataset: SASRecDataSet, options: argparse.Namespace
+    model: SASREC | ItemScorer, dataset: SASRecDataSet, options: argparse.Namespace
 ) -> tuple[HeldOutRanks, list[int]]:
     """Rank all items as the flags say; return the cut-offs, too."""
     ks = sorted(set(options.k or KS))

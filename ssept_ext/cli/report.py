@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from ssept_ext.cli.runs import Source
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.evaluation.candidates import Split
+from ssept_ext.evaluation.full import evaluate_full
 from ssept_ext.evaluation.intervals import Comparison, metric_intervals
+from ssept_ext.evaluation.metrics import CUTOFF
 from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.evaluation.ranks import HeldOutRanks
 from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity, evaluate_valid
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.ranking.given_scores import ItemScorer
 
 Metrics = dict[str, tuple[float, float]]
 """(NDCG@10, HR@10) for each of "valid" and "test"."""
@@ -30,7 +35,7 @@ def measure(
     seed: int,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Metrics:
-    """Evaluate a model on both held-out items."""
+    """Evaluate a model on both held-out items, among sampled negatives."""
     return {
         "valid": evaluate_valid(model, dataset, seed, **vars(options)),
         "test": evaluate(model, dataset, seed, **vars(options)),
@@ -50,6 +55,14 @@ def measure_popularity(
     }
 
 
+def measure_full(model: SequentialRecommender | ItemScorer, dataset: SASRecDataSet) -> Metrics:
+    """Evaluate a model on both held-out items, among all items."""
+    found = {
+        split: evaluate_full(model, dataset, (CUTOFF,), split=split) for split in get_args(Split)
+    }
+    return {split: (of.ndcg[CUTOFF], of.hr[CUTOFF]) for split, of in found.items()}
+
+
 def summary(source: Source, dataset: SASRecDataSet, model: SequentialRecommender, run: Path) -> str:
     """Describe data, model and run folder, at the start of training."""
     events = len(dataset.histories("all").items)
@@ -62,9 +75,13 @@ def summary(source: Source, dataset: SASRecDataSet, model: SequentialRecommender
     )
 
 
-def print_results(popularity: Metrics, model: SequentialRecommender, metrics: Metrics) -> None:
-    """Print a table of the model's metrics and those of popularity."""
-    print(f"\n{'':<10} {'valid':^16}   {'test':^16}")
+def print_results(
+    popularity: Metrics, model: SequentialRecommender, metrics: Metrics, among_all: bool
+) -> None:
+    """Print a table of the model's metrics and those of popularity, among all items or sampled negatives."""
+    negatives = "all items" if among_all else f"{model.num_neg_test:,} sampled negatives"
+    print(f"\nranked among {negatives}")
+    print(f"{'':<10} {'valid':^16}   {'test':^16}")
     print(f"{'':<10} {'HR@10':>7} {'NDCG@10':>8}   {'HR@10':>7} {'NDCG@10':>8}")
     for name, row in (("popularity", popularity), (type(model).__name__, metrics)):
         cells = (f"{hr:>7.4f} {ndcg:>8.4f}" for ndcg, hr in (row["valid"], row["test"]))

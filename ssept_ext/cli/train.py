@@ -26,7 +26,13 @@ from ssept_ext.cli.options import (
     number,
     output_folder,
 )
-from ssept_ext.cli.report import measure, measure_popularity, print_results, summary
+from ssept_ext.cli.report import (
+    measure,
+    measure_full,
+    measure_popularity,
+    print_results,
+    summary,
+)
 from ssept_ext.cli.runs import (
     KINDS,
     METRICS_FILE,
@@ -43,6 +49,7 @@ from ssept_ext.cli.runs import (
 )
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.evaluation.baselines import Popularity
 from ssept_ext.models import SASREC, SSEPT
 from ssept_ext.network.config import WIDTH, SSEPTConfig
 from ssept_ext.sampling.options import SamplerOptions
@@ -126,7 +133,11 @@ def _train(
     model = recipe.make_model(dataset.itemnum, dataset.usernum, options.backend)
     model = model.to(choose_device(options))
     # First, because it is fast and raises an error if the model could not be evaluated either.
-    popularity = measure_popularity(dataset, model.num_neg_test, options.seed)
+    among_all = recipe.training.validation == "full"
+    if among_all:
+        popularity = measure_full(Popularity(dataset), dataset)
+    else:
+        popularity = measure_popularity(dataset, model.num_neg_test, options.seed)
     interrupted: TrainingInterrupted | None = None
     with ExitStack() as held:
         sampler = held.enter_context(
@@ -148,10 +159,12 @@ def _train(
             if writes:
                 print(f"ssept: to continue: ssept resume {run}", file=sys.stderr)
             return interrupted.code
-        metrics = measure(model, dataset, options.seed)
+        metrics = (
+            measure_full(model, dataset) if among_all else measure(model, dataset, options.seed)
+        )
         if writes:
             (run / TRAINING_FILE).unlink()
-            print_results(popularity, model, metrics)
+            print_results(popularity, model, metrics, among_all)
     return 0
 
 

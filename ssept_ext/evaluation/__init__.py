@@ -1,5 +1,6 @@
 """Ranking metrics, among sampled negatives or over the whole catalogue."""
 
+from ssept_ext.evaluation.baselines import ItemNeighbours, Popularity
 from ssept_ext.evaluation.candidates import EvaluationCandidates, draw_candidates
 from ssept_ext.evaluation.full import evaluate_full, evaluate_ranks
 from ssept_ext.evaluation.intervals import (
@@ -24,6 +25,8 @@ __all__ = [
     "FullMetrics",
     "HeldOutRanks",
     "Interval",
+    "ItemNeighbours",
+    "Popularity",
     "RepeatedMetrics",
     "compare_ranks",
     "draw_candidates",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.evaluation.candidates import (
     Split,
@@ -31,12 +33,16 @@ from ssept_ext.ranking.catalogue import (
     encode_groups,
     scoring,
 )
+from ssept_ext.ranking.given_scores import GivenScores, ItemScorer, score_groups
 from ssept_ext.ranking.top_k import TopK
 from ssept_ext.utils.checks import check_at_least, check_bool, check_one_of
 
+Model: TypeAlias = SequentialRecommender | ItemScorer
+"""What ranks all items."""
+
 
 def evaluate_full(
-    model: SequentialRecommender,
+    model: Model,
     dataset: SASRecDataSet,
     ks: Sequence[int] = (1, 5, 10, 20),
     exclude_seen: bool = True,
@@ -53,6 +59,9 @@ def evaluate_full(
 
     Parameters
     ----------
+    model
+        A model of this package, or anything with a method `score_items`, such as the baselines of
+        `ssept_ext.evaluation.baselines`.
     ks
         Cut-offs k of the metrics.
     exclude_seen
@@ -78,7 +87,7 @@ def evaluate_full(
 
 
 def evaluate_ranks(
-    model: SequentialRecommender,
+    model: Model,
     dataset: SASRecDataSet,
     k: int = 20,
     exclude_seen: bool = True,
@@ -92,7 +101,7 @@ def evaluate_ranks(
     ----------
     k
         The largest cut-off of metrics, and length of lists, that can be had from the result.
-    exclude_seen, split, eval_batch_size, ties
+    model, exclude_seen, split, eval_batch_size, ties
         As for `evaluate_full`.
 
     Raises
@@ -105,7 +114,8 @@ def evaluate_ranks(
     check_one_of("split", split, get_args(Split))
     eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
     check_one_of("ties", ties, get_args(Ties))
-    dataset = in_ids_of(model, dataset)
+    if not isinstance(model, ItemScorer):
+        dataset = in_ids_of(model, dataset)
     users = measurable_users(dataset, split)
     inputs = input_histories(dataset, users, split)
     held_out = dataset.histories(split, users)
@@ -121,13 +131,11 @@ def evaluate_ranks(
     num_best = min(k + 1, dataset.itemnum)
     ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
     best = targets.new_zeros(len(targets), num_best)
-    with scoring(model):
-        # Rank the items of the data set only: the model's table may be larger.
-        catalogue = Catalogue.of(model, dataset.itemnum)
-        for rows, queries, _ in encode_groups(model, inputs, eval_batch_size, at):
-            seen = SeenItems(inputs, rows, model.device) if exclude_seen else None
+    with _rankings(model, inputs, dataset.itemnum, eval_batch_size, at) as (catalogue, groups):
+        for rows, queries in groups:
+            seen = SeenItems(inputs, rows, queries.device) if exclude_seen else None
             top = TopK(len(queries), num_best, like=queries)
-            of_rows = targets[rows].to(model.device)
+            of_rows = targets[rows].to(queries.device)
             ranks[rows] = _full_ranks(queries, catalogue, of_rows, seen, top, ties).cpu()
             catalogue.complete(top)
             best[rows] = top.items.cpu()
@@ -150,6 +158,21 @@ def evaluate_ranks(
         user_ids=ids[0],
         item_ids=ids[1],
     )
+
+
+@contextmanager
+def _rankings(
+    model: Model, inputs: Histories, num_items: int, batch_size: int, at: IntArray | None
+) -> Iterator[tuple[Catalogue, Iterator[tuple[slice, Tensor]]]]:
+    """Give the items to rank, those of the data set only, and the queries of groups of users with their rows."""
+    if isinstance(model, ItemScorer):
+        with torch.inference_mode():
+            yield GivenScores(num_items), score_groups(model, inputs, num_items)
+    else:
+        with scoring(model):
+            encoded = encode_groups(model, inputs, batch_size, at)
+            # The model's table may be larger.
+            yield Catalogue.of(model, num_items), ((rows, queries) for rows, queries, _ in encoded)
 
 
 def _full_ranks(

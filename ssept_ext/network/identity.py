@@ -18,7 +18,7 @@ def reads_times(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "time_bias", False)
 
 
-def times_for(model: SequentialRecommender, at: IntArray | None, source: str) -> IntArray | None:
+def times_for(model: object, at: IntArray | None, source: str) -> IntArray | None:
     """Return the times at which next items are asked for if the model reads any, and None for another model.
 
     A ValueError says that the `source`, such as "dataset", has no times.

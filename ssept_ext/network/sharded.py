@@ -6,8 +6,6 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-from ssept_ext.network.recommender import SequentialRecommender
-
 Shards: TypeAlias = dict[str, tuple[int, Tensor]]
 """A process's rows of tables, by the tables' names in the state dict of a model that has whole ones: the id of the
 first row, and the rows (n, width)."""
@@ -43,6 +41,6 @@ class Sharded(Protocol):
         """Return this process's rows, which may be changed."""
 
 
-def is_sharded(model: SequentialRecommender) -> bool:
+def is_sharded(model: object) -> bool:
     """Whether each process has some rows of the tables."""
     return isinstance(model, Sharded)

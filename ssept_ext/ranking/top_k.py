@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssept_ext import distributed
 
-_CHUNK = 64
+CHUNK = 64
 """Items that are first compared by their maximum. The width of a block must be a multiple of this."""
 
 
@@ -35,7 +35,7 @@ class TopK:
         """Add a block of `score_blocks`, whose items must come after those of all earlier blocks."""
         num_rows, width = scores.shape
         k = self.scores.shape[1]
-        chunks = scores.view(num_rows, -1, _CHUNK)
+        chunks = scores.view(num_rows, -1, CHUNK)
         best = chunks.amax(2)
         self._finite &= (best < math.inf).all()  # False for NaN
         # Only scores above the k-th best so far can enter: with an equal score, the larger id loses.
@@ -47,7 +47,7 @@ class TopK:
         row, chunk = (best > bound).nonzero(as_tuple=True)
         values = chunks[row, chunk]
         hit, column = (values > bound[row]).nonzero(as_tuple=True)
-        row, item = row[hit], first + chunk[hit] * _CHUNK + column
+        row, item = row[hit], first + chunk[hit] * CHUNK + column
         if len(row):
             self._merge(row, item, values[hit, column])
 

@@ -4,14 +4,20 @@ import csv
 import shutil
 
 import pytest
-from support.command_line import TINY, numbers, rows_of, train
+from support.command_line import numbers, rows_of, train
 from support.factories import write_events
 
 from ssept_ext import SASREC, SASRecDataSet
 from ssept_ext.cli import app as cli
 from ssept_ext.cli import evaluate as evaluate_command
 from ssept_ext.cli.report import measure
-from ssept_ext.evaluation import compare_ranks, evaluate_ranks, metric_intervals
+from ssept_ext.evaluation import (
+    ItemNeighbours,
+    Popularity,
+    compare_ranks,
+    evaluate_ranks,
+    metric_intervals,
+)
 from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity
 
@@ -71,6 +77,36 @@ def test_evaluate_resamples_with_the_seed_of_the_run(data, capsys):
     assert outputs[0] == outputs[1] != outputs[2]
 
 
+def test_evaluate_prints_baselines_beside_the_model(run, data, capsys):
+    assert cli.main(["evaluate", run, "--baselines", "-k", "5"]) == 0
+
+    _, _, _, *rows = capsys.readouterr().out.splitlines()
+    dataset = SASRecDataSet(data)
+    rankers = {"popularity": Popularity(dataset), "neighbours": ItemNeighbours(dataset)}
+    for name, ranker in (rankers | {"SSEPT": SASREC.from_pretrained(run)}).items():
+        found = metric_intervals(evaluate_ranks(ranker, dataset), [5], seed=0)
+        assert f"{name} 5 {found['HR@5']} {found['NDCG@5']}" in " ".join(rows.pop(0).split())
+        assert rows.pop(0).split()[:2] == [name, "all"]
+    assert rows == []
+
+
+@pytest.mark.parametrize("days", [None, "0.0002"])
+def test_evaluate_has_recent_popularity_where_there_are_times(data, capsys, days):
+    lines = data.read_text().splitlines()
+    data.write_text("".join(f"{line} {i * 17 % 50}\n" for i, line in enumerate(lines)))
+    assert train(data) == 0
+    capsys.readouterr()
+
+    options = [] if days is None else ["--recent-days", days]
+    assert cli.main(["evaluate", "run", "--baselines", "-k", "5", *options]) == 0
+
+    (row, _) = (line for line in capsys.readouterr().out.splitlines() if "recent" in line)
+    dataset = SASRecDataSet(data)
+    recent = Popularity(dataset, **({"last_days": 0.0002} if days else {"last_share": 0.1}))
+    found = metric_intervals(evaluate_ranks(recent, dataset), [5], seed=0)
+    assert f"recent popularity 5 {found['HR@5']}" in " ".join(row.split())
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_evaluate_writes_the_rank_of_each_user(run, data, tmp_path, suffix):
     assert cli.main(["evaluate", run, "--ranks", f"ranks.{suffix}"]) == 0
@@ -91,6 +127,9 @@ def test_evaluate_writes_the_rank_of_each_user(run, data, tmp_path, suffix):
         (["--sampled", "--ranks", "x.csv"], "--ranks is for the ranking of all items, not for --s"),
         (["--max-users", "all"], "--max-users is for --sampled"),
         (["--exclude", "all"], "--exclude is for --sampled"),
+        (["--sampled", "--baselines"], "--baselines is for the ranking of all items, not for"),
+        (["--recent-days", "7"], "--recent-days is for --baselines"),
+        (["--baselines", "--recent-days", "7"], "recent popularity needs times of events"),
         (["--ranks", "ranks.txt"], "--ranks: ranks.txt: the name of a file of ranks must end in"),
         (["--ranks", "no/ranks.csv"], "--ranks: no is not a folder that can be written to"),
         (["-k", "0"], "-k: must be an integer of at least 1, got '0'"),
@@ -170,18 +209,31 @@ def test_compare_takes_the_data_of_both_from_another_place(run, other, data, tmp
     assert cli.main(["compare", run, other, "--data", "moved.txt"]) == 0
 
 
-def test_evaluate_among_samples_repeats_the_table_of_the_run_from_anywhere(
-    data, tmp_path, capsys, monkeypatch
+@pytest.mark.parametrize("validation", ["full", "sampled"])
+def test_evaluate_repeats_the_figures_of_the_run_from_anywhere(
+    data, tmp_path, capsys, monkeypatch, validation
 ):
-    cli.main(["train", "--data", data.name, "--out", "run", "--seed", "3", "--epochs", "1", *TINY])
+    train(data.name, "--seed", "3", "--validation", validation)
     table = rows_of(capsys.readouterr().out)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
 
-    code = cli.main(["evaluate", "../run", "--sampled"])
+    options = ["--sampled"] if validation == "sampled" else ["--baselines", "-k", "10"]
+    assert cli.main(["evaluate", "../run", *options]) == 0
 
-    assert code == 0
-    assert rows_of(capsys.readouterr().out) == table
+    output = capsys.readouterr().out
+    if validation == "sampled":
+        assert rows_of(output) == table
+    else:
+        rows = {
+            name: row
+            for row in output.splitlines()[3:]
+            for name in [row.split()[0]]
+            if " 10 " in row
+        }
+        for row in table:
+            name, *_, hr, ndcg = row.split()
+            assert rows[name].split()[2:6:3] == [hr, ndcg]
 
 
 def test_evaluate_with_another_seed_draws_other_negatives(run, data, capsys):

@@ -45,7 +45,7 @@ def test_a_folder_that_is_not_empty_is_never_written_to(data, tmp_path, capsys):
 
 def test_ctrl_c_elsewhere_is_one_line(data, capsys, monkeypatch):
     monkeypatch.setattr(
-        report, "evaluate_popularity", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+        report, "evaluate_full", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
 
     assert train(data) == 130

@@ -33,7 +33,7 @@ def test_a_run_is_split_at_moments_which_it_records_and_prints(timed, capsys):
 def test_an_evaluation_measures_the_same_users_again_even_of_a_file_that_has_moved(
     timed, tmp_path, capsys
 ):
-    train(timed, "--split", "time")
+    train(timed, "--split", "time", "--validation", "sampled")
     trained = capsys.readouterr().out
     timed.rename(tmp_path / "moved.txt")
 

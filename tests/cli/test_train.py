@@ -11,7 +11,7 @@ from support.raw_ids import interactions
 
 from ssept_ext import SASREC, SSEPT, SASRecDataSet, WarpSampler
 from ssept_ext.cli import app as cli
-from ssept_ext.evaluation.sampled import evaluate, evaluate_popularity, evaluate_valid
+from ssept_ext.evaluation import Popularity, evaluate, evaluate_full, evaluate_popularity
 from ssept_ext.training import recipe
 from ssept_ext.training.options import TrainingOptions
 
@@ -33,15 +33,27 @@ def test_train_writes_a_run_folder_and_prints_popularity_beside_the_model(data, 
     assert "20 users, 30 items" in output
     popularity, model = rows_of(output)
     dataset, trained = SASRecDataSet(data), SASREC.from_pretrained(folder)
-    expected = {
-        "popularity": [
-            *evaluate_popularity(dataset, 0, 5, split="valid")[::-1],
-            *evaluate_popularity(dataset, 0, 5, split="test")[::-1],
-        ],
-        "SSEPT": [*evaluate_valid(trained, dataset, 0)[::-1], *evaluate(trained, dataset, 0)[::-1]],
-    }
-    for row in (popularity, model):
-        assert numbers(row) == pytest.approx(expected[row.split()[0]], abs=5e-5)
+    assert "ranked among all items" in output
+    for row, ranker in ((popularity, Popularity(dataset)), (model, trained)):
+        found = [evaluate_full(ranker, dataset, split=split) for split in ("valid", "test")]
+        expected = [value for metrics in found for value in (metrics.hr[10], metrics.ndcg[10])]
+        assert numbers(row) == pytest.approx(expected, abs=5e-5)
+    assert [row.split()[0] for row in (popularity, model)] == ["popularity", "SSEPT"]
+
+
+def test_train_measures_as_it_validates(data, tmp_path, capsys):
+    assert train(data, "--validation", "sampled") == 0
+
+    output = capsys.readouterr().out
+    popularity, model = rows_of(output)
+    dataset, trained = SASRecDataSet(data), SASREC.from_pretrained(tmp_path / "run")
+    assert "ranked among 5 sampled negatives" in output
+    for row, by in (
+        (popularity, lambda split: evaluate_popularity(dataset, 0, 5, split=split)),
+        (model, lambda split: evaluate(trained, dataset, 0, split=split)),
+    ):
+        expected = [*by("valid")[::-1], *by("test")[::-1]]
+        assert numbers(row) == pytest.approx(expected, abs=5e-5)
 
 
 def test_metrics_has_a_line_for_each_epoch(data, tmp_path):
