@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 PROCESS_LOST = 1
 USER_ERROR = 2
@@ -29,7 +29,7 @@ COMMANDS = {
     "plot": ("commands", "Plot the loss and the validation NDCG@10 of runs in one picture."),
     "evaluate": ("evaluate", "Measure a trained model among all items, or among sampled ones."),
     "compare": ("evaluate", "Compare two trained models user by user."),
-    "predict": ("commands", "Print recommendations for some users, without items they have seen."),
+    "predict": ("predict", "Print or write recommendations, without items that users have seen."),
     "serve": ("serve", "Answer requests for recommendations over HTTP."),
     "prepare": ("prepare", "Convert a published data set, or a CSV file, to a file for --data."),
     "info": ("commands", "Print how the package was built and which backend each op uses."),
@@ -150,6 +150,13 @@ def make_parser(loaded: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentP
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if (
+            arg_strings == ["--"] and action.option_strings
+        ):  # which argparse takes for no value at all
+            raise argparse.ArgumentError(action, "must have a value, got --")
+        return super()._get_values(action, arg_strings)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

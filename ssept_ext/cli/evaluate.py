@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import get_args
 
-from ssept_ext.cli.options import add_data, add_device, add_fields, add_run, number, output_file
+from ssept_ext.cli.options import add_data, add_device, add_fields, add_run, column_file, number
 from ssept_ext.cli.report import (
     compared,
     measure,
@@ -25,7 +25,7 @@ from ssept_ext.evaluation.candidates import Split
 from ssept_ext.evaluation.full import evaluate_ranks
 from ssept_ext.evaluation.intervals import KS, compare_ranks
 from ssept_ext.evaluation.options import EvaluationOptions
-from ssept_ext.evaluation.ranks import HeldOutRanks, ranks_format
+from ssept_ext.evaluation.ranks import HeldOutRanks
 from ssept_ext.models import SASREC
 from ssept_ext.network.identity import in_ids_of
 from ssept_ext.ranking.given_scores import ItemScorer
@@ -80,7 +80,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     _add_ranking_options(parser)
     parser.add_argument(
         "--ranks",
-        type=_ranks_file,
+        type=column_file,
         metavar="FILE",
         help="also write the rank of each user's item to a .csv or .parquet file (default: none)",
     )
@@ -135,14 +135,6 @@ def _add_ranking_options(parser: argparse.ArgumentParser) -> None:
         help="the part of the data whose first event of each user is to be found (default: test)",
     )
     add_fields(parser, EvaluationOptions, vars(EvaluationOptions()), ["ties"])
-
-
-def _ranks_file(text: str) -> str:
-    try:
-        ranks_format(output_file(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def _check_flags(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from ssept_ext import distributed
 from ssept_ext._extension import Backend, build_info
+from ssept_ext.data.column_files import check_format
 from ssept_ext.utils.checks import parsed_integer, shown
 from ssept_ext.utils.options import Range, check_number, without_none
 
@@ -93,6 +94,15 @@ def output_file(text: str) -> str:
     folder = os.path.dirname(filled(text)) or "."
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"{folder} is not a folder that can be written to")
+    return text
+
+
+def column_file(text: str) -> str:
+    """Parse the path of a CSV or Parquet file to write."""
+    try:
+        check_format(output_file(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ssept_ext.data.column_files import Columns, write_columns
 from ssept_ext.data.frames import to_frame
 from ssept_ext.data.histories import IntArray
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.evaluation.candidates import Split
 from ssept_ext.evaluation.metrics import Ties, hr, mean_gain, ndcg, reciprocal
 from ssept_ext.utils.checks import check_at_least, shown
-from ssept_ext.utils.files import replace_file
-from ssept_ext.utils.optional import require
-
-Columns = dict[str, NDArray[Any]]
-"""Columns of a data frame, all of one length."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +187,7 @@ class HeldOutRanks:
         OSError
             If the file cannot be written.
         """
-        kind = ranks_format(path)
-        write = _write_parquet if kind == ".parquet" else _write_csv
-        columns = {name: _plain(values) for name, values in self.columns().items()}
-        replace_file(Path(path), partial(write, columns))
+        write_columns(path, [self.columns()])
 
     def _decoded(self, users: IntArray, items: IntArray) -> Columns:
         return {
@@ -214,30 +204,3 @@ def check_cutoffs(ks: Sequence[int]) -> list[int]:
     if not checked:
         raise ValueError("ks must have at least one cut-off")
     return checked
-
-
-def ranks_format(path: str | os.PathLike[str]) -> str:
-    """Return how the name of a file of ranks ends; a ValueError or ImportError if it cannot be written."""
-    suffix = Path(path).suffix
-    if suffix == ".parquet":
-        require("pyarrow.parquet", "data")
-    elif suffix != ".csv":
-        raise ValueError(f"{path}: the name of a file of ranks must end in .csv or .parquet")
-    return suffix
-
-
-def _plain(values: NDArray[Any]) -> list[Any]:
-    """Values as files have them: integers, and texts of whatever else."""
-    return values.tolist() if values.dtype != object else [str(value) for value in values]
-
-
-def _write_csv(columns: dict[str, list[Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-
-
-def _write_parquet(columns: dict[str, list[Any]], path: Path) -> None:
-    pyarrow = require("pyarrow", "data")
-    require("pyarrow.parquet", "data").write_table(pyarrow.table(columns), path)

@@ -130,7 +130,7 @@ def test_evaluate_writes_the_rank_of_each_user(run, data, tmp_path, suffix):
         (["--sampled", "--baselines"], "--baselines is for the ranking of all items, not for"),
         (["--recent-days", "7"], "--recent-days is for --baselines"),
         (["--baselines", "--recent-days", "7"], "recent popularity needs times of events"),
-        (["--ranks", "ranks.txt"], "--ranks: ranks.txt: the name of a file of ranks must end in"),
+        (["--ranks", "ranks.txt"], "--ranks: ranks.txt: the name of the file must end in"),
         (["--ranks", "no/ranks.csv"], "--ranks: no is not a folder that can be written to"),
         (["-k", "0"], "-k: must be an integer of at least 1, got '0'"),
         (["--part", "train"], "--part: invalid choice: 'train'"),

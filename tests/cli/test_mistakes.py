@@ -148,7 +148,7 @@ def test_the_package_is_a_command():
         (["compare", "nowhere", "else"], "nowhere is not a run folder"),
         (["compare", "nowhere"], "the following arguments are required: RUN"),
         (["predict", "nowhere", "--users", "1"], "nowhere is not a run folder"),
-        (["predict", "nowhere"], "the following arguments are required: --users"),
+        (["train", "--epochs=--"], "--epochs: must have a value, got --"),
         (["predict", "nowhere", "--users", "1", "-k", "0"], "-k: must be an integer of at least 1"),
     ],
 )

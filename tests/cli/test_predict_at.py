@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 from support.command_line import main, train
 
-from ssept_ext.cli import commands
+from ssept_ext.cli import predict
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def timed_run(data, tmp_path, capsys):
     ],
 )
 def test_the_time_reaches_the_model(timed_run, monkeypatch, capsys, flags, at):
-    asked, recommend = [], commands.recommend_by_index
+    asked, recommend = [], predict.recommend_by_index
 
     def noting(*arguments, **options):
         asked.append(options["at"])
         return recommend(*arguments, **options)
 
-    monkeypatch.setattr(commands, "recommend_by_index", noting)
+    monkeypatch.setattr(predict, "recommend_by_index", noting)
 
     assert main(["predict", timed_run, "--users", "2", "-k", "3", *flags]) == 0
 

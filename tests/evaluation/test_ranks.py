@@ -184,7 +184,7 @@ def test_data_without_raw_ids_have_those_that_the_model_keeps():
 
 
 def test_a_name_of_another_ending_is_refused(dataset, model, tmp_path):
-    with pytest.raises(ValueError, match=r"ranks.txt: the name of a file of ranks must end in .cs"):
+    with pytest.raises(ValueError, match=r"ranks.txt: the name of the file must end in .cs"):
         evaluate_ranks(model, dataset, K).save(tmp_path / "ranks.txt")
 
     assert not list(tmp_path.iterdir())
