@@ -195,3 +195,14 @@ def test_baseline_sampler_gives_next_items_and_unseen_negatives():
         assert events == history[:-1]
         assert targets == history[1:]
         assert not set(negatives) & set(history)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_served_model_answers_clients_without_an_error(capsys):
+    pytest.importorskip("fastapi")
+
+    importlib.import_module("serving").main(["--quick"])
+
+    output = capsys.readouterr().out
+    assert re.search(r"  1,000 +[0-9.]+ +[0-9.]+\n", output)
+    assert re.search(r"  [0-9.]+ +0\n", output)
