@@ -39,8 +39,12 @@ SELECTED = (
     "emulated and not gradcheck and not same_bits and not repeat_bit_by_bit and not 4096_keys "
     "and not opcheck and not 513 and not 257"
 )
-# The kernels of float16 are those of bfloat16. Losses differ in the arithmetic on a token alone.
-CHECKED = f"{SELECTED} and not torch.float16 and not (test_sampled_loss and lanes and not softmax)"
+# The kernels of float16 are those of bfloat16, and those without dropout the ones with it. Losses differ in the
+# arithmetic on a token alone, and values that are extreme or not finite change none of what the checkers look at.
+CHECKED = (
+    f"{SELECTED} and not torch.float16 and not (test_sampled_loss and lanes and not softmax) "
+    "and not every_size_of_a_logit and not finite and not -0.0"
+)
 # Senseless offsets give two sequences the same output, which is a race.
 RACE_CHECKED = f"{CHECKED} and not senseless"
 # Attention is what asks for the most shared memory. These tests launch its kernels of every type and width.

@@ -20,9 +20,10 @@ BUILD = ROOT / "build" / "tests"
 
 COMPILER = os.environ.get("CXX", "g++")
 LANGUAGE = ["-std=c++20", "-fPIC", "-fvisibility=hidden"]
+# Traps (which ASan reports) instead of messages: they compile faster.
 ASAN_AND_UBSAN = [
     "-fsanitize=address,undefined",
-    "-fno-sanitize-recover",
+    "-fsanitize-undefined-trap-on-error",
     "-fno-omit-frame-pointer",
 ]
 
