@@ -93,8 +93,8 @@ class ItemNeighbours:
     ) -> None:
         """Find the neighbours of all items.
 
-        Time grows with the sum of the squared lengths of the training histories: a second for 10^8. Memory is 12 bytes
-        for each neighbour.
+        Time grows with the sum of the squared lengths of the training histories. Memory is 12 bytes for each neighbour
+        of each item.
 
         Parameters
         ----------

@@ -73,7 +73,7 @@ def metric_intervals(
     confidence
         In (0, 1).
     num_resamples
-        At least 1. Time grows with them and with the number of distinct ranks: it is seconds for a million users.
+        At least 1. Time grows with them and with the number of distinct ranks, of a comparison: of pairs of ranks.
     seed
         Any integer from 0; equal seeds give equal intervals.
 

@@ -164,10 +164,9 @@ class HeldOutRanks:
                 'lists need one rank of each user, which ties="mean" does not give: evaluate with another'
             )
         is_target = self.best == self.items[:, None]
-        order = np.argsort(
-            is_target, 1, kind="stable"
-        )  # it goes to the end, the others stay in order
-        others = np.take_along_axis(np.where(is_target, 0, self.best), order, 1)
+        # The others in order; the item to find goes to the end, beyond the places that are read.
+        order = np.argsort(is_target, 1, kind="stable")
+        others = np.take_along_axis(self.best, order, 1)
         place = np.arange(k)
         # Items after the held-out one move by a place.
         lists = np.take_along_axis(others, place - (place > self.ranks), 1)
