@@ -11,6 +11,7 @@ from support.processes import two_processes
 
 from ssept_ext import SSEPT, SASRecDataSet, WarpSampler, distributed
 from ssept_ext.data.synthetic import synthetic
+from ssept_ext.evaluation import Popularity, evaluate_ranks, full
 from ssept_ext.training.callbacks import csv_log, tensorboard_log
 from ssept_ext.training.loop import train_model
 
@@ -118,7 +119,15 @@ def many_steps():
 def metrics():
     model, dataset = make_model(), make_dataset()
     sampled = [model.evaluate(dataset, seed=5, eval_batch_size=size) for size in (3, 256)]
-    return sampled, model.evaluate_valid(dataset, seed=5), astuple(model.evaluate_full(dataset))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(full, "USERS_AT_A_TIME", 4)  # so that each process has some
+        ranks = [evaluate_ranks(x, dataset).ranks.tolist() for x in (model, Popularity(dataset))]
+    return (
+        sampled,
+        model.evaluate_valid(dataset, seed=5),
+        astuple(model.evaluate_full(dataset)),
+        ranks,
+    )
 
 
 class Recording(SSEPT):
