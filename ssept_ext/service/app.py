@@ -37,10 +37,12 @@ from ssept_ext.service.schemas import (
     SimilarRequest,
     problems,
 )
-from ssept_ext.utils.checks import shown
 
 SETTINGS_VARIABLE = "SSEPT_SERVE"
 """Tells workers, which import this module anew, their settings."""
+
+_MAX_DETAIL = 1000
+"""Characters of an answer that refuses a request."""
 
 Answers = list[RecommendAnswer | Exception]
 
@@ -214,11 +216,10 @@ class _Service:
 async def _refuse_form(_: Request, error: Exception) -> Response:
     """Name what is wrong, without the values, which JSON may not be able to hold."""
     assert isinstance(error, RequestValidationError)
-    found = [
-        f"{'.'.join(shown(part) if isinstance(part, str) else str(part) for part in each['loc'])}: {each['msg']}"
-        for each in error.errors()
-    ]
-    return _problem(422, shown("; ".join(found), 1000))
+    found = (
+        f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in error.errors()
+    )
+    return _problem(422, "; ".join(found)[:_MAX_DETAIL])
 
 
 async def _refuse_http(_: Request, error: Exception) -> Response:
