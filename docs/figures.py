@@ -21,6 +21,7 @@ from results import RESULTS, ROOT, table
 from ssept_ext.network import SSEPTConfig
 from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.training.options import LoopOptions, TrainingOptions
+from ssept_ext.training.updating import UpdateOptions
 
 AMD = "2026-11-26-amd-epyc-2-cores.txt"
 AMD_STEP = "2026-11-28-amd-epyc-2-cores-train-step.txt"
@@ -318,6 +319,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "differences": lambda: "\n\n" + (RESULTS / DIFFERENCES).read_text().partition("\n\n")[2] + "\n",
     "options-model": lambda: option_table(SSEPTConfig),
     "options-sampler": lambda: option_table(SamplerOptions),
+    "options-update": lambda: option_table(UpdateOptions),
     "options-training": lambda: option_table(LoopOptions, TrainingOptions),
 }
 

@@ -26,7 +26,7 @@ from ssept_ext.evaluation import evaluate, evaluate_full, evaluate_ranks, evalua
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_arguments
 from ssept_ext.network.padded import PaddedInterface
 from ssept_ext.serving import item_vectors, recommend, similar_items, user_state
-from ssept_ext.training import fit, train_model
+from ssept_ext.training import fit, train_model, update
 
 Self = TypeVar("Self", bound="SASREC")
 
@@ -70,6 +70,7 @@ class SASREC(PaddedInterface):
         super().__init__(config, backend)
 
     train_model = train_model
+    update = update
     evaluate = evaluate
     evaluate_valid = evaluate_valid
     evaluate_full = evaluate_full

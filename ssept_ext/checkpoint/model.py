@@ -5,7 +5,7 @@ A checkpoint is a folder with a `config.json` and the files that it names:
     config.json                   format, class, constructor arguments, names of the other files
     model-DIGEST.safetensors      parameters
     ids-DIGEST.json               raw ids, if the model has them
-    histories-DIGEST.safetensors  histories, if the model has raw ids and these are saved; times, if it reads them
+    histories-DIGEST.safetensors  histories, with times if there are any, if the model has raw ids and these are saved
     counts-DIGEST.safetensors     number of events per item, if it has raw ids and histories are not saved
 
 Files are written under new names first; replacing `config.json` then switches to all of them at once. Format 1 had no
@@ -191,7 +191,7 @@ def _store_files(
             _, offsets, items, times = known.histories
             of_items = torch.from_numpy(items.astype(np.int32))
             tensors["histories"] = {"offsets": torch.from_numpy(offsets), "items": of_items}
-            if times is not None and model.config.time_bias:  # nothing else reads them
+            if times is not None:  # which tell an update what it knows already
                 tensors["histories"]["times"] = torch.from_numpy(times)
         else:
             tensors["counts"] = {"counts": torch.from_numpy(known.popularity)}

@@ -1,9 +1,10 @@
-"""The state of a training run, from which it can be resumed."""
+"""The state of a training run, from which it can be resumed, and that of its optimizer, from which an update starts."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from ssept_ext.utils.tensor_files import tensors_digest, write_tensors
 TRAINING_FILE = "training.safetensors"
 
 TRAINING_FORMAT = 2
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+OPTIMIZER_FORMAT = "ssept_ext optimizer 1"
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,42 @@ def load_training(folder: str | os.PathLike[str]) -> TrainingState | None:
         return TrainingState(**fields)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
+
+
+def save_optimizer(state: Mapping[str, Tensor], folder: str | os.PathLike[str]) -> None:
+    """Write the state of an optimizer to `optimizer.safetensors` in `folder`, from where an update starts.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+    """
+    tensors = {name: x.cpu() for name, x in state.items()}
+    header = {"format": OPTIMIZER_FORMAT}
+    header["digest"] = tensors_digest(tensors, header)
+    replace_file(Path(folder) / OPTIMIZER_FILE, lambda path: write_tensors(path, tensors, header))
+
+
+def load_optimizer(folder: str | os.PathLike[str]) -> dict[str, Tensor] | None:
+    """Read the state of the optimizer that a finished `ssept train`, or `ssept update`, left in its run folder.
+
+    Returns
+    -------
+    dict[str, Tensor] or None
+        By names such as "item_embedding_layer.weight.exp_avg", on the CPU; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or something else; names it.
+    """
+    path = Path(folder) / OPTIMIZER_FILE
+    if not path.is_file():
+        return None
+    tensors, header = read_tensors(path)
+    digest = header.pop("digest", None)
+    if header != {"format": OPTIMIZER_FORMAT}:
+        raise ValueError(f"{path} is not the state of an optimizer that this version reads")
+    if digest != tensors_digest(tensors, header):
+        raise ValueError(f"{path} is damaged: its content does not match its digest")
+    return tensors

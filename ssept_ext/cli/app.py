@@ -1,8 +1,9 @@
-"""The command `ssept`: prepare, train, resume, plot, evaluate, compare, predict, serve, info.
+"""The command `ssept`: prepare, train, resume, update, plot, evaluate, compare, predict, serve, info.
 
 `ssept train` makes a run folder with everything that later commands need: the model's checkpoint (see
 `ssept_ext.checkpoint`), `run.json` with the source of the data and all options, `metrics.csv` and, until training has
-finished, `training.safetensors`, from which `ssept resume` continues. Ctrl-C and SIGTERM save it before they stop.
+finished, `training.safetensors`, from which `ssept resume` continues. Ctrl-C and SIGTERM save it before they stop. Then
+there is `optimizer.safetensors`, from which `ssept update` continues.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ PIPE_CLOSED = 141  # and one that wrote to a pipe that nobody reads
 COMMANDS = {
     "train": ("train", "Train a model, write its run folder, and print its metrics."),
     "resume": ("train", "Resume an interrupted training, as if it had not been interrupted."),
+    "update": ("update", "Add new events, users and items to a trained model, and train it on."),
     "plot": ("commands", "Plot the loss and the validation NDCG@10 of runs in one picture."),
     "evaluate": ("evaluate", "Measure a trained model among all items, or among sampled ones."),
     "compare": ("evaluate", "Compare two trained models user by user."),

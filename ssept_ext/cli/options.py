@@ -149,10 +149,15 @@ def add_split(parser: argparse.ArgumentParser) -> None:
         default="last",
         help="hold out the last two events of each user, or the latest events of all (default: last)",
     )
+    add_shares(group, "of --split time", "0.1")
+
+
+def add_shares(parser: argparse._ActionsContainer, of: str, otherwise: str) -> None:
+    """Add the flags for the sizes of the parts of a split by time, with the defaults that the help texts name."""
     for part in ("valid", "test"):
-        group.add_argument(
+        parser.add_argument(
             f"--{part}-share",
-            help=f"share of all events in the {part} part of --split time (default: 0.1)",
+            help=f"share of all events in the {part} part {of} (default: {otherwise})",
             **number(float, Range(0, 0.99)),
         )
 

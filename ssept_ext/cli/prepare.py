@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,7 @@ from ssept_ext.data.cleaning import Duplicates
 from ssept_ext.data.id_map import save_id_maps
 from ssept_ext.data.interactions import Interactions
 from ssept_ext.data.prepared import SUFFIX, is_prepared
-from ssept_ext.data.sources.columns import Columns, arrow
+from ssept_ext.data.sources.columns import Columns, RawEvents, arrow
 from ssept_ext.data.sources.formats import FORMATS, read_source
 from ssept_ext.data.sources.movielens import MOVIELENS_MD5, download
 from ssept_ext.utils.files import replace_file
@@ -31,10 +32,7 @@ def prepare(options: argparse.Namespace) -> int:
     if (options.source is None) == (options.download is None):
         raise ValueError("give either SOURCE or --download, and not both")
     source = options.source or download(options.download, options.cache)
-    columns = Columns(options.user_col, options.item_col, options.time_col or None)
-    name, format_name, events = read_source(
-        source, options.format, columns, quoting=options.quoting
-    )
+    name, format_name, events = read_events(source, options)
     print(
         f"read   {name} ({format_name}): {len(events.users.codes):,} events, "
         f"{len(events.users.ids):,} users, {len(events.items.ids):,} items"
@@ -55,6 +53,14 @@ def prepare(options: argparse.Namespace) -> int:
     write_events(interactions, out)
     print(f"wrote  {out}, and the raw ids to {ids}")
     return 0
+
+
+def read_events(
+    source: str | os.PathLike[str], options: argparse.Namespace
+) -> tuple[str, str, RawEvents]:
+    """Read a file as the flags of `add_columns` say: the names of the file and its format, and the events."""
+    columns = Columns(options.user_col, options.item_col, options.time_col or None)
+    return read_source(source, options.format, columns, quoting=options.quoting)
 
 
 def write_events(interactions: Interactions, path: Path) -> None:
@@ -94,10 +100,29 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         help=f"the file to write: text, compressed if the name ends in .gz, or arrays to map into memory if it "
         f"ends in {SUFFIX} (required)",
     )
+    add_columns(parser)
+    add(
+        "--duplicates",
+        choices=get_args(Duplicates),
+        default="keep",
+        help="which events of the same user and item to keep: all, one, or one of consecutive ones",
+    )
+    for noun in ("user", "item"):
+        add(
+            f"--min-{noun}-events",
+            default=5,
+            help=f"repeatedly drop {noun}s with fewer events, until all have enough",
+            **number(int, Range(1)),
+        )
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how to read a file of events."""
+    add = parser.add_argument
     add(
         "--format",
         choices=[*FORMATS, "csv"],
-        help="the format of SOURCE (default: detected from its first line)",
+        help="the format of the file (default: detected from its first line)",
     )
     add("--user-col", default="user", metavar="NAME", help="user column of a generic CSV")
     add("--item-col", default="item", metavar="NAME", help="item column")
@@ -113,16 +138,3 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help='whether " quotes fields of a CSV, which may then hold delimiters and line ends',
     )
-    add(
-        "--duplicates",
-        choices=get_args(Duplicates),
-        default="keep",
-        help="which events of the same user and item to keep: all, one, or one of consecutive ones",
-    )
-    for noun in ("user", "item"):
-        add(
-            f"--min-{noun}-events",
-            default=5,
-            help=f"repeatedly drop {noun}s with fewer events, until all have enough",
-            **number(int, Range(1)),
-        )

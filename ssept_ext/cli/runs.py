@@ -31,8 +31,11 @@ LOCK_FILE = ".lock"
 KINDS: dict[str, type[SASREC]] = {"ssept": SSEPT, "sasrec": SASREC}
 
 Source = dict[str, Any]
-"""The arguments of `SASRecDataSet` for a file, and perhaps {"split_by_time": its two moments}; or {"synthetic":
-arguments of `synthetic`}."""
+"""The arguments of `SASRecDataSet` for a file, or `OF_MODEL`, and perhaps {"split_by_time": its two moments}; or
+{"synthetic": arguments of `synthetic`}."""
+
+OF_MODEL: Source = {"histories": "of the model"}
+"""The source of a run that was updated: all its events are in the model's checkpoint."""
 
 
 def new_run_folder(out: str | None) -> Path:
@@ -105,14 +108,22 @@ def _is_source(source: Any) -> bool:
             type(value) in (int, float) for value in made.values()
         )
     separator, moments = source.get("col_sep"), source.get("split_by_time", [0, 0])
-    return (
-        source.keys() - {"split_by_time"} == {"filename", "col_sep"}
-        and isinstance(moments, list)
+    if not (
+        isinstance(moments, list)
         and len(moments) == 2
         and all(type(moment) is int for moment in moments)
+    ):
+        return False
+    return _is_of_model(source) or (
+        source.keys() - {"split_by_time"} == {"filename", "col_sep"}
         and isinstance(source["filename"], str)
         and (separator is None or isinstance(separator, str))
     )
+
+
+def _is_of_model(source: Source) -> bool:
+    """Whether a source is `OF_MODEL`, split in any way."""
+    return {name: x for name, x in source.items() if name != "split_by_time"} == OF_MODEL
 
 
 def open_run(
@@ -125,7 +136,8 @@ def open_run(
     given = given_source(options)
     if given is not None and "split_by_time" in source:
         given["split_by_time"] = source["split_by_time"]
-    dataset = load_data(given or source)
+    is_own = given is None and _is_of_model(source)
+    dataset = data_of_model(model, source) if is_own else load_data(given or source)
     try:
         dataset = in_ids_of(model, dataset)
     except ValueError as error:
@@ -179,6 +191,16 @@ def synthetic_source() -> Source:
     """Return the source of the synthetic data set, with all its arguments."""
     parameters = inspect.signature(synthetic).parameters
     return {"synthetic": {name: parameter.default for name, parameter in parameters.items()}}
+
+
+def data_of_model(model: SASREC, source: Source) -> SASRecDataSet:
+    """Return all events that a model knows, split as the source says."""
+    if model.known is None:
+        raise ValueError("the data of the run are to be the model's, which knows none")
+    dataset = model.known.to_dataset()
+    if "split_by_time" in source:
+        dataset.split_by_time(*source["split_by_time"])
+    return dataset
 
 
 def load_data(source: Source) -> SASRecDataSet:

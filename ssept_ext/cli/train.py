@@ -14,7 +14,7 @@ import torch
 
 from ssept_ext import distributed
 from ssept_ext.checkpoint.model import save_checkpoint
-from ssept_ext.checkpoint.training_state import TRAINING_FILE
+from ssept_ext.checkpoint.training_state import TRAINING_FILE, save_optimizer
 from ssept_ext.cli.options import (
     add_data,
     add_device,
@@ -98,18 +98,23 @@ def resume(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{run} has no {TRAINING_FILE}: its training is over, or was killed in its first epoch"
         )
+    recipe, recorded = recipe_of_run(run, recorded)
+    for name, default in _OWN.items():
+        setattr(options, name, recorded.get(name, default))
+    with distributed.process_group(choose_device(options), options.timeout):
+        return _train(options, alone_in(run), run, source, load_data(source), recipe)
+
+
+def recipe_of_run(run: Path, recorded: dict[str, Any]) -> tuple[Recipe[SASREC], dict[str, Any]]:
+    """Return the recipe of a run, and all its options under the names of this version."""
     kind = KINDS[recorded["model"]]
     try:
         recorded = _updated(recorded, kind)
         names = chain(*option_names(kind).values())
         known = {name: recorded[name] for name in names if name in recorded}
-        recipe = Recipe.from_options(kind, known)
+        return Recipe.from_options(kind, known), recorded
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{run_file(run)} is damaged: {error}") from error
-    for name, default in _OWN.items():
-        setattr(options, name, recorded.get(name, default))
-    with distributed.process_group(choose_device(options), options.timeout):
-        return _train(options, alone_in(run), run, source, load_data(source), recipe)
 
 
 def _train(
@@ -163,6 +168,8 @@ def _train(
             measure_full(model, dataset) if among_all else measure(model, dataset, options.seed)
         )
         if writes:
+            if known is not None and model.optimizer_state is not None:  # it can be updated
+                save_optimizer(model.optimizer_state, run)
             (run / TRAINING_FILE).unlink()
             print_results(popularity, model, metrics, among_all)
     return 0

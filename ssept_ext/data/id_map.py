@@ -99,6 +99,34 @@ class IdMap:
         ids = self.raw[places] if self.type == "int64" else self.texts.take(places)
         return IdMap.of_arrays(self.type, ids, noun)
 
+    def joined(self, other: IdMap) -> tuple[IdMap, IntArray]:
+        """Number the ids of another map that this one does not hold after its own.
+
+        Returns
+        -------
+        tuple[IdMap, IntArray]
+            The map of all ids, and the number in it of each id of `other`.
+
+        Raises
+        ------
+        TypeError
+            If the ids of the other map are of another type.
+        """
+        if self.type != other.type:
+            raise TypeError(
+                f"{self.noun} ids must be of type {self.type}, as those known, got {other.type}"
+            )
+        numbers = self.encode(other.raw, "zero")
+        new = np.flatnonzero(numbers == 0)
+        if not len(new):
+            return self, numbers
+        numbers[new] = len(self) + 1 + np.arange(len(new))
+        added = other.only(new, self.noun)
+        if self.type == "int64":
+            raw = np.append(self.raw, added.raw)
+            return IdMap.of_arrays(self.type, raw, self.noun), numbers
+        return IdMap.of_arrays(self.type, self.texts.joined(added.texts), self.noun), numbers
+
     @cached_property
     def raw(self) -> NDArray[Any]:  # documented above
         return object_array(self._objects(self.texts))

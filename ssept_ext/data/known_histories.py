@@ -70,6 +70,20 @@ class KnownHistories:
         every_user = np.arange(1, num_users + 1)
         return cls(user_ids, item_ids, dataset.histories("all", every_user))
 
+    def to_dataset(self, *, hold_out: bool = True) -> SASRecDataSet:
+        """Return all events as a data set, whose arrays are shared; `hold_out` is that of `Interactions.to_dataset`.
+
+        Raises
+        ------
+        ValueError
+            If the model was saved without histories.
+        """
+        if self.histories is None:
+            raise ValueError("the model was saved without histories")
+        dataset = SASRecDataSet(histories=self.histories, hold_out=hold_out)
+        dataset.user_ids, dataset.item_ids = self.user_ids, self.item_ids
+        return dataset
+
     def translate(self, dataset: SASRecDataSet, *, new_users: bool) -> SASRecDataSet:
         """Return a data set with raw ids in the numbers of these maps; itself if it is in them already.
 
@@ -106,9 +120,7 @@ class KnownHistories:
         if item_ids == self.item_ids and np.array_equal(users, np.arange(1, len(users) + 1)):
             return dataset
         translated = dataset.renumbered(np.append(0, users), np.append(0, items))
-        translated.user_ids, translated.item_ids = self.user_ids, self.item_ids
-        if new.any():
-            translated.user_ids = IdMap(np.append(self.user_ids.raw, user_ids.raw[new]), "user")
+        translated.user_ids, translated.item_ids = self.user_ids.joined(user_ids)[0], self.item_ids
         translated.itemnum = len(self.item_ids)
         return translated
 

@@ -48,6 +48,11 @@ class Texts(NamedTuple):
         byte += np.repeat(self.offsets[:-1][chosen] - offsets[:-1], lengths)
         return Texts(offsets, self.data[byte])
 
+    def joined(self, others: Texts) -> Texts:
+        """Return these strings, and then others."""
+        offsets = np.append(self.offsets, self.offsets[-1] + others.offsets[1:])
+        return Texts(offsets, np.append(self.data, others.data))
+
     def strings(self) -> Iterator[bytes]:
         """Yield one after the other."""
         for first in range(0, len(self.offsets) - 1, _CHUNK):

@@ -61,6 +61,10 @@ class SequentialRecommender(nn.Module):
     trained_on: Fingerprint | None = None
     """Of the data of the last training."""
 
+    optimizer_state: dict[str, Tensor] | None = None
+    """Of the last `fit` or `update` in this process, from where the next update goes on; it takes as much memory as two
+    models, until it is set to None. `save_pretrained` does not save it."""
+
     def __init__(self, config: SASRECConfig, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config

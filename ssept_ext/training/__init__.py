@@ -6,6 +6,7 @@ from ssept_ext.training.interruption import TrainingInterrupted
 from ssept_ext.training.loop import train_model
 from ssept_ext.training.options import TrainingOptions
 from ssept_ext.training.plotting import plot_curves
+from ssept_ext.training.updating import UpdateOptions, UpdateReport, update
 
 __all__ = [
     "Callback",
@@ -13,9 +14,12 @@ __all__ = [
     "Progress",
     "TrainingInterrupted",
     "TrainingOptions",
+    "UpdateOptions",
+    "UpdateReport",
     "csv_log",
     "fit",
     "plot_curves",
     "tensorboard_log",
     "train_model",
+    "update",
 ]

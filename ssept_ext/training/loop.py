@@ -164,6 +164,7 @@ def start_run(
     options: TrainingOptions,
     callbacks: Sequence[Callback],
     generator: torch.Generator | None = None,
+    num_steps: int | None = None,
 ) -> Run:
     """Check the arguments of `train_model` together, also with those of other processes, and start a run.
 
@@ -171,6 +172,8 @@ def start_run(
     ----------
     generator
         Where the seeds of dropout and SSE come from, on the CPU; None for a copy of torch's global generator.
+    num_steps
+        Steps of an epoch; None for a pass over the users of the data set.
     """
     if generator is None:
         generator = torch.Generator()
@@ -182,7 +185,8 @@ def start_run(
     if not hasattr(sampler, "next_batch"):
         raise TypeError(f"sampler must have a method next_batch, got {shown(sampler)}")
     check_is_dataset(dataset)
-    num_steps = max(1, dataset.num_users // loop.batch_size)
+    if num_steps is None:
+        num_steps = max(1, dataset.num_users // loop.batch_size)
     data = Fingerprint.of(dataset)
     if distributed.size() > 1:
         drawing = sampler.settings if isinstance(sampler, SeekableSampler) else {}

@@ -12,6 +12,7 @@ import torch
 
 from ssept_ext._extension import Backend
 from ssept_ext.data.dataset import SASRecDataSet
+from ssept_ext.data.histories import IntArray
 from ssept_ext.network.config import SSEPTConfig
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.sampling.options import SamplerOptions
@@ -116,12 +117,17 @@ class Recipe(Generic[Model]):
         return self.kind(**sizes, **self.model, backend=backend)
 
     def make_sampler(
-        self, dataset: SASRecDataSet, seq_max_len: int, seed: int, n_workers: int = 1
+        self,
+        dataset: SASRecDataSet,
+        seq_max_len: int,
+        seed: int,
+        n_workers: int = 1,
+        users: IntArray | None = None,
     ) -> WarpSampler:
-        """Make a sampler of a data set's training events."""
+        """Make a sampler of the training events of some users of a data set, by default all."""
         with_times = bool(self.model["time_bias"])
         return WarpSampler(
-            dataset.histories("train", with_times=with_times),
+            dataset.histories("train", users, with_times=with_times),
             dataset.usernum,
             dataset.itemnum,
             self.loop.batch_size,
@@ -150,6 +156,7 @@ class Recipe(Generic[Model]):
         """
         run = start_run(model, dataset, sampler, self.loop, self.training, callbacks, generator)
         train_run(run, dataset, verbose, checkpoint, callbacks)
+        model.optimizer_state = run.optimizer_state()
         return run.history
 
 

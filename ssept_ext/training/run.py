@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from ssept_ext.training.step import draw_seeds, eager_step, make_loss, make_opti
 from ssept_ext.training.table_rows import table_rows
 
 History = dict[str, list[float]]
+
+_OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps for a parameter."""
 
 
 class Run:
@@ -249,6 +253,37 @@ class Run:
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return the state of the optimizer, and of a row-wise one of the tables, by names like "PARAMETER.exp_avg"."""
+        state = {} if self._rows is None else dict(self._rows.state)
+        for name, parameter in self.model.named_parameters():
+            kept = self.optimizer.state.get(parameter, {})
+            state |= {f"{name}.{kind}": x for kind, x in kept.items()}
+        return state
+
+    def continue_optimizer(self, state: Mapping[str, Tensor]) -> None:
+        """Start from what `optimizer_state` returned for a model whose tables had fewer rows, or as many.
+
+        Rows and parameters that it has nothing of start as usual.
+
+        Raises
+        ------
+        ValueError
+            If it is of another model; names what does not fit.
+        """
+        rows = {} if self._rows is None else self._rows.state
+        for name, x in rows.items():
+            if name in state:
+                x.copy_(_with_rows_of(x, name, state[name]))
+        for name, parameter in self.model.named_parameters():
+            kinds = [kind for kind in _OF_ADAM if f"{name}.{kind}" in state]
+            if kinds == [*_OF_ADAM] and f"{name}.exp_avg" not in rows:
+                step, *moments = (state[f"{name}.{kind}"] for kind in kinds)
+                places = [f"{name}.{kind}" for kind in kinds[1:]]
+                fitted = map(partial(_with_rows_of, parameter), places, moments)
+                values = [step.to(parameter.device, copy=True), *fitted]
+                self.optimizer.state[parameter] = dict(zip(kinds, values, strict=True))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save the complete state, between two steps; all processes call this, and process 0 writes most of it."""
         assert isinstance(self.sampler, SeekableSampler)
@@ -322,3 +357,19 @@ class Run:
         self.epoch, self.stopped = state.epoch, state.ended
         self.losses, self.seconds = state.losses, state.seconds
         self.steps_done = state.epoch * self.num_steps + len(state.losses)
+
+
+def _with_rows_of(like: Tensor, name: str, x: Tensor) -> Tensor:
+    """Return a copy of x with as many rows as another tensor, where those that it lacks are zero."""
+    fits = x.dim() == like.dim() and x.shape[1:] == like.shape[1:]
+    if not fits or x.shape[:1] > like.shape[:1]:
+        raise ValueError(
+            f"the state of the optimizer is of another model: {name} has shape {[*x.shape]}, which does not fit "
+            f"{[*like.shape]}"
+        )
+    whole = torch.zeros_like(like, requires_grad=False)
+    if x.dim():
+        whole[: len(x)] = x
+    else:
+        whole.copy_(x)
+    return whole

@@ -14,7 +14,13 @@ from support.raw_ids import SIZES, interactions
 
 from ssept_ext import SASREC, SSEPT, IdMap
 from ssept_ext.checkpoint.model import save_checkpoint
-from ssept_ext.checkpoint.training_state import TRAINING_FILE, load_training
+from ssept_ext.checkpoint.training_state import (
+    OPTIMIZER_FILE,
+    TRAINING_FILE,
+    load_optimizer,
+    load_training,
+    save_optimizer,
+)
 from ssept_ext.cli.runs import RUN_FILE, read_run_file, write_run_file
 from ssept_ext.data.id_map import load_id_maps, save_id_maps
 
@@ -102,6 +108,13 @@ def training(tmp_path_factory):
 @given(damage=DAMAGE)
 def test_damage_to_a_training_state_is_noticed(training, damage):
     check(training / TRAINING_FILE, lambda: load_training(training), damage)
+
+
+@fuzzed
+@given(damage=DAMAGE)
+def test_damage_to_the_state_of_an_optimizer_is_noticed(tmp_path, damage):
+    save_optimizer({"table.step": torch.tensor(3.0), "table.exp_avg": torch.ones(5, 2)}, tmp_path)
+    check(tmp_path / OPTIMIZER_FILE, lambda: load_optimizer(tmp_path), damage)
 
 
 @fuzzed

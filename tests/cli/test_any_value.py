@@ -25,6 +25,7 @@ TEXTS = st.text(max_size=50) | st.sampled_from(
 WORDS = NUMBERS.map(str) | TEXTS | st.integers(1, 5000).map(lambda digits: "9" * digits)
 REQUIRED = {
     "resume": ["run"],
+    "update": ["run", "--data", "events.csv"],
     "plot": ["run"],
     "evaluate": ["run"],
     "compare": ["run", "run"],

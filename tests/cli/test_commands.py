@@ -36,7 +36,18 @@ def test_every_option_has_help_with_its_default():
     parser = cli.make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert sorted(commands.choices) == [
-        *("compare", "evaluate", "info", "plot", "predict", "prepare", "resume", "serve", "train"),
+        *(
+            "compare",
+            "evaluate",
+            "info",
+            "plot",
+            "predict",
+            "prepare",
+            "resume",
+            "serve",
+            "train",
+            "update",
+        ),
     ]
     for sub in commands.choices.values():
         text = " ".join(sub.format_help().split())

@@ -122,6 +122,8 @@ def _small_data(tmp_path, monkeypatch):
         for _ in range(12)
     ]
     Path("events.csv").write_text("".join(["user,item,timestamp\n", *events]))
+    later = ["anna,sku-3,1800000000\n", "anna,sku-new,1800000001\n", "eve,sku-1,1800000002\n"]
+    Path("week.csv").write_text("".join(["user,item,timestamp\n", *later]))
 
 
 @pytest.mark.filterwarnings("ignore:num_neg_test is 100, but")

@@ -112,7 +112,7 @@ def test_fit_takes_the_arguments_of_model_sampler_and_training(monkeypatch):
     def start_run(model, dataset, sampler, loop, training, callbacks, generator):
         calls["settings"] = sampler.settings
         calls["options"] = vars(loop) | vars(training) | {"callbacks": callbacks}
-        return SimpleNamespace(history={})
+        return SimpleNamespace(history={}, optimizer_state=dict)
 
     def train_run(run, dataset, verbose, checkpoint, callbacks):
         calls["options"] |= {"verbose": verbose, "checkpoint": checkpoint}
