@@ -274,7 +274,7 @@ class SequentialRecommender(nn.Module):
         queries, _, _ = self._last_queries(batch, vectors)  # (B, D)
         item_part, rest = queries.tensor_split([self.config.item_dim], 1)
         if vectors is None:
-            return item_part, item_part.new_zeros(len(item_part))
+            return item_part, item_part.new_zeros(item_part.shape[0])
         user_part = (rest * vectors.to(rest.dtype) * math.sqrt(rest.shape[1])).sum(1)
         return item_part.contiguous(), user_part
 

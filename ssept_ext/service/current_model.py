@@ -59,6 +59,8 @@ class CurrentModel:
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
                 raise ValueError(f"{self._folder} holds a model that has diverged, see {name}")
+        mean = model.mean_user()  # of millions of users, it takes longer than an answer
+        model.mean_user = lambda: mean  # type: ignore[method-assign]
         return Loaded(model.eval(), datetime.now(timezone.utc))
 
     def _look(self) -> Stamp:

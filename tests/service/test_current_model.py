@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssept_ext import SASREC
+from ssept_ext import SASREC, SSEPT
 from ssept_ext.service.current_model import CurrentModel
 
 pytest.importorskip("fastapi")
@@ -66,6 +66,17 @@ def test_a_folder_that_is_whole_again_is_loaded(tmp_path):
     assert model.refresh() is True
     assert model.error is None
     assert model.loaded.model.item_num == 12
+
+
+def test_the_mean_of_the_users_is_computed_once(tmp_path):
+    arguments = SHAPE | {"embedding_dim": 2}
+    SSEPT(item_num=9, user_num=3, **arguments).save_pretrained(tmp_path)
+
+    model = current(tmp_path).loaded.model
+
+    expected = model.user_embedding_layer.weight[1:].mean(0)
+    torch.testing.assert_close(model.mean_user(), expected)
+    assert model.mean_user() is model.mean_user()
 
 
 def test_a_folder_without_a_model_is_an_error_at_the_start(tmp_path):

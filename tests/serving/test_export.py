@@ -9,7 +9,8 @@ import torch
 from support.factories import perturbed, tiny_model
 
 from ssept_ext import SASREC, SSEPT
-from ssept_ext.serving.export import INPUTS, Scorer, export_onnx, export_program
+from ssept_ext.serving.by_raw_id import rank_events
+from ssept_ext.serving.export import INPUTS, BestItems, Scorer, export_onnx, export_program
 
 NUM_ITEMS, T = 200, 50
 
@@ -95,6 +96,64 @@ def test_onnxruntime_scores_as_predict_for_any_sizes(model, tmp_path):
         (scores,) = session.run(None, {name: inputs[name].numpy() for name in names})
         torch.testing.assert_close(torch.from_numpy(scores), model.predict(inputs))
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def histories(size):
+    """As `batch`, without the hole and the empty one."""
+    inputs = batch(size + 2, 1)
+    inputs["input_seq"][:, -2:] = torch.arange(1, 3)
+    return {name: tensor[:size] for name, tensor in inputs.items()}
+
+
+def answered(model, inputs, k):
+    """What `recommend` says without the items of the sequences; user 0 is unknown."""
+    found = [
+        rank_events(model, np.array([user]), [(items[items > 0], None)], k)
+        for user, items in zip(inputs["user"].numpy(), inputs["input_seq"].numpy(), strict=True)
+    ]
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def test_a_program_with_the_answer_inside_gives_what_recommend_gives(model, tmp_path):
+    path, inputs = tmp_path / "model.pt2", histories(6)
+    torch.export.save(export_program(model, top_k=7), path)
+
+    items, scores = torch.export.load(path).module()(*(inputs[name] for name in INPUTS[:2]))
+
+    expected = answered(model, inputs, 7)
+    np.testing.assert_array_equal(items, expected[0])
+    np.testing.assert_allclose(scores.detach(), expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_onnx_file_with_the_answer_inside_gives_what_recommend_gives(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, inputs = make(), histories(6)
+    export_onnx(model, tmp_path / "model.onnx", top_k=7)
+
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    items, scores = session.run(
+        ["item", "score"], {name: inputs[name].numpy() for name in INPUTS[:2]}
+    )
+
+    expected = answered(model, inputs, 7)
+    np.testing.assert_array_equal(items, expected[0])
+    np.testing.assert_allclose(scores, expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_where_no_items_are_left_the_answer_is_0():
+    torch.manual_seed(0)
+    model = SASREC(item_num=3, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
+
+    items, scores = BestItems(model, 3)(torch.tensor([0]), torch.tensor([[0, 1, 3, 1]]))
+
+    assert items.tolist() == [[2, 0, 0]]
+    assert scores[0, 1:].tolist() == [-torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize("top_k", [0, NUM_ITEMS + 1, 2.5])
+def test_an_answer_of_an_impossible_length_is_refused(top_k):
+    with pytest.raises((ValueError, TypeError), match="top_k must be"):
+        export_program(make(), top_k=top_k)
 
 
 def test_a_program_keeps_its_parameters():
