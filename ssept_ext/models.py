@@ -25,7 +25,7 @@ from ssept_ext.data.interactions import Interactions
 from ssept_ext.evaluation import evaluate, evaluate_full, evaluate_ranks, evaluate_valid
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_arguments
 from ssept_ext.network.padded import PaddedInterface
-from ssept_ext.serving import item_vectors, recommend, similar_items, user_state
+from ssept_ext.serving import explain, item_vectors, recommend, similar_items, user_state
 from ssept_ext.training import fit, train_model, update
 
 Self = TypeVar("Self", bound="SASREC")
@@ -77,6 +77,7 @@ class SASREC(PaddedInterface):
     evaluate_ranks = evaluate_ranks
     recommend = recommend
     similar_items = similar_items
+    explain = explain
     item_vectors = item_vectors
     user_state = user_state
     save_pretrained = save_checkpoint

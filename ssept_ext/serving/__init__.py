@@ -1,15 +1,17 @@
-"""Recommendations, similar items, vectors for a nearest-neighbour index, and export."""
+"""Recommendations, similar items, explanations, vectors for a nearest-neighbour index, and export."""
 
 import os
 
 import torch
 
 from ssept_ext.serving.by_index import Recommendations
+from ssept_ext.serving.explanation import explain
 from ssept_ext.serving.recommendation import recommend, similar_items
 from ssept_ext.serving.vectors import item_vectors, user_state
 
 __all__ = [
     "Recommendations",
+    "explain",
     "item_vectors",
     "recommend",
     "similar_items",

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssept_ext.data.histories import Histories
+from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.raw_ids import id_list
 from ssept_ext.data.times import Time
 from ssept_ext.network.recommender import SequentialRecommender
@@ -87,6 +87,20 @@ def user_state(
     >>> (model.item_vectors() @ model.user_state([3, 5])).shape
     (9,)
     """
+    one, when = one_history(model, history, user, at, history_times)
+    with scoring(model):
+        ((_, queries, _),) = encode_groups(model, one, 1, when)
+    return _to_numpy(queries[0])
+
+
+def one_history(
+    model: SequentialRecommender,
+    history: Sequence[Any],
+    user: Any,
+    at: Time | None,
+    history_times: Sequence[Time] | None,
+) -> tuple[Histories, IntArray | None]:
+    """Return a user's history in indices, without unknown items, and when the next item is asked for."""
     known, given, number = model.known, id_list("history", history), 0
     times = None
     if history_times is not None:
@@ -105,9 +119,7 @@ def user_state(
         raise ValueError(f"history must hold an item that the model knows, got {len(given)} others")
     one = Histories(np.array([number]), np.array([0, len(items)]), items, times)
     when = times_to_ask_at(model, one, requested_at(at, 1))
-    with scoring(model):
-        ((_, queries, _),) = encode_groups(model, one, 1, when)
-    return _to_numpy(queries[0])
+    return one, when
 
 
 def _to_numpy(x: Tensor) -> NDArray[np.floating]:
