@@ -75,15 +75,7 @@ def test_predict_prints_fewer_where_fewer_are_unseen(run, data, capsys):
     assert len(lines) == len(unseen)
 
 
-def test_from_a_csv_with_string_ids_to_a_table_of_them(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    events = [(f"user-{u}", f"item {i}") for u in range(15) for i in rng.permutation(20)[:9]]
-    lines = "".join(f'{user},"{item}",{time}\n' for time, (user, item) in enumerate(events))
-    (tmp_path / "events.csv").write_text(f"user,item,timestamp\n{lines}")
-
-    assert cli.main(["prepare", "events.csv", "--out", "events.txt", "--min-item-events", "1"]) == 0
-    assert train("events.txt") == 0
-    capsys.readouterr()
+def test_raw_ids_are_asked_for_and_printed(raw_run, capsys):
     assert cli.main(["predict", "run", "--users", "user-3", "user-0"]) == 0
 
     head, *rows = (line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines())
