@@ -1,6 +1,14 @@
 """Training: the loop, its options and callbacks, and `fit`."""
 
-from ssept_ext.training.callbacks import Callback, EpochFigures, Progress, csv_log, tensorboard_log
+from ssept_ext.training.callbacks import (
+    Callback,
+    EpochFigures,
+    Progress,
+    csv_log,
+    mlflow_log,
+    tensorboard_log,
+    trackio_log,
+)
 from ssept_ext.training.fitting import fit
 from ssept_ext.training.interruption import TrainingInterrupted
 from ssept_ext.training.loop import train_model
@@ -18,8 +26,10 @@ __all__ = [
     "UpdateReport",
     "csv_log",
     "fit",
+    "mlflow_log",
     "plot_curves",
     "tensorboard_log",
+    "trackio_log",
     "train_model",
     "update",
 ]

@@ -1,4 +1,4 @@
-"""Callbacks after each epoch of training, and two that log its metrics."""
+"""Callbacks after each epoch of training, and some that log its metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ssept_ext import distributed
 from ssept_ext.network.recommender import SequentialRecommender
@@ -34,6 +35,8 @@ class EpochFigures:
     """Validation HR@10; None if the epoch was not validated."""
     validation: Validation | None
     """What the validation ranked among; None if the epoch was not validated."""
+    learning_rate: float
+    """Learning rate of the epoch's last step."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Progress:
     """The live model, in training mode. Read, evaluate or save it; do not modify it."""
     epochs: list[EpochFigures]
     """All completed epochs, newest last, including those before a resumed training was interrupted."""
+    options: dict[str, Any]
+    """All options of the training: those of the model, of training, and of the sampler ("seed of the sampler")."""
 
 
 Callback = Callable[[Progress], bool | None]
@@ -72,7 +77,7 @@ def csv_log(path: str | os.PathLike[str]) -> Callback:
     ...     with WarpSampler(data.user_train, data.usernum, data.itemnum, batch_size=10, maxlen=4) as sampler:
     ...         _ = model.train_model(data, sampler, num_epochs=1, batch_size=10, verbose=False, callbacks=[log])
     ...     Path(f"{folder}/metrics.csv").read_text().splitlines()[0]
-    'epoch,step,seconds,loss,val_ndcg,val_hr,validation'
+    'epoch,step,seconds,loss,val_ndcg,val_hr,validation,learning_rate'
     """
     path = Path(path)
 
@@ -91,12 +96,44 @@ def csv_log(path: str | os.PathLike[str]) -> Callback:
     return log
 
 
-def tensorboard_log(folder: str | os.PathLike[str]) -> Callback:
-    """Make a callback that logs the scalars "loss", "validation/NDCG@10" and "validation/HR@10" for TensorBoard.
+_Write = Callable[[dict[str, float], int, float], object]
+"""Writes figures of an epoch by name, for the step and the time (in seconds, as `time.time` has it) at its end."""
 
-    The x axis is the training step; wall times are those of training. A resumed training logs all its epochs again and
-    makes TensorBoard discard the earlier logs, so that no epoch is missing or duplicated. Use a new folder and a new
-    callback for each training.
+
+def _log_once(start: Callable[[Progress], _Write]) -> Callback:
+    """Make a callback that logs each epoch once, in process 0, with what `start` returns at the first call."""
+    write: _Write | None = None
+    num_logged = 0
+
+    def log(progress: Progress) -> None:
+        nonlocal write, num_logged
+        if distributed.rank() > 0:
+            return
+        if write is None:
+            write = start(progress)
+        began = time.time() - progress.epochs[-1].seconds
+        for figures in progress.epochs[num_logged:]:
+            scalars = {
+                "loss": figures.loss,
+                "learning_rate": figures.learning_rate,
+                "seconds": figures.seconds,
+                "validation/NDCG@10": figures.val_ndcg,
+                "validation/HR@10": figures.val_hr,
+            }
+            known = {name: value for name, value in scalars.items() if value is not None}
+            write(known, figures.step, began + figures.seconds)
+        num_logged = len(progress.epochs)
+
+    return log
+
+
+def tensorboard_log(folder: str | os.PathLike[str]) -> Callback:
+    """Make a callback that logs to TensorBoard.
+
+    The scalars are "loss", "learning_rate", "seconds", "validation/NDCG@10" and "validation/HR@10". The x axis is the
+    training step; wall times are those of training. A resumed training logs all its epochs again and makes TensorBoard
+    discard the earlier logs, so that no epoch is missing or duplicated. Use a new folder and a new callback for each
+    training.
 
     Raises
     ------
@@ -106,26 +143,70 @@ def tensorboard_log(folder: str | os.PathLike[str]) -> Callback:
     require("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    writer: SummaryWriter | None = None
-    num_logged = 0
+    def start(_: Progress) -> _Write:
+        writer = SummaryWriter(folder, purge_step=0)
 
-    def log(progress: Progress) -> None:
-        nonlocal writer, num_logged
-        if distributed.rank() > 0:
-            return
-        if writer is None:  # only now, because a SummaryWriter creates a file
-            writer = SummaryWriter(folder, purge_step=0)
-        start = time.time() - progress.epochs[-1].seconds
-        for figures in progress.epochs[num_logged:]:
-            scalars = {
-                "loss": figures.loss,
-                "validation/NDCG@10": figures.val_ndcg,
-                "validation/HR@10": figures.val_hr,
-            }
+        def write(scalars: dict[str, float], step: int, at: float) -> None:
             for tag, value in scalars.items():
-                if value is not None:
-                    writer.add_scalar(tag, value, figures.step, walltime=start + figures.seconds)
-        num_logged = len(progress.epochs)
-        writer.flush()
+                writer.add_scalar(tag, value, step, walltime=at)
+            writer.flush()
 
-    return log
+        return write
+
+    return _log_once(start)
+
+
+def mlflow_log() -> Callback:
+    """Make a callback that logs to the active run of MLflow, and starts one if there is none.
+
+    The metrics are those of `tensorboard_log`, with "_at_" for the "@" that MLflow does not allow; the options of the
+    training are the run's parameters. A resumed training logs all its epochs again: use a new run and a new callback
+    each time.
+
+    Raises
+    ------
+    ImportError
+        If MLflow is not installed; `ssept_ext[mlflow]` installs what logs to a tracking server.
+    """
+    mlflow = require("mlflow", "mlflow")
+
+    def start(progress: Progress) -> _Write:
+        mlflow.log_params(progress.options)
+
+        def write(scalars: dict[str, float], step: int, at: float) -> None:
+            metrics = {name.replace("@", "_at_"): value for name, value in scalars.items()}
+            mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * at))
+
+        return write
+
+    return _log_once(start)
+
+
+def trackio_log(project: str, *, api: Any = None, **options: Any) -> Callback:
+    """Make a callback that logs to a new run of trackio, or of a module with the same functions, such as wandb.
+
+    The metrics are those of `tensorboard_log`; the options of the training are the run's config. The run starts after
+    the first epoch, and ends with the process, or with `trackio.finish()`. A resumed training logs all its epochs to
+    another run. Use a new callback for each training.
+
+    Parameters
+    ----------
+    project
+        Name of the project.
+    api
+        The module; None for trackio. With `import wandb`, `trackio_log("games", api=wandb)` logs to Weights & Biases.
+    options
+        Other arguments of the module's `init`, such as `name`.
+
+    Raises
+    ------
+    ImportError
+        If `api` is None and trackio is not installed; it comes with `ssept_ext[trackio]`.
+    """
+    api = require("trackio", "trackio") if api is None else api
+
+    def start(progress: Progress) -> _Write:
+        run = api.init(project=project, config=progress.options, **options)
+        return lambda scalars, step, _: run.log(scalars, step=step)
+
+    return _log_once(start)

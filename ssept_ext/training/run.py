@@ -114,9 +114,7 @@ class Run:
         If several processes train, each takes a part of the batch, and the average of their losses is the loss of the
         batch.
         """
-        num_steps = self.num_steps * self.loop.num_epochs
-        factor = self.options.learning_rate_factor(self.steps_done, num_steps)
-        self._set_learning_rate(self.loop.learning_rate * factor)
+        self._set_learning_rate(self._learning_rate_at(self.steps_done))
         seed = draw_seeds(1, self.generator)
         self.steps_done += 1
         if self._sse.is_active and not batch.ids_replaced:
@@ -134,6 +132,10 @@ class Run:
             batch = round_up_tokens(batch)
         with distributed.raise_if_peer_lost():
             return self._step(batch, seed)
+
+    def _learning_rate_at(self, step: int) -> float:
+        num_steps = self.num_steps * self.loop.num_epochs
+        return self.loop.learning_rate * self.options.learning_rate_factor(step, num_steps)
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         if learning_rate == self._learning_rate:  # avoids kernel launches on a GPU
@@ -202,7 +204,7 @@ class Run:
     def call(self, callbacks: Sequence[Callback]) -> None:
         """Call the callbacks after an epoch; the training ends if any of them, in any process, returns True."""
         if callbacks:
-            progress = Progress(self.model, self._figures())
+            progress = Progress(self.model, self._figures(), self._all_options())
             wishes = [callback(progress) for callback in callbacks]
             self.stopped = any(distributed.gather(any(wishes)))
 
@@ -218,8 +220,20 @@ class Run:
             ndcg, hr = next(validations) if was_validated else (None, None)
             how = self.options.validation if was_validated else None
             step = i * self.num_steps
-            epochs.append(EpochFigures(i, step, round(seconds, 3), loss, ndcg, hr, how))
+            rate = self._learning_rate_at(step - 1)
+            epochs.append(EpochFigures(i, step, round(seconds, 3), loss, ndcg, hr, how, rate))
         return epochs
+
+    def _all_options(self) -> dict[str, Any]:
+        """Return the options of the model, of training and of the sampler, as given or by default."""
+        drawing = self.sampler.settings if isinstance(self.sampler, SeekableSampler) else {}
+        return {
+            "model": type(self.model).__name__,
+            **asdict(self.model.config),
+            **asdict(self.loop),
+            **asdict(self.options),
+            **{f"{name} of the sampler": value for name, value in drawing.items()},
+        }
 
     def where(self) -> str:
         """Describe the progress of the training, for messages."""

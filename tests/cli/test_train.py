@@ -62,7 +62,7 @@ def test_metrics_has_a_line_for_each_epoch(data, tmp_path):
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     columns = ["epoch", "step", "seconds", "loss", "val_ndcg", "val_hr", "validation"]
-    assert list(rows[0]) == columns
+    assert list(rows[0]) == [*columns, "learning_rate"]
     assert [row["validation"] for row in rows] == ["", "full", ""]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["step"] for row in rows] == ["2", "4", "6"]

@@ -21,6 +21,7 @@ NOT_RUN = {
     "torchrun": "starts processes; tests/cli/test_torchrun.py does",
     "# With RecTools": "RecTools is not installed; tests/evaluation/test_ranks.py has what it counts",
     "# With ranx": "neither is ranx",
+    "# With MLflow": "they are tested with files of their own in tests/training/test_callbacks.py",
     "# Under torchrun": "the same; tests/training/test_large_tables.py runs it",
     "python bench/gpu_check.py": "builds for a GPU; tests/bench/test_gpu_check.py has its dry run",
     "python build/gpu-check/bench/gpu_check.py": "the same",
