@@ -147,7 +147,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=["last", "time"],
         default="last",
-        help="hold out the last two events of each user, or the latest events of all (default: last)",
+        help="hold out the last two events of each user, or the latest events of all",
     )
     add_shares(group, "of --split time", "0.1")
 

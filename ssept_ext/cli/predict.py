@@ -76,9 +76,7 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file with one user on each line; those without events are left out (default: none)",
     )
-    parser.add_argument(
-        "--all-users", action="store_true", help="recommend to all with events (default: no)"
-    )
+    parser.add_argument("--all-users", action="store_true", help="recommend to all with events")
     parser.add_argument(
         "--history",
         nargs="+",

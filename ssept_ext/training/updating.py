@@ -140,6 +140,8 @@ def update(
     ValueError
         If the model knows no raw ids or no histories, events have no times but those of the model have, nobody and
         nothing in them is known, a user cannot be trained on, or an option is out of range.
+    FloatingPointError
+        If the loss of a step, or a parameter after the last one, is not finite.
 
     Examples
     --------
@@ -270,6 +272,12 @@ def update_to(
             )
             run.continue_optimizer(model.optimizer_state or {})
             train_run(run, dataset, verbose, checkpoint, callbacks)
+        # The loss of a step is that before it, so the last step's may be finite where its parameters are not.
+        for name, parameter in larger.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(
+                    f"{name} is not finite after {run.steps_done} steps: a smaller learning_rate_factor may help"
+                )
         history, steps = run.history, run.steps_done
         larger.optimizer_state = run.optimizer_state()
     vars(model).update(vars(larger))

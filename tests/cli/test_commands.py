@@ -59,4 +59,5 @@ def test_every_option_has_help_with_its_default():
             assert help in text
             if action.option_strings:
                 assert ("(required)" in help) or ("(default: " in help) or ("default: " in help)
+                assert help.count("(default: ") <= 1
                 assert "None" not in help

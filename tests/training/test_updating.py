@@ -178,6 +178,17 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was(kind):
     assert "novelty" not in set(model.recommend(users=["u0"], k=99)["item"])
 
 
+def test_a_last_step_that_diverges_leaves_the_model_as_it_was(kind):
+    model = fitted(kind)
+    before = parameters_of(model)
+
+    with pytest.raises(FloatingPointError, match="is not finite after .* learning_rate_factor"):
+        update(model, num_epochs=1, batch_size=64, learning_rate_factor=1e45)
+
+    assert_same_bits(model, before)
+    assert model.item_num == NUM_ITEMS
+
+
 def test_an_interrupted_update_goes_on_from_its_checkpoint(kind, tmp_path):
     whole, model = fitted(kind), fitted(kind)
     update(whole, num_epochs=40)
