@@ -117,7 +117,10 @@ def _stored(
                 known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"
                 raise ValueError(f"user {text} has no events in the data, whose users are {known}")
     elif options.users_from is not None:
-        names = Path(options.users_from).read_text(encoding="utf-8").split("\n")
+        try:
+            names = Path(options.users_from).read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{options.users_from} is not UTF-8: {error}") from None
         names = [text for text in (line.rstrip("\r") for line in names) if text]
         users = [_user(text, dataset, ids) for text in names]
     else:

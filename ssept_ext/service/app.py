@@ -216,9 +216,10 @@ class _Service:
 async def _refuse_form(_: Request, error: Exception) -> Response:
     """Name what is wrong, without the values, which JSON may not be able to hold."""
     assert isinstance(error, RequestValidationError)
-    found = (
-        f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in error.errors()
-    )
+    found = []
+    for each in error.errors():
+        fields = [str(part) for part in each["loc"][1:] if each["type"] != "json_invalid"]
+        found.append(f"{'.'.join(fields) or 'body'}: {each['msg']}")
     return _problem(422, "; ".join(found)[:_MAX_DETAIL])
 
 

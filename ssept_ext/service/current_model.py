@@ -11,8 +11,9 @@ import torch
 
 from ssept_ext._extension import Backend
 from ssept_ext.models import SASREC
-from ssept_ext.utils.checks import shown
 
+_MAX_ERROR = 500
+"""Characters of a reason."""
 Stamp = frozenset[tuple[str, int, int, int]]
 
 
@@ -48,7 +49,7 @@ class CurrentModel:
             self.loaded = self._load()
         # Whatever is wrong with the folder, the model that is there goes on answering.
         except Exception as error:
-            self.error = f"{type(error).__name__}: {shown(str(error), 500)}"
+            self.error = f"{type(error).__name__}: {error}"[:_MAX_ERROR]
             self.failures += 1
             return False
         self.error = None

@@ -13,7 +13,7 @@ MAX_CANDIDATES = 100_000
 
 Id = StrictInt | StrictStr
 """A raw id: an integer, a string, or a UUID as a string, as in the data that the model was trained on."""
-Time = StrictInt | datetime
+Time = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | datetime
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_K)]
 
 

@@ -165,11 +165,13 @@ def test_a_history_without_a_user_is_that_of_an_unknown_one(run, capsys):
         (["--history", "99"], "--history must have an item that the model knows"),
         (["--users-from", "missing.txt"], "missing.txt"),
         (["--users-from", "nobody.txt"], "none of the users has events in the data"),
+        (["--users-from", "latin.txt"], "latin.txt is not UTF-8"),
         (["--all-users", "--out", "all.txt"], "must end in .csv or .parquet"),
     ],
 )
 def test_flags_that_do_not_go_together_are_one_line(run, tmp_path, capsys, flags, message):
     (tmp_path / "nobody.txt").write_text("99\n")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9\n")
 
     assert cli.main(["predict", run, *flags]) == 2
 
