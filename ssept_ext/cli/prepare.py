@@ -51,7 +51,8 @@ def prepare(options: argparse.Namespace) -> int:
     histories = interactions.to_histories().digest()
     save_id_maps(ids, interactions.user_ids, interactions.item_ids, histories)
     write_events(interactions, out)
-    print(f"wrote  {out}, and the raw ids to {ids}")
+    lost = "" if interactions.times is None else "; only a .safetensors keeps the times"
+    print(f"wrote  {out}, and the raw ids to {ids}{lost}")
     return 0
 
 

@@ -151,6 +151,7 @@ def _num_before(histories: Histories, moment: int) -> IntArray:
 def _times(histories: Histories) -> IntArray:
     if histories.times is None:
         raise ValueError(
-            "a split by time needs times of events: a third column, or the timestamp of Interactions"
+            "a split by time needs times of events: a third column, the .safetensors of ssept prepare, or "
+            "the timestamp of Interactions"
         )
     return histories.times

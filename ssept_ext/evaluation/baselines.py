@@ -137,7 +137,8 @@ def _is_recent(
         raise ValueError("give either last_share or last_days, and not both")
     if times is None:
         raise ValueError(
-            "recent popularity needs times of events: a third column, or the timestamp of Interactions"
+            "recent popularity needs times of events: a third column, the .safetensors of ssept prepare, or "
+            "the timestamp of Interactions"
         )
     if days is not None:
         days = check_number("last_days", days, float, POSITIVE)

@@ -54,6 +54,19 @@ def test_a_file_to_map_holds_the_raw_ids_itself(write, tmp_path, capsys):
     assert len(SASRecDataSet(out).item_ids) == 3
 
 
+def test_who_prepares_text_is_told_that_it_keeps_no_times(write, tmp_path, capsys):
+    path = write("raw", SAMPLES["csv"][1])
+    for flags in ((), ("--time-col", "")):
+        out = str(tmp_path / f"events-{len(flags)}.txt")
+        assert cli.main(["prepare", str(path), "--out", out, *KEEP_ALL, *flags]) == 0
+
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote")]
+    assert [line.endswith("; only a .safetensors keeps the times") for line in told] == [
+        True,
+        False,
+    ]
+
+
 def test_five_events_are_asked_of_users_and_items_if_nothing_is_said(write, tmp_path, capsys):
     rows = [f"{user},{item}" for user in range(5) for item in range(5)] + ["7,0", "0,9"]
     path, out = write("log.csv", "user,item\n" + "\n".join(rows)), tmp_path / "out.txt"
