@@ -6,6 +6,7 @@ from torch import nn
 
 from ssept_ext import SASRecDataSet
 from ssept_ext.data.sse import SSE
+from ssept_ext.network.config import SASRECConfig
 from ssept_ext.network.losses import bce
 from ssept_ext.sampling.sampler import WarpSampler
 from ssept_ext.training.loop import train_model
@@ -24,6 +25,7 @@ class Stub(nn.Module):
         super().__init__()
         self.item_num, self.seq_max_len, self.num_neg_test = NUM_ITEMS, seq_max_len, 5
         self.l2_reg = l2_reg
+        self.config = SASRECConfig(item_num=NUM_ITEMS, seq_max_len=seq_max_len)
         generator = torch.Generator().manual_seed(0)
         self.table = nn.Parameter(torch.randn(NUM_ITEMS + 1, 4, generator=generator))
         self.stretch = nn.Parameter(torch.ones(4))
