@@ -112,10 +112,6 @@ def _stored(
     names: Sequence[str]
     if options.users is not None:
         names, users = options.users, [_user(text, dataset, ids) for text in options.users]
-        for text, user in zip(names, users, strict=True):
-            if not len(dataset.histories("all", [user]).items):
-                known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"
-                raise ValueError(f"user {text} has no events in the data, whose users are {known}")
     elif options.users_from is not None:
         try:
             names = Path(options.users_from).read_text(encoding="utf-8").split("\n")
@@ -130,9 +126,13 @@ def _stored(
     histories = dataset.histories("all")
     counts[histories.users] = np.diff(histories.offsets)
     kept = np.flatnonzero(counts[index])
+    if options.users is not None and len(kept) < len(index):
+        text = names[int(counts[index].argmin())]
+        known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"
+        raise ValueError(f"user {text} has no events in the data, whose users are {known}")
     if not len(kept):
         raise ValueError("none of the users has events in the data")
-    if not options.all_users and len(kept) < len(index):
+    if options.users_from is not None and len(kept) < len(index):
         missing = len(index) - len(kept)
         _note(f"{missing} of {len(index)} users have no events in the data, and are left out")
     with tqdm(total=len(kept), unit=" users", disable=None if options.out else True) as bar:
