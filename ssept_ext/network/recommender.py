@@ -172,7 +172,7 @@ class SequentialRecommender(nn.Module):
         positives, negatives = batch.targets(needs_negatives=loss != "softmax")
         queries = self.scores.queries(hidden)  # (N, D)
         if loss == "softmax":
-            vectors = self.scores.vectors(self.item_embedding_layer.weight)
+            vectors = self.scores.vectors(self.item_table())
             item_part = queries[:, : vectors.shape[1]]  # the user's part is the same for every item
             return losses.softmax(item_part, vectors, positives)
         beta = 1.0
@@ -324,9 +324,13 @@ class SequentialRecommender(nn.Module):
         """Return tables of items and users, and a batch whose ids are their rows: see `PackedBatch.look_up`."""
         return batch.look_up(*self.lookup_tables().values())
 
+    def item_table(self) -> Tensor:
+        """(I + 1, Di) vectors by which items are read and scored; that of item 0, the padding, is zero."""
+        return self.item_embedding_layer.weight
+
     def item_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Return a table with the rows of these items, and which of its rows they are: the whole table, and its ids."""
-        return self.item_embedding_layer.weight, items
+        return self.item_table(), items
 
     @property
     def item_num(self) -> int:

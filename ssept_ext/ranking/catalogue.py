@@ -147,7 +147,7 @@ class Catalogue:
         if isinstance(model, Sharded):
             before, vectors = model.item_part(num_items)
             return cls(vectors, before, is_part=True)
-        return cls(model.scores.vectors(model.item_embedding_layer.weight[: num_items + 1]))
+        return cls(model.scores.vectors(model.item_table()[: num_items + 1]))
 
     def blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
         """As `score_blocks`, for the items of this process."""

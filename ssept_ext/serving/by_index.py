@@ -136,7 +136,8 @@ def rank_catalogue(
             ranked = Catalogue.of(model, num_items)
         else:
             ids = torch.from_numpy(catalogue).to(model.device)
-            ranked = Catalogue(model.scores.vectors(model.item_embedding_layer(ids)))
+            rows, numbers = model.item_rows(ids)
+            ranked = Catalogue(model.scores.vectors(rows[numbers]))
         for rows, queries, user_parts in encode_groups(model, asked, batch_size, at):
             seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), k, like=queries)
@@ -235,7 +236,7 @@ def similar_by_index(
     asked = check_indices(model, "item", id_list("items", items))
     k = min(k, model.item_num - 1)
     with scoring(model):
-        weight = model.item_embedding_layer.weight
+        weight = model.item_table()
         scale = _inverse_norms(weight)
         found = [
             _most_similar(weight, scale, torch.from_numpy(part).to(weight.device), k)

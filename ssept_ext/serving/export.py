@@ -77,7 +77,7 @@ class BestItems(Scorer):
 
     def forward(self, user: Tensor, input_seq: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(B,) users and (B, T) sequences -> (B, k) items, best first, 0 where there are no more, and their scores."""
-        batch, table = pack_statically(user, input_seq), self.model.item_embedding_layer.weight
+        batch, table = pack_statically(user, input_seq), self.model.item_table()
         queries, user_parts = self.model.encode_last(batch, self._vectors(user))  # (B, Di), (B,)
         scores = queries @ self.model.scores.vectors(table).to(queries.dtype).T  # (B, I + 1)
         seen = checked_ids("item", input_seq, len(table))

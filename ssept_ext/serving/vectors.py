@@ -41,7 +41,7 @@ def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
     >>> SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4]).item_vectors().shape
     (9, 4)
     """
-    weight = model.scores.vectors(model.item_embedding_layer.weight.detach()[1:])
+    weight = model.scores.vectors(model.item_table().detach()[1:])
     return _to_numpy(weight.to(torch.promote_types(weight.dtype, torch.float32)))
 
 
