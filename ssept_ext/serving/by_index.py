@@ -136,8 +136,8 @@ def rank_catalogue(
             ranked = Catalogue.of(model, num_items)
         else:
             ids = torch.from_numpy(catalogue).to(model.device)
-            rows, numbers = model.item_rows(ids)
-            ranked = Catalogue(model.scores.vectors(rows[numbers]))
+            table, numbers = model.item_rows(ids)
+            ranked = Catalogue(model.scores.vectors(table[numbers]))
         for rows, queries, user_parts in encode_groups(model, asked, batch_size, at):
             seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
             top = TopK(len(queries), k, like=queries)
