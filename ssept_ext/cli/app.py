@@ -1,4 +1,4 @@
-"""The command `ssept`: prepare, train, resume, update, plot, evaluate, compare, predict, serve, info.
+"""The command `ssept`: prepare, train, resume, update, plot, evaluate, compare, predict, export, serve, info.
 
 `ssept train` makes a run folder with everything that later commands need: the model's checkpoint (see
 `ssept_ext.checkpoint`), `run.json` with the source of the data and all options, `metrics.csv` and, until training has
@@ -32,6 +32,10 @@ COMMANDS = {
     "evaluate": ("evaluate", "Measure a trained model among all items, or among sampled ones."),
     "compare": ("evaluate", "Compare two trained models user by user."),
     "predict": ("predict", "Print or write recommendations, without items that users have seen."),
+    "export": (
+        "export",
+        "Write a model for other runtimes: ONNX, torch.export, AOTInductor, Triton.",
+    ),
     "serve": ("serve", "Answer requests for recommendations over HTTP."),
     "prepare": ("prepare", "Convert a published data set, or a CSV file, to a file for --data."),
     "info": ("commands", "Print how the package was built and which backend each op uses."),

@@ -20,7 +20,7 @@ Write = Callable[[Path], object]
 DIGEST_LENGTH = 16
 """Number of hexadecimal digits of a digest, in a file or its name."""
 
-_TEMPORARY = ".ssept_ext"
+TEMPORARY = ".ssept_ext"
 """End of the names of temporary folders."""
 
 
@@ -106,7 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         if _lock(handle, fcntl.LOCK_EX):  # else these may be of others who write now
-            for left in folder.glob(f".*{_TEMPORARY}"):
+            for left in folder.glob(f".*{TEMPORARY}"):
                 shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
@@ -151,7 +151,7 @@ def _put(path: Path, write: Write, final: Callable[[Path], Path]) -> Path:
     temporary = None
     try:
         # A temporary folder, because some writers, such as safetensors, make temporary files of their own.
-        temporary = tempfile.mkdtemp(_TEMPORARY, f".{path.name}.", path.parent)
+        temporary = tempfile.mkdtemp(TEMPORARY, f".{path.name}.", path.parent)
         part = Path(temporary) / path.name
         write(part)
         with part.open("r+b") as file:

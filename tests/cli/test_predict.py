@@ -12,19 +12,6 @@ from ssept_ext import SASREC, SSEPT, SASRecDataSet, cli
 from ssept_ext.cli import predict
 
 
-@pytest.fixture
-def raw_run(tmp_path, capsys):
-    """A run on 15 users with string ids."""
-    rng = np.random.default_rng(0)
-    events = [(f"user-{u}", f"item {i}") for u in range(15) for i in rng.permutation(20)[:9]]
-    lines = "".join(f'{user},"{item}",{time}\n' for time, (user, item) in enumerate(events))
-    (tmp_path / "events.csv").write_text(f"user,item,timestamp\n{lines}")
-    assert cli.main(["prepare", "events.csv", "--out", "events.txt", "--min-item-events", "1"]) == 0
-    assert train("events.txt") == 0
-    capsys.readouterr()
-    return "run"
-
-
 def written(path):
     """The rows of a CSV file, without its scores."""
     with open(path, newline="") as file:

@@ -1,8 +1,5 @@
 """What other runtimes make of an exported model is what `predict` and `recommend` say."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -10,17 +7,25 @@ from support.factories import perturbed, tiny_model
 
 from ssept_ext import SASREC, SSEPT
 from ssept_ext.serving.by_raw_id import rank_events
-from ssept_ext.serving.export import INPUTS, BestItems, Scorer, export_onnx, export_program
+from ssept_ext.serving.export import (
+    INPUTS,
+    INPUTS_OF_TOP_K,
+    Scorer,
+    TopItems,
+    export_onnx,
+    export_program,
+)
 
 NUM_ITEMS, T = 200, 50
 
 
-def make(kind=SSEPT, **arguments):
+def make(kind=SSEPT, num_blocks=2, **arguments):
     torch.manual_seed(
         0
     )  # for models of the whole module, too, which other tests would leave to chance
     sizes = {"item_num": NUM_ITEMS, "user_num": 9, "embedding_dim": 5, "user_embedding_dim": 3}
-    return perturbed(tiny_model(kind, seq_max_len=T, num_blocks=2, ffn_dim=4, **sizes, **arguments))
+    sizes |= {"seq_max_len": T, "num_blocks": num_blocks, "ffn_dim": 4}
+    return perturbed(tiny_model(kind, **sizes, **arguments))
 
 
 def batch(size, candidates):
@@ -65,21 +70,6 @@ def test_an_exported_program_scores_as_predict_for_any_sizes(model, tmp_path):
         )
 
 
-def test_a_program_runs_where_this_package_is_not(tmp_path):
-    model, inputs = make(), batch(5, 9)
-    torch.export.save(export_program(model), tmp_path / "model.pt2")
-    torch.save([inputs[name] for name in INPUTS], tmp_path / "inputs.pt")
-    program = (
-        "import sys, torch; sys.modules['ssept_ext'] = None\n"
-        "program = torch.export.load('model.pt2').module()\n"
-        "torch.save(program(*torch.load('inputs.pt')).detach(), 'scores.pt')"
-    )
-
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
-
-    torch.testing.assert_close(torch.load(tmp_path / "scores.pt"), model.predict(inputs))
-
-
 def test_onnxruntime_scores_as_predict_for_any_sizes(model, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -99,61 +89,94 @@ def test_onnxruntime_scores_as_predict_for_any_sizes(model, tmp_path):
 
 
 def histories(size):
-    """As `batch`, without the hole and the empty one."""
+    """As `batch`, without the hole and the empty one, and with user 0, who is unknown."""
     inputs = batch(size + 2, 1)
     inputs["input_seq"][:, -2:] = torch.arange(1, 3)
-    return {name: tensor[:size] for name, tensor in inputs.items()}
+    inputs["user"][0] = 0
+    return [inputs[name][:size] for name in INPUTS[:2]]
 
 
-def answered(model, inputs, k):
-    """What `recommend` says without the items of the sequences; user 0 is unknown."""
-    found = [
-        rank_events(model, np.array([user]), [(items[items > 0], None)], k)
-        for user, items in zip(inputs["user"].numpy(), inputs["input_seq"].numpy(), strict=True)
-    ]
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+def answered(model, users, sequences, ks):
+    """What `recommend` says without the items of the sequences, and 0 with the score -inf where there are no more."""
+    width = min(max(ks), model.item_num)
+    items = np.zeros((len(users), width), np.int64)
+    scores = np.full((len(users), width), -np.inf, np.float32)
+    for row, (user, seq, k) in enumerate(zip(users, sequences, ks, strict=True)):
+        found = rank_events(model, np.array([user]), [(seq[seq > 0].numpy(), None)], k)
+        items[row, : found.items.shape[1]], scores[row, : found.items.shape[1]] = found
+    return items, scores
 
 
-def test_a_program_with_the_answer_inside_gives_what_recommend_gives(model, tmp_path):
-    path, inputs = tmp_path / "model.pt2", histories(6)
-    torch.export.save(export_program(model, top_k=7), path)
+@pytest.fixture(scope="module")
+def small():
+    return make(num_blocks=1)
 
-    items, scores = torch.export.load(path).module()(*(inputs[name] for name in INPUTS[:2]))
 
-    expected = answered(model, inputs, 7)
+@pytest.fixture(scope="module")
+def program(small):
+    """With the answer inside."""
+    return export_program(small, top_k=True).module()
+
+
+@pytest.fixture(scope="module")
+def onnx_file(small, tmp_path_factory):
+    """With the answer inside."""
+    pytest.importorskip("onnxscript")
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export_onnx(small, path, top_k=True)
+    return path
+
+
+KS = [[7], [3, 9, 1], [1000, 1, 5, 2, 9, 4]]
+
+
+@pytest.mark.parametrize("ks", KS)
+def test_a_program_with_the_answer_inside_gives_what_recommend_gives(small, program, ks):
+    inputs = histories(len(ks))
+
+    items, scores = program(*inputs, torch.tensor(ks))
+
+    expected = answered(small, *inputs, ks)
     np.testing.assert_array_equal(items, expected[0])
     np.testing.assert_allclose(scores.detach(), expected[1], rtol=1e-5, atol=1e-5)
 
 
-def test_an_onnx_file_with_the_answer_inside_gives_what_recommend_gives(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model, inputs = make(), histories(6)
-    export_onnx(model, tmp_path / "model.onnx", top_k=7)
+@pytest.mark.parametrize("ks", KS)
+def test_an_onnx_file_with_the_answer_inside_gives_what_recommend_gives(small, onnx_file, ks):
+    session = pytest.importorskip("onnxruntime").InferenceSession(onnx_file)
+    inputs = histories(len(ks))
+    given = zip(INPUTS_OF_TOP_K, [*inputs, torch.tensor(ks)], strict=True)
 
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    items, scores = session.run(
-        ["item", "score"], {name: inputs[name].numpy() for name in INPUTS[:2]}
-    )
+    items, scores = session.run(["item", "score"], {name: x.numpy() for name, x in given})
 
-    expected = answered(model, inputs, 7)
+    expected = answered(small, *inputs, ks)
     np.testing.assert_array_equal(items, expected[0])
     np.testing.assert_allclose(scores, expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [0, -(2**63)])
+def test_no_items_are_a_column_of_zeros(program, k):
+    items, scores = program(*histories(1), torch.tensor([k]))
+
+    assert items.tolist() == [[0]]
+    assert scores.tolist() == [[-torch.inf]]
 
 
 def test_where_no_items_are_left_the_answer_is_0():
     torch.manual_seed(0)
     model = SASREC(item_num=3, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4])
 
-    items, scores = BestItems(model, 3)(torch.tensor([0]), torch.tensor([[0, 1, 3, 1]]))
+    items, scores = TopItems(model)(
+        torch.tensor([0]), torch.tensor([[0, 1, 3, 1]]), torch.tensor([3])
+    )
 
     assert items.tolist() == [[2, 0, 0]]
     assert scores[0, 1:].tolist() == [-torch.inf, -torch.inf]
 
 
-@pytest.mark.parametrize("top_k", [0, NUM_ITEMS + 1, 2.5])
-def test_an_answer_of_an_impossible_length_is_refused(top_k):
-    with pytest.raises((ValueError, TypeError), match="top_k must be"):
-        export_program(make(), top_k=top_k)
+def test_a_number_of_items_is_no_option_of_the_export():
+    with pytest.raises(ValueError, match="top_k must be True or False, got 7"):
+        export_program(make(), top_k=7)
 
 
 def test_a_program_keeps_its_parameters():
