@@ -43,6 +43,7 @@ from ssept_ext.utils.files import (
     store_file,
     write_json,
 )
+from ssept_ext.utils.meta_device import without_parameters
 from ssept_ext.utils.tensor_files import RowBlocks, map_tensors, write_blocks, write_tensors
 
 FORMAT = 2
@@ -267,7 +268,7 @@ def _load(
             if wanted[name] != size:
                 raise ValueError(f"{name} is {size} in the one and {wanted[name]} in the other")
         # Draws no parameters, which would take the memory of a second model.
-        with torch.device("meta"):
+        with without_parameters():
             model = kind(**arguments, backend=backend)
         tensors, _ = map_tensors(paths["model"])
         shards: Shards = model.shards() if isinstance(model, Sharded) else {}

@@ -18,6 +18,7 @@ from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ops.reference_checks import checked_ids
 from ssept_ext.utils.checks import check_bool
 from ssept_ext.utils.files import replace_file
+from ssept_ext.utils.meta_device import without_parameters
 from ssept_ext.utils.optional import require
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: SequentialRecommender) -> None:
         super().__init__()
-        with torch.device("meta"):  # draws no parameters
+        with without_parameters():
             self.model = type(model)(**vars(model.config), backend="reference")
         copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if (mean := model.mean_user()) is not None:
