@@ -111,7 +111,7 @@ class _OnCuda(TorchFunctionMode):
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
     """Meta tensors are on a GPU, and all of our ops have kernels for it."""
-    kernels = frozenset((op, "cuda") for op in _extension.OPS + _extension.IN_PLACE_OPS)
+    kernels = frozenset((op, "cuda") for op in _extension.ALL_OPS)
     with patch.object(_extension, "_kernels", kernels), _OnCuda():
         yield
 

@@ -110,6 +110,15 @@ SSEPT_LIBRARY(m) {
   m.def(
       "rowwise_adagrad(Tensor(a!) table, Tensor(b!) sum_of_squares, Tensor ids, Tensor grad, "
       "Tensor learning_rate, float eps, float weight_decay) -> ()");
+  // Of (B, W) queries and a table (R, W) or, with items side by side, (groups, W, 64).
+  m.def(
+      "top_k(Tensor queries, Tensor table, SymInt k, SymInt num_items, Tensor? seen_items=None, "
+      "Tensor? seen_offsets=None, Tensor? candidates=None, Tensor? scale=None) "
+      "-> (Tensor items, Tensor scores)");
+  m.def(
+      "item_ranks(Tensor queries, Tensor table, Tensor targets, SymInt num_items, "
+      "Tensor? target_scores=None, Tensor? seen_items=None, Tensor? seen_offsets=None, "
+      "Tensor? scale=None) -> (Tensor ranks, Tensor scores)");
   // Throws the IndexError of an id that a CUDA kernel met outside its table.
   m.def("raise_pending_errors() -> ()");
 }

@@ -28,6 +28,9 @@ OPS = (
 )
 IN_PLACE_OPS = ("lazy_adam", "rowwise_adagrad")
 """Those that update rows of a table, and have no gradients."""
+RANKING_OPS = ("top_k", "item_ranks")
+"""Those that rank items, and have no gradients."""
+ALL_OPS = OPS + IN_PLACE_OPS + RANKING_OPS
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -49,7 +52,7 @@ def _find_kernels() -> frozenset[tuple[str, str]]:
     """Return the (op, device type) pairs that have a kernel, according to torch's dispatcher."""
     return frozenset(
         (op, device)
-        for op in OPS + IN_PLACE_OPS
+        for op in ALL_OPS
         for device in ("cpu", "cuda")
         if hasattr(torch.ops.ssept_ext, op)
         and torch._C._dispatch_has_kernel_for_dispatch_key(f"ssept_ext::{op}", device.upper())
@@ -100,7 +103,7 @@ def build_info() -> BuildInfo:
     except PackageNotFoundError:
         package_version = "unknown (imported from a source tree)"
     ops = {}
-    for op in OPS + IN_PLACE_OPS:
+    for op in ALL_OPS:
         missing = {device: why_not_native(op, device) for device in ("cpu", "cuda")}
         if _backend == "reference":
             missing = dict.fromkeys(missing, 'set_backend("reference") was called')

@@ -163,8 +163,8 @@ inline void check_longest(const char* name, const int32_t* cu_seqlens, int64_t n
 }
 
 // Of ids that name each row once at most.
-inline void check_ascending(int64_t before, int64_t id) {
-  check(before < id, "ids must ascend, got ", id, " after ", before);
+inline void check_ascending(const char* name, int64_t before, int64_t id) {
+  check(before < id, name, " must ascend, got ", id, " after ", before);
 }
 
 }  // namespace ssept

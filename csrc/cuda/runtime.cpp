@@ -121,7 +121,7 @@ void raise_pending_errors() {
     if (__atomic_exchange_n(&note.ready, 0, __ATOMIC_ACQUIRE) == 0) continue;
     const BadIdNote copy = note;
     __atomic_store_n(&note.claimed, 0, __ATOMIC_RELEASE);
-    if (copy.argument == IdArgument::kOrder) check_ascending(copy.table_rows, copy.id);
+    if (copy.argument == IdArgument::kOrder) check_ascending("ids", copy.table_rows, copy.id);
     constexpr std::array kNames = {"items", "users",     "positions",
                                    "ids",   "positives", "negatives"};  // as in IdArgument
     throw_bad_id(kNames[static_cast<size_t>(copy.argument)], copy.id, copy.table_rows);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias, get_args
@@ -21,7 +20,7 @@ from ssept_ext.evaluation.candidates import (
     measurable_users,
     times_asked,
 )
-from ssept_ext.evaluation.metrics import BEATS, Ties, count_above
+from ssept_ext.evaluation.metrics import Ties
 from ssept_ext.evaluation.ranks import FullMetrics, HeldOutRanks, check_cutoffs
 from ssept_ext.network.identity import in_ids_of, times_for
 from ssept_ext.network.recommender import SequentialRecommender
@@ -29,16 +28,17 @@ from ssept_ext.network.sharded import is_sharded
 from ssept_ext.ranking.catalogue import (
     USERS_AT_A_TIME,
     Catalogue,
-    SeenItems,
     encode_groups,
     scoring,
 )
 from ssept_ext.ranking.given_scores import GivenScores, ItemScorer, score_groups
-from ssept_ext.ranking.top_k import TopK
 from ssept_ext.utils.checks import check_at_least, check_bool, check_one_of
 
 Model: TypeAlias = SequentialRecommender | ItemScorer
 """What ranks all items."""
+
+_COLUMNS = {"optimistic": [0], "pessimistic": [1], "mean": [0, 1]}
+"""Which of the best and the worst rank among equal scores are the ranks."""
 
 
 def evaluate_full(
@@ -129,16 +129,14 @@ def evaluate_ranks(
     at = None if at is None else at[mine]
     inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
     num_best = min(k + 1, dataset.itemnum)
-    ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
+    ranks = targets.new_zeros(len(targets), len(_COLUMNS[ties]))
     best = targets.new_zeros(len(targets), num_best)
     with _rankings(model, inputs, dataset.itemnum, eval_batch_size, at) as (catalogue, groups):
         for rows, queries in groups:
-            seen = SeenItems(inputs, rows, queries.device) if exclude_seen else None
-            top = TopK(len(queries), num_best, like=queries)
-            of_rows = targets[rows].to(queries.device)
-            ranks[rows] = _full_ranks(queries, catalogue, of_rows, seen, top, ties).cpu()
-            catalogue.complete(top)
-            best[rows] = top.items.cpu()
+            seen = inputs.part(rows) if exclude_seen else None
+            found = catalogue.ranks(queries, targets[rows].to(queries.device), seen)
+            ranks[rows] = found[:, _COLUMNS[ties]].cpu()
+            best[rows] = catalogue.best(queries, num_best, seen).items.cpu()
     if not is_sharded(model):
         everywhere = distributed.gather((ranks, best))
         ranks, best = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
@@ -163,40 +161,13 @@ def evaluate_ranks(
 @contextmanager
 def _rankings(
     model: Model, inputs: Histories, num_items: int, batch_size: int, at: IntArray | None
-) -> Iterator[tuple[Catalogue, Iterator[tuple[slice, Tensor]]]]:
+) -> Iterator[tuple[Catalogue | GivenScores, Iterator[tuple[slice, Tensor]]]]:
     """Give the items to rank, those of the data set only, and the queries of groups of users with their rows."""
     if isinstance(model, ItemScorer):
         with torch.inference_mode():
-            yield GivenScores(num_items), score_groups(model, inputs, num_items)
+            yield GivenScores(), score_groups(model, inputs, num_items)
     else:
         with scoring(model):
             encoded = encode_groups(model, inputs, batch_size, at)
             # The model's table may be larger.
             yield Catalogue.of(model, num_items), ((rows, queries) for rows, queries, _ in encoded)
-
-
-def _full_ranks(
-    queries: Tensor,
-    catalogue: Catalogue,
-    targets: Tensor,
-    seen: SeenItems | None,
-    top: TopK,
-    ties: Ties,
-) -> Tensor:
-    """Rank the targets as `count_above` does, and update `top` with all blocks."""
-    target_scores = queries.new_zeros(len(queries), 1)
-    # Targets are scored by the same matrix products as the other items: a product of another shape may round
-    # differently, and break ties.
-    for first, scores in catalogue.blocks(queries):
-        row, column = catalogue.find(targets, first, scores)
-        target_scores[row, 0] = scores[row, column]
-    target_scores = catalogue.total(target_scores)
-    ranks = targets.new_zeros(len(targets), len(BEATS[ties]))
-    for first, scores in catalogue.blocks(queries):
-        if seen is not None:
-            seen.hide(first, scores)
-        top.update(first, scores)
-        row, column = catalogue.find(targets, first, scores)
-        scores[row, column] = -math.inf  # do not count the target itself
-        ranks += count_above(scores, target_scores, ties)
-    return catalogue.total(ranks)

@@ -24,8 +24,7 @@ from ssept_ext.evaluation.metrics import BEATS, Ties, count_above, ndcg_and_hr
 from ssept_ext.network.identity import check_ids_of, in_ids_of, times_for
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
-from ssept_ext.ranking.catalogue import scoring
-from ssept_ext.ranking.top_k import check_finite
+from ssept_ext.ranking.catalogue import check_finite, scoring
 from ssept_ext.utils.checks import check_at_least, check_one_of
 
 

@@ -67,6 +67,14 @@ class Scores(nn.Module):
             return rows
         return _unit(_widened(rows))
 
+    def scale(self, rows: Tensor) -> Tensor | None:
+        """(R,) factors by which inner products with `rows` become those with `vectors(rows)`; None for 1."""
+        if self.cosine_temperature is None:
+            return None
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=wide)
+        return norms.clamp_min(1e-12).reciprocal()
+
     def forward(
         self,
         queries: Tensor,

@@ -5,16 +5,17 @@ tables in their dtype and returns autocast's; `position_layer_norm`, `feed_forwa
 their inputs, as `torch.nn.functional.linear` does; `sampled_logits` and `sampled_loss` widen the hidden states to the
 dtype of the tables, so that neither logits nor gradients of tables are rounded; `multi_head_attention` casts hidden
 states and weights, and `causal_attention` computes in the dtype of q, k and v. float64 is never cast. `lazy_adam` and
-`rowwise_adagrad` change rows of a table in place, outside of autograd and autocast.
+`rowwise_adagrad`, which change rows of a table in place, `top_k` and `item_ranks` are outside of autograd and autocast.
 """
 
 import sys
 
-from ssept_ext._extension import OPS, native_available
+from ssept_ext._extension import OPS, RANKING_OPS, native_available
 from ssept_ext.ops.causal_attention import causal_attention, padded_causal_attention
 from ssept_ext.ops.errors import raise_pending_errors
 from ssept_ext.ops.feed_forward import feed_forward
 from ssept_ext.ops.gated_residual import gated_residual
+from ssept_ext.ops.item_ranks import item_ranks
 from ssept_ext.ops.multi_head_attention import multi_head_attention
 from ssept_ext.ops.position_layer_norm import position_layer_norm
 from ssept_ext.ops.relative_bias import time_buckets
@@ -23,12 +24,14 @@ from ssept_ext.ops.sampled_logits import sampled_logits
 from ssept_ext.ops.sampled_loss import sampled_loss
 from ssept_ext.ops.shared_loss import shared_loss
 from ssept_ext.ops.swiglu import swiglu
+from ssept_ext.ops.top_k import top_k
 from ssept_ext.ops.user_item_embedding import user_item_embedding
 
 __all__ = [
     "causal_attention",
     "feed_forward",
     "gated_residual",
+    "item_ranks",
     "lazy_adam",
     "multi_head_attention",
     "padded_causal_attention",
@@ -40,13 +43,14 @@ __all__ = [
     "shared_loss",
     "swiglu",
     "time_buckets",
+    "top_k",
     "user_item_embedding",
 ]
 
 
 def register(namespace: str) -> None:
     """Register the fake implementations (for torch.compile) and gradients of the C++ ops in a library namespace."""
-    for op in (*OPS, "row_update"):
+    for op in (*OPS, *RANKING_OPS, "row_update"):
         # Each module has the same name as its function, which hides it here: look it up in sys.modules.
         sys.modules[f"{__name__}.{op}"].register(namespace)
 

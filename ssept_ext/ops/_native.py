@@ -111,10 +111,10 @@ def _no_second_derivatives(op: str) -> NotImplementedError:
     return NotImplementedError(f'{op} has no second derivatives: use backend="reference"')
 
 
-def register_in_place(namespace: str, op: str) -> None:
-    """Register the fake implementation, for torch.compile, of an op that changes its arguments and returns nothing."""
+def register_without_gradient(namespace: str, op: str, fake: Callable[..., Any]) -> None:
+    """Register the fake implementation, for torch.compile, of an op without a gradient."""
     name = f"{namespace}::{op}"
-    torch.library.register_fake(name, _on_one_device(name, lambda *_, **__: None))
+    torch.library.register_fake(name, _on_one_device(name, fake))
 
 
 def _has_tangent(x: Any) -> bool:

@@ -1,7 +1,7 @@
 """Every op in plain PyTorch: the specification, the fallback, and the oracle in tests of the kernels.
 
-Imports nothing of this package but `ops.layer_reference`, which is a part of it, `ops.dropout`, `ops.packing` and
-checks. Works on any device, through autograd and under `torch.compile`.
+Imports nothing of this package but `ops.layer_reference` and `ops.ranking_reference`, which are parts of it,
+`ops.dropout`, `ops.packing` and checks. Works on any device, through autograd and under `torch.compile`.
 
 Shared conventions: the N tokens of B sequences are packed one after another; sequence b has the tokens
 `cu_seqlens[b]` to `cu_seqlens[b + 1] - 1`. Tokens from `cu_seqlens[B]` on are tail padding: they are never
@@ -23,6 +23,8 @@ from ssept_ext.ops.layer_reference import feed_forward as feed_forward
 from ssept_ext.ops.layer_reference import gated_residual as gated_residual
 from ssept_ext.ops.layer_reference import swiglu as swiglu
 from ssept_ext.ops.packing import embedding, lookup, packed, padded, rows_at, sequence_of_token
+from ssept_ext.ops.ranking_reference import item_ranks as item_ranks
+from ssept_ext.ops.ranking_reference import top_k as top_k
 from ssept_ext.ops.reference_checks import (
     check_dims,
     check_ids_type,

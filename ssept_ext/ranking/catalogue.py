@@ -1,38 +1,31 @@
-"""Scores of the whole catalogue for many users, in blocks of bounded memory."""
+"""The best of the whole catalogue, and the ranks of some items in it, for many users."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssept_ext import distributed, ops
+from ssept_ext._extension import Backend
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.packed import last_events
 from ssept_ext.network.padded import is_ours
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import Rows, Sharded
-from ssept_ext.ranking.top_k import TopK
 
 USERS_AT_A_TIME = 1024
 """Number of users that are scored together."""
 
 
-SCORES_AT_A_TIME = 1 << 22
-"""Largest number of scores in a block: 16 MiB in float32, whatever the number of items."""
-
-
-ITEMS_AT_A_TIME = 1 << 16
-"""Largest number of items in a block, of which the last is copied to be padded."""
-
-
-_WIDTH = 192
-"""The width of a block is a multiple of this: a common multiple of the tile widths of matrix products, 8 to 64 and
-12, 24 and 48."""
+ITEMS_AT_A_TIME = 1 << 20
+"""Largest number of vectors that are made at a time, of tables whose vectors are."""
 
 
 _WITHOUT_MODE = (nn.Embedding, nn.Linear, nn.ModuleList, nn.Dropout)
@@ -99,91 +92,192 @@ def encode_groups(
         yield slice(start, end), queries, user_parts
 
 
-def score_blocks(queries: Tensor, item_weight: Rows) -> Iterator[tuple[int, Tensor]]:
-    """Score all items except item 0, in blocks of consecutive items.
+class Best(NamedTuple):
+    """The k best items of each of m queries, best first; equal ones are ordered by ascending id."""
 
-    All blocks have the same width and reuse the same memory. The width is a multiple of 192, so that every matrix
-    product sums in the same order: items with equal vectors get equal scores, whatever their ids.
-
-    Parameters
-    ----------
-    queries
-        (m, Di) with m >= 1.
-    item_weight
-        (I + 1, Di), converted to the dtype of the queries block by block.
-
-    Yields
-    ------
-    tuple
-        The first item of a block, and the block's scores (m, width). Column j is item `first + j`; columns
-        beyond the last item are -inf. The scores are valid until the next block, and may be modified.
-    """
-    num_items = item_weight.shape[0] - 1
-    width = min(SCORES_AT_A_TIME // len(queries), ITEMS_AT_A_TIME, num_items + _WIDTH - 1)
-    width = max(width // _WIDTH, 1) * _WIDTH
-    scores = queries.new_empty(len(queries), width)
-    for first in range(1, num_items + 1, width):
-        # With the row before, so that the vectors of all blocks have the same address modulo a cache line, on which the
-        # order of a sum may depend.
-        vectors = item_weight[first - 1 : first + width].to(queries.dtype)
-        count = len(vectors) - 1
-        if count < width:
-            vectors = torch.cat([vectors, vectors.new_zeros(width - count, vectors.shape[1])])
-        torch.mm(queries, vectors[1:].T, out=scores)
-        scores[:, count:] = -math.inf
-        yield first, scores
+    items: Tensor
+    """(m, k) int64; 0 where there are fewer."""
+    scores: Tensor
+    """(m, k) float32 or wider; -inf where there is no item."""
 
 
 class Catalogue:
     """The items that users are ranked against. Of a sharded model, each process scores those that it has."""
 
-    def __init__(self, vectors: Rows, before: int = 0, is_part: bool = False) -> None:
-        """Have vectors (n + 1, Di), after a row that is not used, that come after those of `before` other items."""
-        self._vectors, self._before, self._is_part = vectors, before, is_part
+    def __init__(
+        self,
+        vectors: Rows,
+        scale: Tensor | None = None,
+        before: int = 0,
+        is_part: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        """Have vectors (n + 1, Di), after a row that is not used, that come after those of `before` other items.
+
+        `scale` (n + 1,) are factors of the scores.
+        """
+        self._vectors, self._scale, self._before = vectors, scale, before
+        self._is_part, self._backend = is_part, backend
 
     @classmethod
     def of(cls, model: SequentialRecommender, num_items: int) -> Catalogue:
         """Have the model's vectors of the items 1 to `num_items`."""
+        backend = model.scores.backend
         if isinstance(model, Sharded):
             before, vectors = model.item_part(num_items)
-            return cls(vectors, before, is_part=True)
-        return cls(model.scores.vectors(model.item_table()[: num_items + 1]))
+            return cls(vectors, None, before, is_part=True, backend=backend)
+        rows = model.item_table()[: num_items + 1]
+        return cls(rows, model.scores.scale(rows), backend=backend)
 
-    def blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """As `score_blocks`, for the items of this process."""
-        for first, scores in score_blocks(queries, self._vectors):
-            yield self._before + first, scores
+    def best(
+        self,
+        queries: Tensor,
+        k: int,
+        seen: Histories | None = None,
+        candidates: Tensor | None = None,
+    ) -> Best:
+        """Rank the items for each query.
 
-    def find(self, items: Tensor, first: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which of some items, and in which columns, are in a block, not counting columns beyond the last."""
-        end = min(first + scores.shape[1], self._before + self._vectors.shape[0])
-        row = ((items >= first) & (items < end)).nonzero()[:, 0]
-        return row, items[row] - first
+        Parameters
+        ----------
+        queries
+            (m, Di) float32 or wider.
+        k
+            Number of items to find, at most the number of those ranked.
+        seen
+            Items that are left out: a row for each query.
+        candidates
+            (C,) int64 ascending items to rank; None for all.
 
-    def total(self, values: Tensor) -> Tensor:
-        """Add up what the processes have found in their blocks."""
+        Raises
+        ------
+        ValueError
+            If a score is not finite.
+        """
+        found = [block.best(queries, k, seen, candidates) for block in self._blocks(queries)]
+        if self._is_part:
+            everywhere = distributed.gather(tuple(x.cpu() for x in _merged(found, k)))
+            found = [Best(*(x.to(queries.device) for x in of_one)) for of_one in everywhere]
+        best = found[0] if len(found) == 1 else _merged(found, k)
+        check_finite(~best.scores.isnan().any())
+        return best
+
+    def ranks(self, queries: Tensor, targets: Tensor, seen: Histories | None = None) -> Tensor:
+        """Count the other items that score higher than a query's own, and those that score at least the same: (m, 2).
+
+        Parameters
+        ----------
+        queries, seen
+            As for `best`.
+        targets
+            (m,) int64 item of each query.
+        """
+        blocks = list(self._blocks(queries))
+        scores = None
+        if self._is_part or len(blocks) > 1:
+            # Each block has some of the targets.
+            scores = torch.stack([b.ranks(queries, targets, None, None)[1] for b in blocks]).sum(0)
+            scores = self._total(scores)
+        counts = [b.ranks(queries, targets, scores, seen)[0] for b in blocks]
+        return self._total(torch.stack(counts).sum(0))
+
+    def _total(self, values: Tensor) -> Tensor:
         return distributed.total(values) if self._is_part else values
 
-    def complete(self, top: TopK) -> None:
-        """Make what the blocks of this process have updated the best of all; a ValueError if a score is not finite."""
-        if self._is_part:
-            top.gather()
-        top.check_finite()
+    def _blocks(self, queries: Tensor) -> Iterator[_Block]:
+        """The vectors, at once where they are a tensor."""
+        num_items = self._vectors.shape[0] - 1
+        at_a_time = max(num_items, 1) if isinstance(self._vectors, Tensor) else ITEMS_AT_A_TIME
+        for first in range(0, max(num_items, 1), at_a_time):
+            rows = slice(first, min(first + at_a_time, num_items) + 1)
+            vectors = self._vectors[rows]
+            if queries.dtype != torch.promote_types(vectors.dtype, torch.float32):
+                vectors = vectors.to(queries.dtype)
+            scale = None if self._scale is None else self._scale[rows]
+            yield _Block(vectors, scale, self._before + first, self._backend)
 
 
-class SeenItems:
-    """Sets the scores of seen items to -inf, without a mask of all users and items."""
+@dataclass(frozen=True)
+class _Block:
+    """The vectors (n + 1, Di) of consecutive items, and their scales (n + 1,), after those of `before` others."""
 
-    def __init__(self, histories: Histories, rows: slice, device: torch.device) -> None:
-        """Prepare to hide the items in these rows of `histories`."""
-        _, offsets, items, _ = histories.part(rows)
-        order = items.argsort(kind="stable")
-        self._items: IntArray = items[order]
-        row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[order]
-        self._row_and_item = torch.from_numpy(np.stack([row, self._items])).to(device)
+    vectors: Tensor
+    scale: Tensor | None
+    before: int
+    backend: Backend
 
-    def hide(self, first: int, scores: Tensor) -> None:
-        """Set the scores of seen items to -inf in a block of `score_blocks`."""
-        start, end = np.searchsorted(self._items, [first, first + scores.shape[1]]).tolist()
-        row, item = self._row_and_item[:, start:end]
-        scores[row, item - first] = -math.inf
+    @property
+    def num_items(self) -> int:
+        return len(self.vectors) - 1
+
+    def best(
+        self, queries: Tensor, k: int, seen: Histories | None, candidates: Tensor | None
+    ) -> Best:
+        """As `Catalogue.best`, of up to k items; scores are NaN in a row with one that is not finite."""
+        num_ranked = self.num_items
+        if candidates is not None:
+            candidates = self._numbers(candidates)
+            candidates = candidates[candidates != 0]
+            num_ranked = len(candidates)
+        items, scores = ops.top_k(
+            queries,
+            self.vectors,
+            min(k, num_ranked),
+            self.num_items,
+            *self._seen(seen),
+            candidates,
+            self.scale,
+            backend=self.backend,
+        )
+        if self.before:
+            items = torch.where(items == 0, 0, items + self.before)
+        return Best(items, scores)
+
+    def ranks(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        target_scores: Tensor | None,
+        seen: Histories | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(m, 2) as `Catalogue.ranks`, and (m,) the targets' scores; if these are not given, 0 for one of others."""
+        return ops.item_ranks(
+            queries,
+            self.vectors,
+            self._numbers(targets),
+            self.num_items,
+            target_scores,
+            *self._seen(seen),
+            self.scale,
+            backend=self.backend,
+        )
+
+    def _seen(self, seen: Histories | None) -> tuple[Tensor | None, Tensor | None]:
+        if seen is None:
+            return None, None
+        device = self.vectors.device
+        items, offsets = torch.from_numpy(seen.items), torch.from_numpy(seen.offsets)
+        return self._numbers(items.to(device)), offsets.to(device)
+
+    def _numbers(self, items: Tensor) -> Tensor:
+        """Number items as the rows of this block; 0 for those of others."""
+        rows = items - self.before
+        return torch.where((rows < 1) | (rows > self.num_items), 0, rows)
+
+
+def _merged(found: Sequence[Best], k: int) -> Best:
+    """The k best of all, where each has ranked items after those before it; 0 and -inf where there are fewer."""
+    items, scores = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    missing = max(k - scores.shape[1], 0)
+    items, scores = F.pad(items, (0, missing)), F.pad(scores, (0, missing), value=-math.inf)
+    # Stable, so that of equal ones the lower id stays first. NaN is first of all.
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return Best(items.gather(1, order[:, :k]), scores[:, :k])
+
+
+def check_finite(finite: Tensor) -> None:
+    """Raise a ValueError that says that the model has diverged, unless `finite` is true."""
+    if not finite.item():
+        raise ValueError(
+            "scores are not finite: the model's parameters hold NaN or infinite values"
+        )

@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssept_ext.data.histories import Histories
-from ssept_ext.ranking.catalogue import SCORES_AT_A_TIME, USERS_AT_A_TIME, Catalogue
-from ssept_ext.ranking.top_k import CHUNK
+from ssept_ext.ops.ranking_reference import best_columns
+from ssept_ext.ranking.catalogue import USERS_AT_A_TIME, Best
+
+SCORES_AT_A_TIME = 1 << 22
+"""Largest number of scores that are asked for together."""
 
 
 @runtime_checkable
@@ -32,19 +36,30 @@ class ItemScorer(Protocol):
         """
 
 
-class GivenScores(Catalogue):
-    """The items 1 to `num_items`, for queries that are the scores of an `ItemScorer`."""
+class GivenScores:
+    """The items 1 to n, for queries that are the scores of an `ItemScorer`: a `Catalogue` without vectors."""
 
-    def __init__(self, num_items: int) -> None:
-        super().__init__(torch.empty(num_items + 1, 0))
+    def best(self, scores: Tensor, k: int, seen: Histories | None = None) -> Best:
+        """As `Catalogue.best`, of (m, n + 1) finite scores."""
+        scores = self._hidden(scores, seen)
+        columns = best_columns(scores[:, 1:], k) + 1
+        best = scores.gather(1, columns)
+        return Best(torch.where(best == -math.inf, 0, columns), best)
 
-    def blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """As `score_blocks`: one block of all items."""
-        num_rows, columns = queries.shape
-        width = -(-(columns - 1) // CHUNK) * CHUNK
-        scores = queries.new_full((num_rows, width), -math.inf)
-        scores[:, : columns - 1] = queries[:, 1:]
-        yield 1, scores
+    def ranks(self, scores: Tensor, targets: Tensor, seen: Histories | None = None) -> Tensor:
+        """As `Catalogue.ranks`, of (m, n + 1) finite scores."""
+        of_target = scores.gather(1, targets[:, None])
+        others = self._hidden(scores, seen).scatter(1, targets[:, None], -math.inf)[:, 1:]
+        return torch.stack([(others > of_target).sum(1), (others >= of_target).sum(1)], 1)
+
+    @staticmethod
+    def _hidden(scores: Tensor, seen: Histories | None) -> Tensor:
+        if seen is None:
+            return scores
+        rows = np.repeat(np.arange(len(scores)), np.diff(seen.offsets))
+        return scores.index_put(
+            (torch.from_numpy(rows), torch.from_numpy(seen.items)), scores.new_tensor(-math.inf)
+        )
 
 
 def score_groups(

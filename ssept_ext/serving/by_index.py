@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,8 +18,7 @@ from ssept_ext.data.times import Time
 from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
-from ssept_ext.ranking.catalogue import Catalogue, SeenItems, encode_groups, score_blocks, scoring
-from ssept_ext.ranking.top_k import TopK
+from ssept_ext.ranking.catalogue import Best, Catalogue, encode_groups, scoring
 from ssept_ext.serving.requests import (
     CANDIDATES,
     check_indices,
@@ -55,7 +53,7 @@ def recommend_by_index(
 ) -> Recommendations:
     """Score all items 1..item_num as each user's next item and return the k best.
 
-    Scores are computed in blocks of 16 MiB, so that memory does not depend on the number of users or items.
+    Memory does not depend on the number of users or items.
 
     Parameters
     ----------
@@ -121,52 +119,32 @@ def rank_catalogue(
     check_at_least("k", k, 1)
     check_at_least("batch_size", batch_size, 1)
     at = times_to_ask_at(model, asked, at)
-    num_items, seen_items = model.item_num, asked
+    num_items, ids = model.item_num, None
     if catalogue is not None:
         if not len(catalogue):
             raise ValueError("candidates must hold an item that the model knows")
-        catalogue = np.unique(np.append(0, catalogue))
-        num_items, seen_items = len(catalogue) - 1, _within(asked, catalogue)
+        catalogue = np.unique(catalogue)
+        num_items, ids = len(catalogue), torch.from_numpy(catalogue).to(model.device)
     k = min(k, num_items)
     found = []
     if is_sharded(model):
         distributed.check_same(k=k, batch_size=batch_size, histories=asked.digest())
     with scoring(model):
-        if catalogue is None:
-            ranked = Catalogue.of(model, num_items)
-        else:
-            ids = torch.from_numpy(catalogue).to(model.device)
-            table, numbers = model.item_rows(ids)
-            ranked = Catalogue(model.scores.vectors(table[numbers]))
+        ranked = Catalogue.of(model, model.item_num)
         for rows, queries, user_parts in encode_groups(model, asked, batch_size, at):
-            seen = SeenItems(seen_items, rows, model.device) if exclude_seen else None
-            top = TopK(len(queries), k, like=queries)
-            for first, scores in ranked.blocks(queries):
-                if seen is not None:
-                    seen.hide(first, scores)
-                top.update(first, scores)
-            ranked.complete(top)
-            top.scores += user_parts[:, None]
-            found.append(top)
-    items, scores_found = concatenated(found, k)
-    return Recommendations(items if catalogue is None else catalogue[items], scores_found)
+            seen = asked.part(rows) if exclude_seen else None
+            items, scores = ranked.best(queries, k, seen, ids)
+            found.append(Best(items, scores + user_parts[:, None]))
+    return concatenated(found, k)
 
 
-def _within(histories: Histories, catalogue: IntArray) -> Histories:
-    """Keep the events whose item is in `catalogue`, which is sorted, and replace each item by its place there."""
-    place = np.searchsorted(catalogue, histories.items)
-    kept = catalogue[np.minimum(place, len(catalogue) - 1)] == histories.items
-    offsets = np.append(0, np.cumsum(kept))[histories.offsets]
-    return Histories(histories.users, offsets, place[kept])
-
-
-def concatenated(found: Sequence[TopK], k: int) -> Recommendations:
+def concatenated(found: Sequence[Best], k: int) -> Recommendations:
     """Concatenate the results of consecutive groups of rows."""
     if not found:
         return Recommendations(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
     return Recommendations(
-        np.concatenate([top.items.cpu().numpy() for top in found]),
-        np.concatenate([top.scores.cpu().numpy() for top in found]),
+        np.concatenate([best.items.cpu().numpy() for best in found]),
+        np.concatenate([best.scores.cpu().numpy() for best in found]),
     )
 
 
@@ -195,10 +173,6 @@ def _histories_of(
             f"user {found.users[empty][0]} has no events in histories (of {num_users} users)"
         )
     return found
-
-
-ITEM_BLOCK = 1024
-"""Number of items whose neighbours are searched together."""
 
 
 def similar_by_index(
@@ -238,27 +212,11 @@ def similar_by_index(
     with scoring(model):
         weight = model.item_table()
         scale = _inverse_norms(weight)
-        found = [
-            _most_similar(weight, scale, torch.from_numpy(part).to(weight.device), k)
-            for part in np.split(asked, range(ITEM_BLOCK, len(asked), ITEM_BLOCK))
-            if len(part)
-        ]
-    return concatenated(found, k)
-
-
-def _most_similar(weight: Tensor, scale: Tensor, items: Tensor, k: int) -> TopK:
-    queries = weight[items].to(scale.dtype) * scale[items, None]
-    top = TopK(len(items), k, like=queries)
-    for first, scores in score_blocks(queries, weight):
-        count = min(scores.shape[1], len(weight) - first)
-        # In place, which `score_blocks` allows.
-        scores[:, :count] *= scale[first : first + count]
-        itself = items - first
-        inside = (itself >= 0) & (itself < count)
-        scores[inside.nonzero()[:, 0], itself[inside]] = -math.inf
-        top.update(first, scores)
-    top.check_finite()
-    return top
+        ids = torch.from_numpy(asked).to(weight.device)
+        queries = weight[ids].to(scale.dtype) * scale[ids, None]
+        itself = Histories(asked, np.arange(len(asked) + 1), asked)
+        best = Catalogue(weight, scale, backend=model.scores.backend).best(queries, k, itself)
+    return concatenated([best], k)
 
 
 def _inverse_norms(weight: Tensor) -> Tensor:

@@ -33,11 +33,6 @@ def make(kind=SSEPT, dtype=torch.float64):
     return model
 
 
-@pytest.fixture(params=[192 * 50, 1 << 22], ids=["blocks of 192 items", "one block"])
-def _block_size(request, monkeypatch):
-    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", request.param)
-
-
 def trials_of(dataset, split):
     """(user, input, held-out item) of each user who can be measured."""
     for user, train in dataset.user_train.items():
@@ -76,7 +71,6 @@ def oracle(model, dataset, split, exclude_seen):
     return {**expected, "mrr": values[ir_measures.RR], "num_users": len(judgements)}
 
 
-@pytest.mark.usefixtures("_block_size")
 @pytest.mark.parametrize("kind", [SASREC, SSEPT])
 @pytest.mark.parametrize(
     ("split", "exclude_seen"), [("test", True), ("test", False), ("valid", True)]
@@ -92,7 +86,6 @@ def test_metrics_are_those_of_an_independent_library(dataset, kind, split, exclu
     assert 0 < metrics.hr[10] < 1
 
 
-@pytest.mark.usefixtures("_block_size")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "mean"])
 def test_ties_count_against_the_model_for_it_or_in_all_orders(dataset, dtype, ties):

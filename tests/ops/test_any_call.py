@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.op_calls import arguments, with_gradients
 
-from ssept_ext._extension import IN_PLACE_OPS, OPS
+from ssept_ext._extension import ALL_OPS
 
 every_call = settings(max_examples=150)
-every_op = pytest.mark.parametrize("op", OPS + IN_PLACE_OPS)
+every_op = pytest.mark.parametrize("op", ALL_OPS)
 
 EXTENTS = (
     "item_rows",
@@ -42,6 +42,19 @@ types = st.sampled_from(
         torch.bool,
         torch.complex64,
     ]
+)
+
+
+OPTIONAL = (
+    "users",
+    "user_weight",
+    "seed",
+    "residual",
+    "gate",
+    "log_q",
+    "seen_items",
+    "candidates",
+    "scale",
 )
 
 
@@ -79,9 +92,7 @@ def changed(draw, name, value):
         return draw(integers)
     if isinstance(value, tuple):
         return (*value[1:], draw(floats))
-    if name in ("users", "user_weight", "seed", "residual", "gate", "log_q") and draw(
-        st.booleans()
-    ):
+    if name in OPTIONAL and draw(st.booleans()):
         return None
     if value.is_floating_point() or not value.numel() or draw(st.booleans()):
         return draw(shaped(value))

@@ -9,13 +9,23 @@ from support.op_calls import arguments, call
 from support.samples import outputs_and_gradients
 
 from ssept_ext import ops
-from ssept_ext._extension import IN_PLACE_OPS, OPS
+from ssept_ext._extension import ALL_OPS, IN_PLACE_OPS, OPS, RANKING_OPS
 from ssept_ext.ops import reference
 
 every_op = pytest.mark.parametrize("op", OPS)
-every_op_of_all = pytest.mark.parametrize("op", OPS + IN_PLACE_OPS)
+every_op_of_all = pytest.mark.parametrize("op", ALL_OPS)
 every_backend = pytest.mark.parametrize("backend", ["native", "reference"])
-IDS = ("items", "users", "positions", "ids", "positives", "negatives")
+IDS = (
+    "items",
+    "users",
+    "positions",
+    "ids",
+    "positives",
+    "negatives",
+    "seen_items",
+    "candidates",
+    "targets",
+)
 EXTENTS = {
     "sequences": {"lengths": ()},
     "tokens": {"lengths": (0, 0)},
@@ -117,7 +127,7 @@ def test_an_upper_bound_of_lengths_may_be_as_large_as_it_likes(backend):
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 @pytest.mark.parametrize("missing", EXTENTS)
-@every_op
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
 def test_an_op_takes_tensors_of_no_elements(implementation, op, missing, dropout_p):
     names, given = zip(*arguments(op, **EXTENTS[missing], dropout_p=dropout_p).items(), strict=True)
@@ -148,6 +158,22 @@ def test_an_op_takes_tensors_of_no_elements(implementation, op, missing, dropout
         torch.testing.assert_close(x.cpu(), y)
 
 
+@pytest.mark.parametrize("missing", ["sequences", "tokens", "features of items", "rows of tables"])
+@pytest.mark.parametrize("op", RANKING_OPS)
+@pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
+def test_a_ranking_takes_tensors_of_no_elements(implementation, op, missing):
+    given = arguments(op, **EXTENTS[missing])
+    moved = {
+        n: x.to(implementation.device) if isinstance(x, torch.Tensor) else x
+        for n, x in given.items()
+    }
+
+    actual = implementation.op(op)(**moved)
+
+    expected = getattr(reference, op)(**given)
+    assert all(torch.equal(x.cpu(), y) for x, y in zip(actual, expected, strict=True))
+
+
 def test_rows_without_elements_cost_no_time():
     x, none = torch.zeros(2**40, 0), torch.zeros(0)
     weight = torch.zeros(0, 0)
@@ -161,7 +187,7 @@ def test_rows_without_elements_cost_no_time():
 @pytest.mark.parametrize("id_", [-(2**63), -(2**63) + 1, 2**63 - 1])
 @pytest.mark.parametrize(
     ("op", "name"),
-    [(op, name) for op in OPS + IN_PLACE_OPS for name in IDS if name in arguments(op)],
+    [(op, name) for op in ALL_OPS for name in IDS if name in arguments(op)],
 )
 @every_backend
 def test_every_number_outside_a_table_is_an_error(backend, op, name, id_):

@@ -1,6 +1,4 @@
-"""Blocks of scores."""
-
-from types import SimpleNamespace
+"""The best of a catalogue."""
 
 import pytest
 import torch
@@ -8,56 +6,41 @@ from support.factories import tiny_model
 from torch import nn
 
 from ssept_ext import SSEPT
+from ssept_ext.data.histories import Histories
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.ranking import catalogue
-from ssept_ext.ranking.catalogue import score_blocks
+from ssept_ext.ranking.catalogue import Catalogue
 
 
-@pytest.mark.parametrize("num_queries", [1, 2, 100])
-@pytest.mark.parametrize("scores_at_a_time", [64, 1 << 16, 1 << 22])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_items_get_equal_scores_wherever_they_are(
-    monkeypatch, num_queries, scores_at_a_time, dtype
+class MadeRows:
+    """Rows of a table that are made when they are asked for, as those of a sharded model are."""
+
+    def __init__(self, table):
+        self.table, self.shape = table, table.shape
+
+    def __getitem__(self, rows):
+        return self.table[rows].clone()
+
+
+@pytest.mark.parametrize("with_candidates", [False, True])
+def test_vectors_that_are_made_in_blocks_give_the_best_and_the_ranks_of_all(
+    monkeypatch, with_candidates
 ):
-    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", scores_at_a_time)
-    queries = torch.randn(num_queries, 100, dtype=dtype)
-    items = torch.randn(100, dtype=dtype).repeat(3418, 1)
+    monkeypatch.setattr(catalogue, "ITEMS_AT_A_TIME", 10)
+    queries, table = torch.randn(4, 3), torch.randn(51, 3)
+    table[[40, 7, 22]] = table[5].clone()  # ties across blocks
+    seen = Histories.from_mapping({1: [5, 50], 2: [], 3: [40, 11, 12], 4: [1]})
+    ids = torch.tensor([2, 5, 7, 22, 40, 49]) if with_candidates else None
+    k = 6 if with_candidates else 30
+    targets = torch.tensor([7, 50, 22, 3])
+    whole, blocks = Catalogue(table), Catalogue(MadeRows(table))
 
-    scores = torch.cat([block.clone() for _, block in score_blocks(queries, items)], 1)
+    expected, actual = (x.best(queries, k, seen, ids) for x in (whole, blocks))
 
-    assert torch.equal(scores[:, :3417], scores[:, :1].expand(-1, 3417))
-    assert scores[:, 3417:].isneginf().all()
-
-
-def test_blocks_are_bounded_and_cover_each_item_once(monkeypatch):
-    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", 1000)
-    queries, items = torch.randn(5, 3), torch.randn(301, 3)
-
-    blocks = [(first, block.clone()) for first, block in score_blocks(queries, items)]
-
-    assert [first for first, _ in blocks] == [1, 193]
-    assert all(block.numel() <= 1000 for _, block in blocks)
-    torch.testing.assert_close(
-        torch.cat([block for _, block in blocks], 1)[:, :300], queries @ items[1:].T
-    )
-
-
-def test_nothing_but_the_last_block_is_copied(monkeypatch):
-    """One user's scores of a million items fit in one block: a copy of the table would cost more than they do."""
-    monkeypatch.setattr(catalogue, "ITEMS_AT_A_TIME", 400)
-    copied = []
-
-    def cat(tensors, *arguments):
-        copied.append(len(tensors[0]))
-        return torch.cat(tensors, *arguments)
-
-    monkeypatch.setattr(catalogue, "torch", SimpleNamespace(cat=cat, mm=torch.mm))
-    queries, items = torch.randn(1, 3), torch.randn(1001, 3)
-
-    blocks = [block.clone() for _, block in score_blocks(queries, items)]
-
-    assert copied == [1000 - 2 * 384 + 1]  # and the row before
-    torch.testing.assert_close(torch.cat(blocks, 1)[:, :1000], queries @ items[1:].T)
+    assert torch.equal(actual.items, expected.items)
+    assert torch.equal(actual.scores, expected.scores)
+    ranks = [x.ranks(queries, targets, seen) for x in (whole, blocks)]
+    assert torch.equal(*ranks)
 
 
 @pytest.mark.parametrize(

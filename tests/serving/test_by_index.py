@@ -29,11 +29,6 @@ def make(kind=SSEPT, **arguments):
     return perturbed(tiny_model(kind, ffn_dim=4, **sizes, **arguments).double())
 
 
-@pytest.fixture(params=[192 * 4, 1 << 22], ids=["blocks of 192 items", "one block"])
-def _block_size(request, monkeypatch):
-    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", request.param)
-
-
 def all_scores(model, history, user):
     """(NUM_ITEMS,) what `predict` says of items 1, 2, ..."""
     seq = ([0] * model.seq_max_len + history)[-model.seq_max_len :]
@@ -50,7 +45,6 @@ def best(scores, history, k):
     return np.where(np.isinf(scores[order]), 0, order + 1), scores[order]
 
 
-@pytest.mark.usefixtures("_block_size")
 @pytest.mark.parametrize("k", [1, 7, 100, 1000])
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_the_best_items_of_predict_are_recommended(model, k, exclude_seen):
@@ -73,7 +67,6 @@ def test_where_fewer_than_k_are_left_items_are_0_and_scores_minus_infinity():
     assert np.isneginf(scores[0, 3:]).all()
 
 
-@pytest.mark.usefixtures("_block_size")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_scores_come_by_rising_id(dtype):
     model = make().to(dtype)

@@ -6,14 +6,10 @@ import torch
 from support.raw_ids import NUM_ITEMS, frame_columns, rows
 
 from ssept_ext import SASREC
-from ssept_ext.ranking import catalogue
 
 
-@pytest.mark.parametrize("size", [64 * 4, 1 << 22], ids=["blocks of 64 items", "one block"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_similar_items_are_the_closest_by_cosine(monkeypatch, size, dtype):
-    monkeypatch.setattr(catalogue, "SCORES_AT_A_TIME", size)
-    monkeypatch.setattr("ssept_ext.serving.by_index.ITEM_BLOCK", 3)
+def test_similar_items_are_the_closest_by_cosine(dtype):
     model = SASREC(item_num=300, embedding_dim=4, conv_dims=[4, 4]).to(dtype)
     torch.nn.init.normal_(model.item_embedding_layer.weight)
     with torch.no_grad():

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ssept_ext import ops
-from ssept_ext._extension import IN_PLACE_OPS
+from ssept_ext._extension import IN_PLACE_OPS, RANKING_OPS
 from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 
@@ -137,6 +137,21 @@ def arguments(
                 "log_q": normal(item_rows).to(wide),
                 "corrects_positive": True,
             }
+        case "top_k" | "item_ranks":
+            queries = len(lengths)
+            seen_offsets = torch.tensor([0, *lengths]).cumsum(0)
+            given = {
+                "queries": normal(queries, item_width).to(wide),
+                "table": tables["item_weight"],
+                "num_items": max(item_rows - 1, 0),
+                "seen_items": ids(item_rows, sum(lengths)),
+                "seen_offsets": seen_offsets,
+                "scale": normal(item_rows).to(wide),
+            }
+            if op == "item_ranks":
+                return given | {"targets": ids(item_rows, queries), "target_scores": None}
+            candidates = torch.arange(1, max(item_rows, 1))[::2]
+            return given | {"k": min(num_items, len(candidates)), "candidates": candidates}
         case "lazy_adam" | "rowwise_adagrad":
             rows = torch.randperm(max(item_rows - 1, 0), generator=generator)[:num_items] + 1
             given = {"table": tables["item_weight"]}
@@ -160,6 +175,8 @@ def call(op: str, given: dict[str, Any], backend: str) -> Any:
 
 def with_gradients(op: str, given: dict[str, Any], backend: str) -> list[torch.Tensor]:
     """All outputs, and the gradients of all floating tensors, for a gradient of ones; or what is changed in place."""
+    if op in RANKING_OPS:
+        return list(call(op, given, backend))
     if op in IN_PLACE_OPS:
         given = {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in given.items()}
         call(op, given, backend)

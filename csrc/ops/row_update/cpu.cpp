@@ -82,7 +82,7 @@ double checked_learning_rate(const RowUpdate<T>& in) {
   bad.raise("ids", in.rows);
   for (int64_t j = 0, before = 0; j < in.num_ids; ++j) {
     if (in.ids[j] == 0) continue;
-    check_ascending(before, in.ids[j]);
+    check_ascending("ids", before, in.ids[j]);
     before = in.ids[j];
   }
   return learning_rate;
