@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ssept_ext.data.dataset import SASRecDataSet
     from ssept_ext.data.id_map import IdMap
     from ssept_ext.data.interactions import Interactions
+    from ssept_ext.data.item_features import ItemFeatures
     from ssept_ext.data.packed import PackedBatch, pack
     from ssept_ext.models import SASREC, SSEPT
     from ssept_ext.sampling.sampler import WarpSampler
@@ -18,6 +19,7 @@ __all__ = [
     "SSEPT",
     "IdMap",
     "Interactions",
+    "ItemFeatures",
     "PackedBatch",
     "SASRecDataSet",
     "WarpSampler",
@@ -31,6 +33,7 @@ _MODULES = {
     "SSEPT": "models",
     "IdMap": "data.id_map",
     "Interactions": "data.interactions",
+    "ItemFeatures": "data.item_features",
     "PackedBatch": "data.packed",
     "SASRecDataSet": "data.dataset",
     "WarpSampler": "sampling.sampler",

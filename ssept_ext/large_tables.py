@@ -106,6 +106,10 @@ class ShardedSASREC(SASREC):
                 dist.broadcast(x, 0)
 
     def _make(self, config: SASRECConfig, backend: Backend) -> None:
+        if config.item_feature_dim:
+            raise ValueError(
+                f"item_feature_dim must be 0 for tables that are spread over processes, got {config.item_feature_dim}"
+            )
         small: dict[str, Any] = {"item_num": 1}
         if isinstance(config, SSEPTConfig):
             small["user_num"] = 1

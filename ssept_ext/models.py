@@ -24,6 +24,8 @@ from ssept_ext.checkpoint import (
 from ssept_ext.data.interactions import Interactions
 from ssept_ext.evaluation import evaluate, evaluate_full, evaluate_ranks, evaluate_valid
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_arguments
+from ssept_ext.network.content import checked_features
+from ssept_ext.network.growing import add_items
 from ssept_ext.network.padded import PaddedInterface
 from ssept_ext.serving import explain, item_vectors, recommend, similar_items, user_state
 from ssept_ext.training import fit, train_model, update
@@ -45,6 +47,7 @@ def _signature(config_class: type[SASRECConfig]) -> Signature:
                 for field in optional
             ),
             Parameter("backend", kind, default="auto", annotation="Backend"),
+            Parameter("item_features", kind, default=None, annotation="Any"),
         ]
     )
 
@@ -53,7 +56,9 @@ class SASREC(PaddedInterface):
     """SASRec (Kang & McAuley, ICDM 2018), with the arguments of recommenders' class: see `SASRECConfig`.
 
     There are more arguments than in recommenders, such as `architecture` and `backend` ("auto", "native" or
-    "reference"; see `ssept_ext.set_backend`). A TypeError or ValueError names a wrong argument.
+    "reference"; see `ssept_ext.set_backend`). `item_features`, (item_num + 1, F) with row 0 zero, are what is known of
+    the items, such as embeddings of their texts: a learned projection of them is added to the items' vectors. A
+    TypeError or ValueError names a wrong argument.
 
     Examples
     --------
@@ -65,9 +70,17 @@ class SASREC(PaddedInterface):
 
     config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
 
-    def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
+    def __init__(
+        self, *, backend: Backend = "auto", item_features: Any = None, **arguments: Any
+    ) -> None:
+        if item_features is not None:
+            item_features = checked_features(item_features, arguments.get("item_feature_dim"))
+            arguments["item_feature_dim"] = item_features.shape[1]
         config = config_from_arguments(self.config_class, type(self).__name__, arguments)
         super().__init__(config, backend)
+        if item_features is not None:
+            assert self.content is not None
+            self.content.set_features(item_features)
 
     train_model = train_model
     update = update
@@ -80,6 +93,7 @@ class SASREC(PaddedInterface):
     explain = explain
     item_vectors = item_vectors
     user_state = user_state
+    add_items = add_items
     save_pretrained = save_checkpoint
     state_dict_for_recommenders = state_dict_for_recommenders
 
@@ -152,8 +166,10 @@ class SSEPT(SASREC):
     config: SSEPTConfig
     user_embedding_layer: nn.Embedding
 
-    def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
-        super().__init__(backend=backend, **arguments)
+    def __init__(
+        self, *, backend: Backend = "auto", item_features: Any = None, **arguments: Any
+    ) -> None:
+        super().__init__(backend=backend, item_features=item_features, **arguments)
 
     @property
     def user_num(self) -> int:

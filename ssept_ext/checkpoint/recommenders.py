@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssept_ext.checkpoint.tensors import sizes_of
+from ssept_ext.network.folding import folded
 from ssept_ext.network.recommender import SequentialRecommender
 
 Model = TypeVar("Model", bound=SequentialRecommender)
@@ -89,6 +90,7 @@ def state_dict_for_recommenders(model: SequentialRecommender) -> dict[str, Tenso
     >>> model.state_dict_for_recommenders()["encoder.enc_layers.0.ffn.conv_layer1.weight"].shape
     torch.Size([4, 4, 1])
     """
+    model = folded(model)
     config = model.config
     if config.architecture != "recommenders":
         raise ValueError(

@@ -46,6 +46,8 @@ def sizes_of(
         "embedding_dim": item_width,
         "conv_dims": (inner, width),
     }
+    if "content.features" in shapes:
+        sizes["item_feature_dim"] = shapes["content.features"][1]
     if issubclass(config_class, SSEPTConfig):
         users, user_width = shapes["user_embedding_layer.weight"]
         sizes |= {"user_num": users - 1, "user_embedding_dim": user_width}

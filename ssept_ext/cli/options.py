@@ -122,8 +122,8 @@ def add_run(parser: argparse.ArgumentParser, dest: str = "run", nargs: str | Non
     )
 
 
-def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
-    """Add the flags for a file of events. The help text says that the default is `otherwise`."""
+def add_data(parser: argparse.ArgumentParser, otherwise: str) -> argparse._ActionsContainer:
+    """Add a group of flags for a file of events. The help text says that the default is `otherwise`."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -137,6 +137,18 @@ def add_data(parser: argparse.ArgumentParser, otherwise: str) -> None:
         type=filled,
         metavar="SEP",
         help="column separator (default: any whitespace)",
+    )
+    return group
+
+
+def add_item_features(parser: argparse._ActionsContainer, of: str, otherwise: str) -> None:
+    """Add the flag for a file of features of items."""
+    parser.add_argument(
+        "--item-features",
+        type=filled,
+        metavar="FILE",
+        help=f"a .csv, .tsv or .parquet file of what is known of {of}, whose first column holds raw ids: texts and "
+        f"categories are hashed, and floats, such as embeddings, are taken as they are (default: {otherwise})",
     )
 
 

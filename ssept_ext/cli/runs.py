@@ -7,9 +7,13 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ssept_ext import distributed
 from ssept_ext.cli.options import choose_device
@@ -17,6 +21,7 @@ from ssept_ext.cli.prepare import IDS_SUFFIX
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.id_map import IdMap, load_id_maps
+from ssept_ext.data.item_features import ItemFeatures, with_padding
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.prepared import is_prepared, load_prepared
 from ssept_ext.data.synthetic import synthetic
@@ -221,3 +226,23 @@ def load_data(source: Source) -> SASRecDataSet:
         known = KnownHistories.from_dataset(dataset, *ids)  # which checks the numbers of ids
         dataset.user_ids, dataset.item_ids = known.user_ids, known.item_ids
     return dataset
+
+
+def features_of(path: str, dataset: SASRecDataSet) -> NDArray[np.float32]:
+    """Read features of items for a data set: (I + 1, F). Without raw ids, the file has the numbers of the items."""
+    ids = dataset.item_ids
+    if ids is None:
+        ids = IdMap(np.arange(1, dataset.itemnum + 1), "item")
+    features = ItemFeatures.read(path)
+    features = replace(features, item_ids=as_type_of(ids, features.item_ids))
+    try:
+        return with_padding(features.rows_of(ids))
+    except TypeError as error:
+        raise ValueError(f"--item-features {path}: {error}") from error
+
+
+def as_type_of(known: IdMap, ids: IdMap) -> IdMap:
+    """Make texts of ids that are all integers in a file, where those known are not all integers."""
+    if (ids.type, known.type) == ("int64", "str"):
+        return IdMap([*map(str, ids.raw.tolist())], ids.noun)
+    return ids

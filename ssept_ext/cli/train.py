@@ -14,11 +14,12 @@ import torch
 
 from ssept_ext import distributed
 from ssept_ext.checkpoint.model import save_checkpoint
-from ssept_ext.checkpoint.training_state import TRAINING_FILE, save_optimizer
+from ssept_ext.checkpoint.training_state import TRAINING_FILE, load_training, save_optimizer
 from ssept_ext.cli.options import (
     add_data,
     add_device,
     add_fields,
+    add_item_features,
     add_run,
     add_split,
     add_timeout,
@@ -38,6 +39,7 @@ from ssept_ext.cli.runs import (
     METRICS_FILE,
     Source,
     alone_in,
+    features_of,
     given_source,
     load_data,
     new_run_folder,
@@ -71,7 +73,7 @@ _MODEL = (
     *("embedding_dim", "dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
     *("position_bias", "time_bias", "cosine_temperature", "learn_temperature"),
 )
-_OWN = {"model": "ssept", "seed": 0, "n_workers": 1, "tensorboard": False}
+_OWN = {"model": "ssept", "seed": 0, "n_workers": 1, "tensorboard": False, "item_features": None}
 """Options of a run that are not in its recipe, with the values for runs of versions that did not have them."""
 
 
@@ -87,7 +89,10 @@ def train(options: argparse.Namespace) -> int:
         if options.ffn_dim is not None:
             dims = (options.ffn_dim, recipe.model["conv_dims"][1])
             recipe = replace(recipe, model={**recipe.model, "conv_dims": dims})
-        return _train(options, alone_in(run, new=True), run, source, dataset, recipe)
+        features = None
+        if options.item_features is not None:
+            features = features_of(options.item_features, dataset)
+        return _train(options, alone_in(run, new=True), run, source, dataset, recipe, features)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -102,7 +107,10 @@ def resume(options: argparse.Namespace) -> int:
     for name, default in _OWN.items():
         setattr(options, name, recorded.get(name, default))
     with distributed.process_group(choose_device(options), options.timeout):
-        return _train(options, alone_in(run), run, source, load_data(source), recipe)
+        state = load_training(run)
+        assert state is not None
+        features = state.model.get("content.features")
+        return _train(options, alone_in(run), run, source, load_data(source), recipe, features)
 
 
 def recipe_of_run(run: Path, recorded: dict[str, Any]) -> tuple[Recipe[SASREC], dict[str, Any]]:
@@ -124,7 +132,9 @@ def _train(
     source: Source,
     dataset: SASRecDataSet,
     recipe: Recipe[SASREC],
+    features: Any,
 ) -> int:
+    """Train from the start or from where a training was; `features` of items, (I + 1, F), or None."""
     writes = distributed.rank() == 0
     callbacks: list[Callback] = [csv_log(run / METRICS_FILE)]
     if writes:  # so that a killed run leaves a usable folder
@@ -135,7 +145,7 @@ def _train(
     if dataset.user_ids is not None and dataset.item_ids is not None:
         known = KnownHistories.from_dataset(dataset, dataset.user_ids, dataset.item_ids)
     torch.manual_seed(options.seed)
-    model = recipe.make_model(dataset.itemnum, dataset.usernum, options.backend)
+    model = recipe.make_model(dataset.itemnum, dataset.usernum, options.backend, features)
     model = model.to(choose_device(options))
     # First, because it is fast and raises an error if the model could not be evaluated either.
     among_all = recipe.training.validation == "full"
@@ -206,7 +216,8 @@ def _updated(recorded: dict[str, Any], kind: type[SASREC]) -> dict[str, Any]:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
     defaults = Recipe.of(SSEPT, None, {"val_epoch": VAL_EPOCH}, num_users=10**9).options()
-    add_data(parser, "a synthetic data set")
+    data = add_data(parser, "a synthetic data set")
+    add_item_features(data, "items", "none")
     add_split(parser)
     group = parser.add_argument_group(
         "model", "The defaults shown below are those of the preset for --model ssept."

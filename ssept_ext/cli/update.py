@@ -11,12 +11,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ssept_ext.checkpoint.model import save_checkpoint
 from ssept_ext.checkpoint.training_state import TRAINING_FILE, load_optimizer, save_optimizer
 from ssept_ext.cli.options import (
     add_device,
     add_fields,
+    add_item_features,
     add_run,
     add_shares,
     choose_device,
@@ -28,6 +30,7 @@ from ssept_ext.cli.runs import (
     OF_MODEL,
     Source,
     alone_in,
+    as_type_of,
     data_of_model,
     load_data,
     read_run_file,
@@ -35,13 +38,20 @@ from ssept_ext.cli.runs import (
 )
 from ssept_ext.cli.train import recipe_of_run
 from ssept_ext.data.dataset import SASRecDataSet
-from ssept_ext.data.id_map import IdMap
+from ssept_ext.data.growing import Growth
 from ssept_ext.data.interactions import Interactions
+from ssept_ext.data.item_features import ItemFeatures
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.prepared import is_prepared
 from ssept_ext.models import SASREC
 from ssept_ext.training.interruption import TrainingInterrupted
-from ssept_ext.training.updating import UpdateOptions, UpdateReport, growth_of, update_to
+from ssept_ext.training.updating import (
+    UpdateOptions,
+    UpdateReport,
+    features_of_new_items,
+    growth_of,
+    update_to,
+)
 from ssept_ext.utils.options import NOT_NEGATIVE
 
 
@@ -71,6 +81,7 @@ def update(options: argparse.Namespace) -> int:
         dataset, new_source = _split(growth.known, before, source, options)
         own = [field.name for field in fields(UpdateOptions) if field.name in options]
         chosen = UpdateOptions(**{name: getattr(options, name) for name in own})
+        features = _features(model, growth, options.item_features)
         of_state = (dataset.histories("all").digest(with_times=True), chosen, options.seed)
         state = run / f"update-{hashlib.sha256(repr(of_state).encode()).hexdigest()[:8]}"
         start = time.monotonic()
@@ -84,6 +95,7 @@ def update(options: argparse.Namespace) -> int:
                 chosen,
                 seed=options.seed,
                 checkpoint=state,
+                features=features,
             )
         except TrainingInterrupted as error:
             print(
@@ -121,16 +133,21 @@ def _as_known(model: SASREC, events: Interactions) -> Interactions:
     """Make texts of ids that are all integers in the file, where the model knows ids that are not."""
     if model.known is None:
         return events
-    users, items = (
-        IdMap([*map(str, ids.raw.tolist())], ids.noun)
-        if (ids.type, known.type) == ("int64", "str")
-        else ids
-        for ids, known in (
-            (events.user_ids, model.known.user_ids),
-            (events.item_ids, model.known.item_ids),
-        )
-    )
+    users = as_type_of(model.known.user_ids, events.user_ids)
+    items = as_type_of(model.known.item_ids, events.item_ids)
     return replace(events, user_ids=users, item_ids=items)
+
+
+def _features(model: SASREC, growth: Growth, path: str | None) -> Tensor | None:
+    """Read the features of new items, as `features_of_new_items` returns them."""
+    if path is None:
+        return None
+    features = ItemFeatures.read(path)
+    features = replace(features, item_ids=as_type_of(growth.known.item_ids, features.item_ids))
+    try:
+        return features_of_new_items(model, growth, features)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--item-features {path}: {error}") from error
 
 
 def _split(
@@ -179,6 +196,7 @@ def add_update_options(parser: argparse.ArgumentParser) -> None:
         "counted twice, if the data have times (required)",
     )
     add_columns(parser)
+    add_item_features(parser, "new items", "their features are 0")
     defaults = vars(UpdateOptions())
     add_fields(parser, UpdateOptions, defaults, defaults)
     add_shares(parser, "of a run of --split time", "the run's")

@@ -82,6 +82,7 @@ class KnownHistories:
             raise ValueError("the model was saved without histories")
         dataset = SASRecDataSet(histories=self.histories, hold_out=hold_out)
         dataset.user_ids, dataset.item_ids = self.user_ids, self.item_ids
+        dataset.itemnum = len(self.item_ids)  # the last of which may have no event
         return dataset
 
     def translate(self, dataset: SASRecDataSet, *, new_users: bool) -> SASRecDataSet:

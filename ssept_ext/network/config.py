@@ -95,6 +95,11 @@ class SASRECConfig:
     learn_temperature: bool = option(
         False, "let training change cosine_temperature, where it starts from"
     )
+    item_feature_dim: int = option(
+        0,
+        "F: width of item_features, whose learned projection is added to the items' vectors; 0 for none",
+        Range(0, 100_000),
+    )
     sse_item_prob: float = option(
         0.0, "SSE: probability of replacing an input item by a random one", PROBABILITY
     )

@@ -11,17 +11,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend, check_backend
 from ssept_ext.data.packed import BatchPart, PackedBatch
 from ssept_ext.data.sse import replace_ids
 from ssept_ext.network import layers, losses
-from ssept_ext.network.config import SASRECConfig, SSEPTConfig
+from ssept_ext.network.config import SASRECConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
 from ssept_ext.network.scores import Scores
-from ssept_ext.ops.reference_checks import checked_ids
+from ssept_ext.network.tables import LookedUp, VectorTables
 from ssept_ext.utils.checks import check_one_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ssept_ext.data.known_histories import KnownHistories
 
 
-class SequentialRecommender(nn.Module):
+class SequentialRecommender(VectorTables):
     """The network behind `SASREC` and `SSEPT`: `forward` is the forward pass that training runs.
 
     Parameters
@@ -51,8 +51,6 @@ class SequentialRecommender(nn.Module):
     config_class: ClassVar[type[SASRECConfig]] = SASRECConfig
     encoder_class: ClassVar[type[Encoder]] = Encoder
     norm_class: ClassVar[type[LayerNormalization]] = LayerNormalization
-    config: SASRECConfig
-    user_embedding_layer: nn.Embedding | None
     known: KnownHistories | None = None
     """Raw ids and histories of a model trained by `fit`: `recommend` and `similar_items` take and return these ids."""
     is_capturable: bool = True
@@ -66,15 +64,9 @@ class SequentialRecommender(nn.Module):
     models, until it is set to None. `save_pretrained` does not save it."""
 
     def __init__(self, config: SASRECConfig, backend: Backend = "auto") -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.backend = check_backend(backend)
         self.sse = config.sse
-        self.item_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
-        self.user_embedding_layer = None
-        if isinstance(config, SSEPTConfig):
-            self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_dim, 0)
-        self.positional_embedding_layer = nn.Embedding(config.seq_max_len, config.hidden_size)
         self.encoder = self.encoder_class(config, self.backend)
         self.layer_normalization = self.norm_class(config, self.backend)
         self.scores = Scores(config, self.backend)
@@ -84,6 +76,8 @@ class SequentialRecommender(nn.Module):
         """Initialise tables as `embedding_init` says, and layers as `network.layers.initialise` does."""
         layers.initialise(self, self.config.embedding_init)
         self.scores.reset_parameters()
+        if self.content is not None:
+            self.content.reset_parameters()
 
     def encode(
         self,
@@ -91,6 +85,7 @@ class SequentialRecommender(nn.Module):
         drop: Dropout = NO_DROPOUT,
         last_only: bool = False,
         user_table: Tensor | None = None,
+        looked_up: LookedUp | None = None,
     ) -> Tensor:
         """Compute the hidden states: the forward pass, up to the scores.
 
@@ -104,6 +99,8 @@ class SequentialRecommender(nn.Module):
             Compute the last block only for the last token of each sequence.
         user_table
             (U + 1, Du) vectors to use instead of the model's.
+        looked_up
+            What `look_up` returned for this batch, if it has been called.
 
         Returns
         -------
@@ -115,7 +112,7 @@ class SequentialRecommender(nn.Module):
         ValueError
             If the model has `time_bias` and the batch has no times.
         """
-        item_table, own_users, rows = self.look_up(batch)
+        item_table, own_users, rows = self.look_up(batch) if looked_up is None else looked_up
         own = user_table is None
         user_table, users = (own_users, rows.users) if own else (user_table, batch.users)
         x = ops.user_item_embedding(
@@ -168,18 +165,19 @@ class SequentialRecommender(nn.Module):
         """
         check_one_of("loss", loss, get_args(losses.LossName))
         batch.targets(needs_negatives=loss != "softmax")
-        batch, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
+        batch, looked_up, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
         positives, negatives = batch.targets(needs_negatives=loss != "softmax")
+        item_table, user_table, rows = looked_up
         queries = self.scores.queries(hidden)  # (N, D)
         if loss == "softmax":
-            vectors = self.scores.vectors(self.item_table())
+            whole = item_table if batch.tables is None else self.item_table()
+            vectors = self.scores.vectors(whole)
             item_part = queries[:, : vectors.shape[1]]  # the user's part is the same for every item
             return losses.softmax(item_part, vectors, positives)
         beta = 1.0
         if loss == "gbce":
             beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)
         log_q = negative_log_probs if loss == "sampled_softmax" else None
-        item_table, user_table, rows = self.look_up(batch)
         users = None if user_table is None else rows.users
         vectors = self.scores.vectors(item_table)
         scored = (queries, vectors, user_table, *rows.targets(), users, batch.cu_seqlens)
@@ -214,8 +212,8 @@ class SequentialRecommender(nn.Module):
             (N, 1 + K) logits, the positive's in column 0; 0 where the scored id is 0.
         """
         batch.targets()
-        batch, hidden = self._encode_targets(batch, training, seed)
-        item_table, user_table, rows = self.look_up(batch)
+        batch, looked_up, hidden = self._encode_targets(batch, training, seed)
+        item_table, user_table, rows = looked_up
         items = torch.cat([rows.targets()[0].unsqueeze(1), rows.negatives_of_tokens()], 1)
         pair = self.scores.queries(hidden), self.scores.vectors(item_table)
         return cast("Tensor", self.scores(*pair, items, user_table, rows.users, batch.cu_seqlens))
@@ -278,60 +276,6 @@ class SequentialRecommender(nn.Module):
         user_part = (rest * vectors.to(rest.dtype) * math.sqrt(rest.shape[1])).sum(1)
         return item_part.contiguous(), user_part
 
-    def user_vectors(self, users: Tensor, mean: Tensor | None = None) -> Tensor | None:
-        """(B, Du) vectors by which users are scored: their own, or the mean of all for user 0, who is unknown.
-
-        None without a user table. Users may be on the CPU, where an id outside the table raises an IndexError, and the
-        mean is computed only if it is needed. On a GPU, such an id is unknown. `mean` is what `mean_user` returned, so
-        as not to compute it for each batch.
-        """
-        if self.user_embedding_layer is None:
-            return None
-        ids = checked_ids("users", users, self.user_embedding_layer.num_embeddings)
-        on_device = ids.to(self.device)
-        vectors = cast("Tensor", self.user_embedding_layer(on_device))
-        if ids.device.type == "cpu" and ids.all():  # a GPU would have to be waited for
-            return vectors
-        if mean is None:
-            mean = cast("Tensor", self.mean_user())
-        return torch.where(on_device[:, None] != 0, vectors, mean)
-
-    def mean_user(self) -> Tensor | None:
-        """(Du,) mean of all users' vectors, None without a user table.
-
-        It is not cached, because torch does not notice all changes to parameters: not those made through `.data`.
-        """
-        layer = self.user_embedding_layer
-        return None if layer is None else layers.mean_row(layer.weight.detach()[1:])
-
-    def embedding_tables(self) -> list[nn.Parameter]:
-        """Return the tables that `l2_reg` applies to: items, positions, users."""
-        tables = [self.item_embedding_layer.weight, self.positional_embedding_layer.weight]
-        if self.user_embedding_layer is not None:
-            tables.append(self.user_embedding_layer.weight)
-        return cast("list[nn.Parameter]", tables)
-
-    def lookup_tables(self) -> dict[str, nn.Parameter]:
-        """Return the tables of which a batch reads some rows, items and users, by their names in the state dict."""
-        layers = {"item": self.item_embedding_layer, "user": self.user_embedding_layer}
-        return {
-            f"{name}_embedding_layer.weight": cast("nn.Parameter", layer.weight)
-            for name, layer in layers.items()
-            if layer is not None
-        }
-
-    def look_up(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
-        """Return tables of items and users, and a batch whose ids are their rows: see `PackedBatch.look_up`."""
-        return batch.look_up(*self.lookup_tables().values())
-
-    def item_table(self) -> Tensor:
-        """(I + 1, Di) vectors by which items are read and scored; that of item 0, the padding, is zero."""
-        return self.item_embedding_layer.weight
-
-    def item_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a table with the rows of these items, and which of its rows they are: the whole table, and its ids."""
-        return self.item_table(), items
-
     @property
     def item_num(self) -> int:
         """Items have the ids 1..item_num."""
@@ -357,15 +301,10 @@ class SequentialRecommender(nn.Module):
         """Probability of dropping a feature or an attention weight in training."""
         return self.config.dropout_rate
 
-    @property
-    def device(self) -> torch.device:
-        """The device that the parameters are on."""
-        return self.item_embedding_layer.weight.device
-
     def _encode_targets(
         self, batch: PackedBatch, training: bool, seed: Tensor | None
-    ) -> tuple[PackedBatch, Tensor]:
-        """Apply SSE and encode: the batch with its replaced ids, and its hidden states (N, D)."""
+    ) -> tuple[PackedBatch, LookedUp, Tensor]:
+        """Apply SSE, look up and encode: the batch with its replaced ids, its vectors, and its hidden states (N, D)."""
         sse, drop = self.sse, NO_DROPOUT
         if training and self.training and (sse.is_active or self.dropout_rate > 0):
             if seed is None:
@@ -377,7 +316,8 @@ class SequentialRecommender(nn.Module):
                 # processes would drop the same elements.
                 own = seed + batch.process if isinstance(batch, BatchPart) else seed
                 drop = Dropout(self.dropout_rate, own)
-        return batch, self.encode(batch, drop)
+        looked_up = self.look_up(batch)
+        return batch, looked_up, self.encode(batch, drop, looked_up=looked_up)
 
     def _last_queries(
         self, batch: PackedBatch, user_vectors: Tensor | None

@@ -178,10 +178,17 @@ class SASREC(models.SASREC):
     num_neg_test = config_attribute("num_neg_test", writable=True)
     l2_reg = config_attribute("l2_reg", writable=True)
 
-    def __init__(self, *, backend: Backend = "auto", **arguments: Any) -> None:
+    def __init__(
+        self, *, backend: Backend = "auto", item_features: None = None, **arguments: Any
+    ) -> None:
         of_either = {field.name for field in fields(SSEPTConfig)}
         warn_of_ignored(type(self), arguments.keys() - of_either)
         own = arguments.keys() & {field.name for field in fields(self.config_class)}
+        if item_features is not None or arguments.get("item_feature_dim"):
+            raise ValueError(
+                f"item_features must be None for the {type(self).__name__} of ssept_ext.recommenders, whose method "
+                f"embedding knows nothing of them: use that of ssept_ext"
+            )
         super().__init__(backend=backend, **{name: arguments[name] for name in own})
         self.dropout_layer = self.encoder.dropout
 

@@ -11,6 +11,7 @@ import torch
 
 from ssept_ext._extension import Backend
 from ssept_ext.models import SASREC
+from ssept_ext.network.folding import folded
 
 _MAX_ERROR = 500
 """Characters of a reason."""
@@ -60,6 +61,7 @@ class CurrentModel:
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
                 raise ValueError(f"{self._folder} holds a model that has diverged, see {name}")
+        model = folded(model)
         mean = model.mean_user()  # of millions of users, it takes longer than an answer
         model.mean_user = lambda: mean  # type: ignore[method-assign]
         return Loaded(model.eval(), datetime.now(timezone.utc))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssept_ext.data.packed import pack_statically
+from ssept_ext.network.folding import folded
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ops.reference_checks import checked_ids
 from ssept_ext.utils.checks import check_bool
@@ -50,6 +51,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: SequentialRecommender) -> None:
         super().__init__()
+        model = folded(model)
         with without_parameters():
             self.model = type(model)(**vars(model.config), backend="reference")
         copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -192,7 +194,7 @@ def export_onnx(
     """
     for module in ("onnx", "onnxscript"):
         require(module, "export")
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    size = sum(tensor.nbytes for tensor in folded(model).state_dict().values())
     if size >= MAX_ONNX_SIZE:
         raise ValueError(
             f"the model's parameters take {size} bytes: an ONNX file must be below {MAX_ONNX_SIZE}"

@@ -116,7 +116,10 @@ def data_parallel(model: nn.Module, loss: Loss, apart: Iterable[str] = ()) -> Lo
         if is_exact:
             module.unused = nn.Parameter(torch.zeros(1))
         parallel = DistributedDataParallel(
-            module, gradient_as_bucket_view=True, find_unused_parameters=is_exact
+            module,
+            broadcast_buffers=False,  # features of items, which never change
+            gradient_as_bucket_view=True,
+            find_unused_parameters=is_exact,
         )
 
     def weighted(batch: PackedBatch, seed: Tensor) -> Tensor:

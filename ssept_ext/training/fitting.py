@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssept_ext._extension import Backend
 from ssept_ext.data.interactions import Interactions
+from ssept_ext.data.item_features import ItemFeatures, with_padding
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.training.callbacks import Callback
@@ -33,6 +34,7 @@ def fit(
     device: torch.device | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
+    item_features: ItemFeatures | Mapping[Any, Any] | Any = None,
     **options: Any,
 ) -> Model:
     """Make a model for the users and items of `interactions` and train it.
@@ -61,6 +63,10 @@ def fit(
         Number of threads that draw batches.
     device
         Where to train; None for CUDA if there is a GPU, else the CPU.
+    item_features
+        What is known of the items, by raw id: `ssept_ext.ItemFeatures`, a mapping from ids to rows of numbers, such as
+        embeddings of texts, or a data frame, whose first column holds ids. Items without any have features 0, with a
+        warning. Other items in it are left out: `model.add_items` adds some later.
     options
         Changes to the preset: constructor arguments, except `item_num` and `user_num` (`conv_dims` defaults to the
         hidden size), and fields of `SamplerOptions`, `LoopOptions` and `TrainingOptions`.
@@ -82,11 +88,15 @@ def fit(
     recipe = Recipe.of(kind, preset, options, dataset.num_users)
     if recipe.loop.val_epoch and not hold_out:
         raise ValueError(f"val_epoch must be 0 without hold_out, got {recipe.loop.val_epoch}")
+    features = None
+    if item_features is not None:
+        features = with_padding(ItemFeatures.of(item_features).rows_of(interactions.item_ids))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(check_at_least("seed", seed, 0))
     with torch.device("cpu"), _DrawingFrom(generator):
-        model = recipe.make_model(len(interactions.item_ids), len(interactions.user_ids), backend)
+        sizes = len(interactions.item_ids), len(interactions.user_ids)
+        model = recipe.make_model(*sizes, backend, features)
     model = model.to(device)
     with recipe.make_sampler(dataset, model.seq_max_len, seed, n_workers) as sampler:
         recipe.train(

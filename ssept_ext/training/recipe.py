@@ -26,7 +26,7 @@ from ssept_ext.utils.checks import check_at_least
 
 Model = TypeVar("Model", bound=SequentialRecommender)
 
-_COUNTED = ("item_num", "user_num")
+_FROM_DATA = ("item_num", "user_num", "item_feature_dim")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Recipe(Generic[Model]):
     kind: type[Model]
     """The class of the model."""
     model: Mapping[str, Any]
-    """Constructor arguments, except `item_num`, `user_num` and `backend`."""
+    """Constructor arguments, except for those that come from the data, and `backend`."""
     sampler: SamplerOptions
     """Options of the sampler."""
     loop: LoopOptions
@@ -87,7 +87,7 @@ class Recipe(Generic[Model]):
         groups = option_names(kind)
         known = [name for group in groups.values() for name in group]
         for name in options:
-            if name in _COUNTED:
+            if name in _FROM_DATA:
                 raise TypeError(f"{name} comes from the data and cannot be given")
             if name not in known:
                 raise TypeError(
@@ -109,11 +109,15 @@ class Recipe(Generic[Model]):
         """Return all options, including defaults; `from_options` makes the same recipe from them."""
         return {**self.model, **asdict(self.sampler), **asdict(self.loop), **asdict(self.training)}
 
-    def make_model(self, item_num: int, user_num: int, backend: Backend = "auto") -> Model:
+    def make_model(
+        self, item_num: int, user_num: int, backend: Backend = "auto", item_features: Any = None
+    ) -> Model:
         """Make a model for this number of items and users; SASREC ignores the users."""
         sizes: dict[str, Any] = {"item_num": item_num}
         if issubclass(self.kind.config_class, SSEPTConfig):
             sizes["user_num"] = user_num
+        if item_features is not None:  # other classes need not know of them
+            sizes["item_features"] = item_features
         return self.kind(**sizes, **self.model, backend=backend)
 
     def make_sampler(
@@ -163,7 +167,7 @@ class Recipe(Generic[Model]):
 def option_names(kind: type[SequentialRecommender]) -> dict[str, list[str]]:
     """Return the names of all options of a class, grouped as in `Recipe`."""
     return {
-        "model": [f.name for f in fields(kind.config_class) if f.name not in _COUNTED],
+        "model": [f.name for f in fields(kind.config_class) if f.name not in _FROM_DATA],
         "sampler": [f.name for f in fields(SamplerOptions)],
         "loop": [f.name for f in fields(LoopOptions)],
         "training": list(signature(TrainingOptions).parameters),

@@ -88,6 +88,7 @@ class Run:
         # A step that runs a user's methods applies SSE in them.
         self._sse = model.sse if model.is_capturable else SSE()
         self._learning_rate = loop.learning_rate
+        self._features = None if model.content is None else model.content.digest()
         if model.device.type == "cuda":  # a tensor, because a captured step reads it
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(loop.learning_rate, device=model.device)
@@ -254,6 +255,7 @@ class Run:
             "learning_rate": self.loop.learning_rate,
             "val_epoch": self.loop.val_epoch,
             **asdict(self.options),
+            "item_features": self._features,
             "steps of an epoch": self.num_steps,
             "histories of the sampler": self.sampler.digest()
             if isinstance(self.sampler, DigestingSampler)

@@ -213,5 +213,6 @@ def table_rows(
     # Softmax over all items has a gradient for every row, and methods of a user's own may read whole tables.
     reads_rows = options.loss != "softmax" and model.is_capturable
     may_gather = model.device.type == "cpu" and distributed.size() == 1 and reads_rows
-    is_worth_it = sum(table.numel() for table in tables) >= _LARGE_TABLES
+    # Of features, only those of a batch's items are projected.
+    is_worth_it = model.content is not None or sum(t.numel() for t in tables) >= _LARGE_TABLES
     return RowsOfWholeTables(model) if may_gather and is_worth_it else None

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.fingerprint import Fingerprint
 from ssept_ext.data.growing import Growth, grow
 from ssept_ext.data.histories import IntArray
 from ssept_ext.data.interactions import Interactions
+from ssept_ext.data.item_features import ItemFeatures
+from ssept_ext.network.content import checked_features
 from ssept_ext.network.growing import NewItems, grown
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
@@ -90,6 +93,7 @@ def update(
     n_workers: int = 1,
     checkpoint: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
+    item_features: ItemFeatures | Mapping[Any, Any] | Any = None,
     **options: Any,
 ) -> UpdateReport:
     """Add events to a model's histories, and vectors to its tables for new users and items, and train it on.
@@ -124,6 +128,9 @@ def update(
         Seed of the users who are trained on besides those with new events, and of batches and dropout.
     n_workers
         Number of threads that draw batches.
+    item_features
+        Features of the new items, of a model that was trained with some, as `fit` takes them. Those of items that the
+        model knows stay as they are. New items have features 0 if this is None.
     options
         Fields of `UpdateOptions`; and, as given to `fit`, those of `SamplerOptions`, `LoopOptions` and
         `TrainingOptions`.
@@ -185,7 +192,26 @@ def update(
         n_workers=n_workers,
         checkpoint=checkpoint,
         callbacks=callbacks,
+        features=features_of_new_items(model, growth, item_features),
     )
+
+
+def features_of_new_items(
+    model: SequentialRecommender, growth: Growth, item_features: Any
+) -> Tensor | None:
+    """(new items, F) features of the items that a growth brings; None if there are none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model has no features, or other ones.
+    """
+    if item_features is None:
+        return None
+    if model.content is None:
+        raise ValueError("item_features must be None for a model that was trained without any")
+    rows = ItemFeatures.of(item_features).rows_of(growth.known.item_ids, model.item_num + 1)
+    return checked_features(rows, model.config.item_feature_dim)
 
 
 def growth_of(model: SequentialRecommender, interactions: Interactions) -> Growth:
@@ -232,6 +258,7 @@ def update_to(
     n_workers: int = 1,
     checkpoint: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
+    features: Tensor | None = None,
 ) -> UpdateReport:
     """As `update`, where data are split in any way.
 
@@ -245,8 +272,10 @@ def update_to(
         The data of `growth.known`, split as they are to be trained on.
     recipe
         That of the training.
+    features
+        What `features_of_new_items` returned.
     """
-    larger = grown(model, growth.known, options.new_items)
+    larger = grown(model, growth.known, options.new_items, features)
     larger.trained_on = Fingerprint.of(dataset)
     history: History = {"loss": [], "seconds": [], "val_ndcg": [], "val_hr": []}
     users, share = _to_train_on(before, dataset, options.replay, seed)

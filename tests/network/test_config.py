@@ -74,7 +74,10 @@ def test_the_signature_lists_every_argument_with_its_default(kind):
     declared = {field.name: field.default for field in fields(kind.config_class)}
     assert {"item_num", "seq_max_len", "sse_item_prob"} <= declared.keys()
     expected = {name: Parameter.empty if x is MISSING else x for name, x in declared.items()}
-    assert {name: p.default for name, p in parameters.items()} == expected | {"backend": "auto"}
+    assert {name: p.default for name, p in parameters.items()} == expected | {
+        "backend": "auto",
+        "item_features": None,
+    }
     assert {p.kind for p in parameters.values()} == {Parameter.KEYWORD_ONLY}
     required = {"item_num": 3} | ({"user_num": 2} if kind is SSEPT else {})
     defaults = {name: p.default for name, p in parameters.items() if name not in required}

@@ -19,6 +19,7 @@ class Stub(nn.Module):
 
     device = torch.device("cpu")
     is_capturable = True
+    content = None
     sse = SSE()
 
     def __init__(self, seq_max_len=LENGTH, l2_reg=0.0):

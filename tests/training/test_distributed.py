@@ -24,6 +24,17 @@ NUM_USERS = 20
 TIMEOUT_SECONDS = 20
 
 
+def make_dataset():
+    return synthetic(num_users=NUM_USERS, min_events=4, max_events=20)
+
+
+def features():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(make_dataset().itemnum + 1, 3, generator=generator)
+    rows[0] = 0
+    return rows
+
+
 # Arguments of the model, of the sampler and of the training.
 CASES = {
     "bce": ({}, {}, {}),
@@ -49,16 +60,18 @@ CASES = {
         {},
         {"table_optimizer": "lazy_adam", "max_grad_norm": 0.01},
     ),
+    "features of items": ({"item_features": features()}, {}, {}),
+    "features of items, lazy Adam": (
+        {"item_features": features()},
+        {"num_negatives": 2},
+        {"table_optimizer": "lazy_adam"},
+    ),
     "softmax over a window": (
         {"sse_user_prob": 0.5},
         {"window_sampling_prob": 0.5},
         {"loss": "softmax"},
     ),
 }
-
-
-def make_dataset():
-    return synthetic(num_users=NUM_USERS, min_events=4, max_events=20)
 
 
 def make_model(seed=0, **arguments):
