@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 from ssept_ext.cli.options import add_data, add_device, add_fields, add_run, column_file, number
 from ssept_ext.cli.report import (
@@ -26,13 +26,14 @@ from ssept_ext.evaluation.full import evaluate_ranks
 from ssept_ext.evaluation.intervals import KS, compare_ranks
 from ssept_ext.evaluation.options import EvaluationOptions
 from ssept_ext.evaluation.ranks import HeldOutRanks
+from ssept_ext.evaluation.targets import Targets
 from ssept_ext.models import SASREC
 from ssept_ext.network.identity import in_ids_of
 from ssept_ext.ranking.given_scores import ItemScorer
 from ssept_ext.utils.options import NOT_NEGATIVE, POSITIVE, Range
 
 _OF_SAMPLES = ("exclude", "max_users")
-_OF_RANKS = ("k", "part", "ranks", "baselines", "recent_days")
+_OF_RANKS = ("k", "part", "targets", "ranks", "baselines", "recent_days")
 _RECENT_SHARE = 0.1
 
 
@@ -132,7 +133,13 @@ def _add_ranking_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part",
         choices=get_args(Split),
-        help="the part of the data whose first event of each user is to be found (default: test)",
+        help="the part of the data whose events are to be found (default: test)",
+    )
+    parser.add_argument(
+        "--targets",
+        choices=get_args(Targets),
+        help="which events of the part: each user's first; all, given the events before the part; or all, each given "
+        "all events before it (default: next)",
     )
     add_fields(parser, EvaluationOptions, vars(EvaluationOptions()), ["ties"])
 
@@ -175,7 +182,8 @@ def _ranks(
     """Rank all items as the flags say; return the cut-offs, too."""
     ks = sorted(set(options.k or KS))
     chosen = {"ties": options.ties} if "ties" in options else {}
-    return evaluate_ranks(model, dataset, max(ks), split=options.part or "test", **chosen), ks
+    which: dict[str, Any] = {"split": options.part or "test", "targets": options.targets or "next"}
+    return evaluate_ranks(model, dataset, max(ks), **which, **chosen), ks
 
 
 def _check_same_data(

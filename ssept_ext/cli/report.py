@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from ssept_ext.cli.runs import Source
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.evaluation.candidates import Split
@@ -90,8 +92,16 @@ def print_results(
 
 def what_is_ranked(ranks: HeldOutRanks) -> str:
     """Say of whom the metrics are, in the line above a table."""
+    num_users, what = len(np.unique(ranks.users)), f"{ranks.split} item"
+    if ranks.targets != "next":
+        what = f"{len(ranks.users):,} {ranks.split} events"
+    after = {
+        "next": "",
+        "all": ", each after the events before the part",
+        "successive": ", each after all events before it",
+    }
     return (
-        f"{ranks.split} item of {len(ranks.users):,} users, ranked among all {ranks.num_items:,} items but those "
+        f"{what} of {num_users:,} users{after[ranks.targets]}, ranked among all {ranks.num_items:,} items but those "
         f"of the input, with 95 % intervals over users\n"
     )
 

@@ -153,6 +153,12 @@ class Histories(NamedTuple):
         kept = np.repeat(np.tile([False, True, False], len(lengths)), runs)
         return self._at_events(self.users, to_offsets(end - start), kept)
 
+    def first(self, rows: IntArray, counts: IntArray) -> Histories:
+        """The first `counts[r]` events of each of some rows, which may be asked for more than once."""
+        offsets = to_offsets(counts)
+        event = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        return self._at_events(self.users[rows], offsets, event)
+
     def oldest(self) -> IntArray:
         """(R,) the first item of each row, 0 where the row is empty."""
         return self._oldest(self.items)

@@ -13,15 +13,10 @@ from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.known_histories import KnownHistories
-from ssept_ext.evaluation.candidates import (
-    Split,
-    check_items,
-    input_histories,
-    measurable_users,
-    times_asked,
-)
+from ssept_ext.evaluation.candidates import Split
 from ssept_ext.evaluation.metrics import Ties
 from ssept_ext.evaluation.ranks import FullMetrics, HeldOutRanks, check_cutoffs
+from ssept_ext.evaluation.targets import Targets, ask
 from ssept_ext.network.identity import in_ids_of, times_for
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
@@ -49,10 +44,11 @@ def evaluate_full(
     split: Split = "test",
     eval_batch_size: int = 256,
     ties: Ties = "pessimistic",
+    targets: Targets = "next",
 ) -> FullMetrics:
     """Rank the whole catalogue for every user with a training event and a held-out item.
 
-    The input is the training history, followed by the validation item if `split` is "test". The rank of the held-out
+    The input is the training history, followed by the validation part if `split` is "test". The rank of the held-out
     item is the number of other items that score higher or, as `ties` says, the same. If several processes call this
     together, they share the users (of a sharded model, the items), and all return the same metrics. The model's mode
     (train or eval) plays no part.
@@ -73,6 +69,10 @@ def evaluate_full(
     ties
         Items that score the same as the held-out item rank above it ("pessimistic"), below it ("optimistic"), or in all
         orders, whose metrics are averaged ("mean").
+    targets
+        Which events of the part to find: each user's first ("next"); all, given the events before the part ("all"); or
+        all, each given all events before it, those of the part included ("successive"). The last two average over
+        events, not over users. They are those of *Time to Split* (Gusak et al., RecSys 2025, arXiv 2507.16289).
 
     Raises
     ------
@@ -82,7 +82,7 @@ def evaluate_full(
     """
     ks = check_cutoffs(ks)
     return evaluate_ranks(
-        model, dataset, max(ks), exclude_seen, split, eval_batch_size, ties
+        model, dataset, max(ks), exclude_seen, split, eval_batch_size, ties, targets
     ).metrics(ks)
 
 
@@ -94,6 +94,7 @@ def evaluate_ranks(
     split: Split = "test",
     eval_batch_size: int = 256,
     ties: Ties = "pessimistic",
+    targets: Targets = "next",
 ) -> HeldOutRanks:
     """Rank the whole catalogue for every user, as `evaluate_full` does, and return where each user's item ranks.
 
@@ -101,7 +102,7 @@ def evaluate_ranks(
     ----------
     k
         The largest cut-off of metrics, and length of lists, that can be had from the result.
-    model, exclude_seen, split, eval_batch_size, ties
+    model, exclude_seen, split, eval_batch_size, ties, targets
         As for `evaluate_full`.
 
     Raises
@@ -114,29 +115,30 @@ def evaluate_ranks(
     check_one_of("split", split, get_args(Split))
     eval_batch_size = check_at_least("eval_batch_size", eval_batch_size, 1)
     check_one_of("ties", ties, get_args(Ties))
+    check_one_of("targets", targets, get_args(Targets))
     if not isinstance(model, ItemScorer):
         dataset = in_ids_of(model, dataset)
-    users = measurable_users(dataset, split)
-    inputs = input_histories(dataset, users, split)
-    held_out = dataset.histories(split, users)
-    for histories in (inputs, held_out):
-        check_items(histories, dataset.itemnum)
-    at = times_for(model, times_asked(inputs, held_out), str(dataset.filename or "dataset"))
+    asked = ask(dataset, split, targets)
+    at = times_for(model, asked.at, str(dataset.filename or "dataset"))
 
-    mine = slice(0, len(users))
+    mine = slice(0, len(asked.users))
     if not is_sharded(model):
-        mine = distributed.rank_slice(len(users), USERS_AT_A_TIME)
-    at = None if at is None else at[mine]
-    inputs, targets = inputs.part(mine), torch.from_numpy(held_out.oldest()[mine])
+        mine = distributed.rank_slice(len(asked.users), USERS_AT_A_TIME)
+    wanted = torch.from_numpy(asked.items[mine])
     num_best = min(k + 1, dataset.itemnum)
-    ranks = targets.new_zeros(len(targets), len(_COLUMNS[ties]))
-    best = targets.new_zeros(len(targets), num_best)
-    with _rankings(model, inputs, dataset.itemnum, eval_batch_size, at) as (catalogue, groups):
-        for rows, queries in groups:
-            seen = inputs.part(rows) if exclude_seen else None
-            found = catalogue.ranks(queries, targets[rows].to(queries.device), seen)
-            ranks[rows] = found[:, _COLUMNS[ties]].cpu()
-            best[rows] = catalogue.best(queries, num_best, seen).items.cpu()
+    ranks = wanted.new_zeros(len(wanted), len(_COLUMNS[ties]))
+    best = wanted.new_zeros(len(wanted), num_best)
+    for block in asked.blocks(mine):
+        inputs = asked.inputs(block)
+        times = None if at is None else at[block]
+        start = block.start - mine.start
+        with _rankings(model, inputs, dataset.itemnum, eval_batch_size, times) as (all_items, groups):
+            for group, queries in groups:
+                rows = slice(start + group.start, start + group.stop)
+                seen = inputs.part(group) if exclude_seen else None
+                found = all_items.ranks(queries, wanted[rows].to(queries.device), seen)
+                ranks[rows] = found[:, _COLUMNS[ties]].cpu()
+                best[rows] = all_items.best(queries, num_best, seen).items.cpu()
     if not is_sharded(model):
         everywhere = distributed.gather((ranks, best))
         ranks, best = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
@@ -146,11 +148,12 @@ def evaluate_ranks(
     ]
     return HeldOutRanks(
         split=split,
+        targets=targets,
         ties=ties,
         exclude_seen=exclude_seen,
         num_items=dataset.itemnum,
-        users=users,
-        items=held_out.oldest(),
+        users=asked.users,
+        items=asked.items,
         ranks=ranks.numpy(),
         best=best.numpy(),
         user_ids=ids[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import NormalDist
 from typing import NamedTuple
@@ -29,7 +29,7 @@ _CONFIDENCE = Range(0, 1, open_low=True, open_high=True)
 
 
 class Interval(NamedTuple):
-    """A mean over users, and a confidence interval of it."""
+    """A mean over users or events, and a confidence interval of it."""
 
     mean: float
     low: float
@@ -60,9 +60,10 @@ def metric_intervals(
 ) -> dict[str, Interval]:
     """Return metrics with bootstrap intervals over users, bias-corrected and accelerated (BCa; Efron, 1987).
 
-    The users are resampled with replacement `num_resamples` times. An interval says where the metric would be for other
-    users of the same kind. It does not say how much another training of the model would differ. Coverage is not a
-    mean over users, and has no such interval. With less than a hundred users, or a few hits, intervals are too narrow.
+    The users are resampled with replacement `num_resamples` times, each with all of the user's events. An interval says
+    where the metric would be for other users of the same kind. It does not say how much another training of the model
+    would differ. Coverage is not a mean over users, and has no such interval. With less than a hundred users, or a few
+    hits, intervals are too narrow.
 
     Parameters
     ----------
@@ -97,9 +98,8 @@ def metric_intervals(
     >>> list(intervals)
     ['HR@10', 'NDCG@10', 'MRR@10', 'MRR']
     """
-    rows, counts = np.unique(ranks.ranks, axis=0, return_counts=True)
-    gains = _gains(rows, check_cutoffs(ks))
-    return _bootstrap(gains, counts, confidence, num_resamples, seed)
+    totals = _totals(ranks, ranks.ranks, lambda rows: _gains(rows, check_cutoffs(ks)))
+    return _bootstrap(totals, confidence, num_resamples, seed)
 
 
 def compare_ranks(
@@ -146,14 +146,47 @@ def compare_ranks(
     """
     ks = check_cutoffs(ks)
     pairs = np.concatenate([first.ranks, second.ranks[_partners(first, second)]], 1)
-    rows, counts = np.unique(pairs, axis=0, return_counts=True)
-    one, other = (_gains(half, ks) for half in np.split(rows, 2, axis=1))
-    differences = {name: other[name] - one[name] for name in one}
-    found = _bootstrap(differences, counts, confidence, num_resamples, seed)
+
+    def gains(rows: IntArray) -> dict[str, NDArray[np.float64]]:
+        one, other = (_gains(half, ks) for half in np.split(rows, 2, axis=1))
+        return {name: other[name] - one[name] for name in one}
+
+    found = _bootstrap(_totals(first, pairs, gains), confidence, num_resamples, seed)
+    one, other = (_gains(half, ks) for half in np.split(pairs, 2, axis=1))
     return {
-        name: Comparison(_mean(one[name], counts), _mean(other[name], counts), found[name])
+        name: Comparison(float(one[name].mean()), float(other[name].mean()), found[name])
         for name in one
     }
+
+
+class _Totals(NamedTuple):
+    """What users add to metrics; users who add the same are one of m kinds."""
+
+    gains: dict[str, NDArray[np.float64]]
+    """(m,) by metric: the sum over the events of one user."""
+    events: IntArray
+    """(m,) number of events of one user."""
+    counts: IntArray
+    """(m,) number of users."""
+
+    def mean(self, name: str) -> float:
+        """The metric, averaged over all events."""
+        return float(self.gains[name] @ self.counts / (self.events @ self.counts))
+
+
+def _totals(
+    of: HeldOutRanks, ranks: IntArray, gains: Callable[[IntArray], dict[str, NDArray[np.float64]]]
+) -> _Totals:
+    """Add up the gains of each user's ranks (n, columns)."""
+    if of.targets == "next":  # an event of each user, of which many have the same rank
+        rows, counts = np.unique(ranks, axis=0, return_counts=True)
+        return _Totals(gains(rows), np.ones_like(counts), counts)
+    of_events = gains(ranks)
+    _, user, events = np.unique(of.users, return_inverse=True, return_counts=True)
+    sums = [np.bincount(user, gain) for gain in of_events.values()]
+    kinds, counts = np.unique(np.stack([*sums, events], 1), axis=0, return_counts=True)
+    columns = dict(zip(of_events, kinds.T, strict=False))
+    return _Totals(columns, kinds[:, -1].astype(np.int64), counts)
 
 
 def _gains(ranks: IntArray, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
@@ -171,18 +204,15 @@ def _gains(ranks: IntArray, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]
 
 
 def _bootstrap(
-    gains: dict[str, NDArray[np.float64]],
-    counts: IntArray,
-    confidence: float,
-    num_resamples: int,
-    seed: int,
+    totals: _Totals, confidence: float, num_resamples: int, seed: int
 ) -> dict[str, Interval]:
-    """Intervals of means of which `counts` says how many users have each of the values."""
+    """Intervals of means over events, by resampling users."""
     confidence = check_number("confidence", confidence, float, _CONFIDENCE)
     num_resamples = check_at_least("num_resamples", num_resamples, 1)
     rng = np.random.default_rng(check_at_least("seed", seed, 0, math.inf))
-    values, num_users = np.stack(list(gains.values()), 1), counts.sum()
-    # Users with equal values are equal: how many of each kind are drawn is all that matters.
+    counts, num_users = totals.counts, totals.counts.sum()
+    values = np.stack([*totals.gains.values(), totals.events], 1)
+    # How many users of each kind are drawn is all that matters.
     at_a_time = max(_COUNTS_AT_A_TIME // len(counts), 1)
     sums = np.concatenate(
         [
@@ -191,22 +221,26 @@ def _bootstrap(
             for done in range(0, num_resamples, at_a_time)
         ]
     )
+    means = (sums[:, :-1] / sums[:, -1:]).T
     return {
-        name: Interval(_mean(gain, counts), *_ends(gain, counts, means, confidence))
-        for (name, gain), means in zip(gains.items(), sums.T / num_users, strict=True)
+        name: Interval(totals.mean(name), *_ends(totals, name, of_resamples, confidence))
+        for name, of_resamples in zip(totals.gains, means, strict=True)
     }
 
 
 def _ends(
-    gain: NDArray[np.float64], counts: IntArray, means: NDArray[np.float64], confidence: float
+    totals: _Totals, name: str, means: NDArray[np.float64], confidence: float
 ) -> tuple[float, float]:
     """Quantiles of the means of resamples, shifted for their bias and skewness: of BCa (Efron, 1987)."""
-    normal, mean = NormalDist(), _mean(gain, counts)
-    variance = _mean((gain - mean) ** 2, counts)
+    normal, mean = NormalDist(), totals.mean(name)
+    # By how much a user moves the mean, up to a factor.
+    influence = totals.gains[name] - mean * totals.events
+    num_users = totals.counts.sum()
+    variance = influence**2 @ totals.counts / num_users
     if not variance:
         return mean, mean
-    skewness = _mean((gain - mean) ** 3, counts) / variance**1.5
-    acceleration = skewness / (6 * math.sqrt(counts.sum()))
+    skewness = (influence**3 @ totals.counts / num_users) / variance**1.5
+    acceleration = skewness / (6 * math.sqrt(num_users))
     below = (np.mean(means < mean) + np.mean(means <= mean)) / 2
     bias = normal.inv_cdf(min(max(float(below), 1e-6), 1 - 1e-6))
     low, high = (
@@ -217,13 +251,9 @@ def _ends(
     return found[0], found[1]
 
 
-def _mean(gain: NDArray[np.float64], counts: IntArray) -> float:
-    return float(gain @ counts / counts.sum())
-
-
 def _partners(first: HeldOutRanks, second: HeldOutRanks) -> IntArray:
     """The rows of `second` in the order of the users of `first`; a ValueError says why they cannot be paired."""
-    for name in ("split", "ties", "exclude_seen", "num_items"):
+    for name in ("split", "targets", "ties", "exclude_seen", "num_items"):
         one, other = getattr(first, name), getattr(second, name)
         if one != other:
             raise ValueError(

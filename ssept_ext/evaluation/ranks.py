@@ -18,12 +18,13 @@ from ssept_ext.data.histories import IntArray
 from ssept_ext.data.id_map import IdMap
 from ssept_ext.evaluation.candidates import Split
 from ssept_ext.evaluation.metrics import Ties, hr, mean_gain, ndcg, reciprocal
+from ssept_ext.evaluation.targets import Targets
 from ssept_ext.utils.checks import check_at_least, shown
 
 
 @dataclass(frozen=True)
 class FullMetrics:
-    """Ranking metrics over the whole catalogue, averaged over the users, each with one relevant item.
+    """Ranking metrics over the whole catalogue, averaged over the users or events, each with one relevant item.
 
     Examples
     --------
@@ -48,6 +49,8 @@ class FullMetrics:
     """Share of the catalogue that is among the k best items of at least one user, for each k."""
     mrr: float
     """Mean reciprocal rank, without a cut-off."""
+    num_events: int
+    """Number of events that were to be found: one for each user, unless other `targets` were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,8 @@ class HeldOutRanks:
 
     split: Split
     """Which held-out item was to be found."""
+    targets: Targets
+    """Which events of the part were to be found: the n rows here are these."""
     ties: Ties
     """Where items with the score of the held-out item rank."""
     exclude_seen: bool
@@ -79,9 +84,9 @@ class HeldOutRanks:
     num_items: int
     """Number of items that were ranked, 1 to this, those of the input included."""
     users: IntArray
-    """(n,) users, ascending."""
+    """(n,) users, ascending; distinct if `targets` is "next"."""
     items: IntArray
-    """(n,) the held-out item of each user."""
+    """(n,) the held-out item of each."""
     ranks: IntArray
     """(n, 1) its rank, from 0; with ties="mean", (n, 2) the best and the worst, which stand for all in between."""
     best: IntArray
@@ -100,7 +105,7 @@ class HeldOutRanks:
         return kept if kept == self.num_items else kept - 1
 
     def metrics(self, ks: Sequence[int]) -> FullMetrics:
-        """Average over the users, at each cut-off k.
+        """Average over the rows, at each cut-off k.
 
         Raises
         ------
@@ -116,7 +121,7 @@ class HeldOutRanks:
             return {k: mean_gain(ranks, partial(gain, k=k)) for k in ks}
 
         return FullMetrics(
-            num_users=len(self.users),
+            num_users=len(np.unique(self.users)),
             hr=at_each_k(hr),
             ndcg=at_each_k(ndcg),
             map=at_each_k(reciprocal),
@@ -124,6 +129,7 @@ class HeldOutRanks:
                 k: int(np.count_nonzero(np.unique(self.best[:, :k]))) / self.num_items for k in ks
             },
             mrr=mean_gain(ranks, reciprocal),
+            num_events=len(self.users),
         )
 
     def columns(self) -> Columns:
@@ -156,9 +162,13 @@ class HeldOutRanks:
         Raises
         ------
         ValueError
-            If k is out of range, or the ranks are those of ties="mean".
+            If k is out of range, or the ranks are those of ties="mean" or of several events of a user.
         """
         k = check_at_least("k", self._most if k is None else k, 1, self._most)
+        if self.targets != "next":
+            raise ValueError(
+                f'lists need one item of each user, which targets="{self.targets}" does not give'
+            )
         if self.ranks.shape[1] > 1:
             raise ValueError(
                 'lists need one rank of each user, which ties="mean" does not give: evaluate with another'

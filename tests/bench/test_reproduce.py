@@ -199,7 +199,7 @@ def evaluate_as_if_users_mattered(model, data, seed, *_, max_users=10_000):
 def test_all_users_and_draws_of_some_are_measured_apart(monkeypatch):
     monkeypatch.setattr("ssept_ext.evaluation.sampled.evaluate", evaluate_as_if_users_mattered)
     monkeypatch.setattr(
-        SASREC, "evaluate_full", lambda *_, **__: FullMetrics(9, {10: 0.3}, {10: 0.2}, {}, {}, 0)
+        SASREC, "evaluate_full", lambda *_, **__: FullMetrics(9, {10: 0.3}, {10: 0.2}, {}, {}, 0, 9)
     )
 
     data = SASRecDataSet(histories={1: [1, 2]})

@@ -124,6 +124,10 @@ def test_evaluate_writes_the_rank_of_each_user(run, data, tmp_path, suffix):
     [
         (["--sampled", "-k", "3"], "-k is for the ranking of all items, not for --sampled"),
         (["--sampled", "--part", "valid"], "--part is for the ranking of all items, not for --sa"),
+        (
+            ["--sampled", "--targets", "all"],
+            "--targets is for the ranking of all items, not for --sa",
+        ),
         (["--sampled", "--ranks", "x.csv"], "--ranks is for the ranking of all items, not for --s"),
         (["--max-users", "all"], "--max-users is for --sampled"),
         (["--exclude", "all"], "--exclude is for --sampled"),

@@ -1,11 +1,14 @@
 """`ssept train --split time`: the moments are recorded, and every later command splits at them."""
 
+import csv
 import json
 
+import numpy as np
 import pytest
 from support.command_line import main, train
 
-from ssept_ext import SASRecDataSet
+from ssept_ext import SASREC, SASRecDataSet
+from ssept_ext.evaluation import evaluate_ranks
 
 
 @pytest.fixture
@@ -41,6 +44,35 @@ def test_an_evaluation_measures_the_same_users_again_even_of_a_file_that_has_mov
 
     table = capsys.readouterr().out.splitlines()
     assert set(table) <= set(trained.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("targets", "what"),
+    [
+        ("all", "each after the events before the part, ranked among"),
+        ("successive", "each after all events before it, ranked among"),
+    ],
+)
+def test_every_event_of_a_part_may_be_a_target(timed, tmp_path, capsys, targets, what):
+    train(timed, "--split", "time", "--valid-share", "0.2", "--test-share", "0.2")
+    capsys.readouterr()
+    more = ["--targets", targets, "--ranks", "ranks.csv", "--baselines"]
+
+    assert main(["evaluate", "run", *more]) == 0
+
+    head = capsys.readouterr().out.splitlines()[0]
+    data = SASRecDataSet(timed)
+    data.split_by_time(*moments())
+    found = evaluate_ranks(SASREC.from_pretrained("run"), data, targets=targets)
+    assert head.startswith(
+        f"{len(found.users)} test events of {len(set(found.users))} users, {what}"
+    )
+    with open("ranks.csv") as file:
+        rows = [[int(cell) for cell in row] for row in [*csv.reader(file)][1:]]
+    assert rows == np.stack([found.users, found.items, found.ranks[:, 0] + 1], 1).tolist()
+    assert len(rows) > len({user for user, *_ in rows})
+    assert main(["compare", "run", "run", "--targets", targets]) == 0
+    assert "+0.0000 [+0.0000, +0.0000]" in capsys.readouterr().out
 
 
 def test_a_run_that_was_split_by_time_is_not_another_one(timed, tmp_path):

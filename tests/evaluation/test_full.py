@@ -68,7 +68,8 @@ def oracle(model, dataset, split, exclude_seen):
     expected = {name: {k: values[asked[name, k]] for k in KS} for name in measures}
     covered = {k: {i for items in recommended for i in items[:k].tolist()} for k in KS}
     expected["coverage"] = {k: len(items) / NUM_ITEMS for k, items in covered.items()}
-    return {**expected, "mrr": values[ir_measures.RR], "num_users": len(judgements)}
+    expected |= dict.fromkeys(("num_users", "num_events"), len(judgements))
+    return {**expected, "mrr": values[ir_measures.RR]}
 
 
 @pytest.mark.parametrize("kind", [SASREC, SSEPT])

@@ -20,6 +20,7 @@ def ranks_of(ranks, **changes):
     ranks = np.asarray(ranks).reshape(len(users), -1)
     made = HeldOutRanks(
         split="test",
+        targets="next",
         ties="pessimistic",
         exclude_seen=True,
         num_items=NUM_ITEMS,
