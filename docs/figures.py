@@ -21,6 +21,7 @@ from results import RESULTS, ROOT, table
 from ssept_ext.network import SSEPTConfig
 from ssept_ext.sampling.options import SamplerOptions
 from ssept_ext.training.options import LoopOptions, TrainingOptions
+from ssept_ext.training.recipe import FROM_DATA
 from ssept_ext.training.updating import UpdateOptions
 
 AMD = "2026-11-26-amd-epyc-2-cores.txt"
@@ -275,7 +276,7 @@ def option_table(*kinds: type) -> str:
     rows = []
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     for field in (field for kind in kinds for field in fields(kind)):
-        if "help" not in field.metadata or field.default is MISSING:
+        if "help" not in field.metadata or field.default is MISSING or field.name in FROM_DATA:
             continue
         limits, text = field.metadata["within"], field.metadata["help"]
         if limits is not None:

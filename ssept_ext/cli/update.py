@@ -43,6 +43,7 @@ from ssept_ext.data.interactions import Interactions
 from ssept_ext.data.item_features import ItemFeatures
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.data.prepared import is_prepared
+from ssept_ext.data.splits import ByTime, counts_of
 from ssept_ext.models import SASREC
 from ssept_ext.training.interruption import TrainingInterrupted
 from ssept_ext.training.updating import (
@@ -50,6 +51,7 @@ from ssept_ext.training.updating import (
     UpdateReport,
     features_of_new_items,
     growth_of,
+    split_as,
     update_to,
 )
 from ssept_ext.utils.options import NOT_NEGATIVE
@@ -78,7 +80,7 @@ def update(options: argparse.Namespace) -> int:
             return 0
         model.optimizer_state = load_optimizer(run)
         before = data_of_model(model, source)
-        dataset, new_source = _split(growth.known, before, source, options)
+        dataset, new_source = _split(growth.known, before, options)
         own = [field.name for field in fields(UpdateOptions) if field.name in options]
         chosen = UpdateOptions(**{name: getattr(options, name) for name in own})
         features = _features(model, growth, options.item_features)
@@ -151,27 +153,19 @@ def _features(model: SASREC, growth: Growth, path: str | None) -> Tensor | None:
 
 
 def _split(
-    known: KnownHistories, before: SASRecDataSet, source: Source, options: argparse.Namespace
+    known: KnownHistories, before: SASRecDataSet, options: argparse.Namespace
 ) -> tuple[SASRecDataSet, Source]:
     """Split the grown data as they were before: at moments, by the same shares of all events."""
     given = {name: getattr(options, name) for name in ("valid_share", "test_share")}
-    dataset = known.to_dataset()
-    if "split_by_time" not in source:
-        for name, share in given.items():
-            if share is not None:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is for a run of ssept train --split time"
-                )
+    for name, share in given.items():
+        if share is not None and before.moments is None:
+            raise ValueError(f"--{name.replace('_', '-')} is for a run of ssept train --split time")
+    dataset = split_as(before, known, **given)
+    if dataset.moments is None:
         return dataset, OF_MODEL
-    num_events = len(before.histories("all").items)
-    held_out = {"valid_share": before.histories("valid"), "test_share": before.histories("test")}
-    shares = {
-        name: len(held_out[name].items) / num_events if share is None else share
-        for name, share in given.items()
-    }
-    counts = dataset.split_by_time(**shares)
+    counts = counts_of(dataset.histories("all"), ByTime(*dataset.moments))
     print(f"split by time: {counts}")
-    return dataset, {**OF_MODEL, "split_by_time": [counts.valid_from, counts.test_from]}
+    return dataset, {**OF_MODEL, "split_by_time": [*dataset.moments]}
 
 
 def _print(report: UpdateReport, seconds: float) -> None:

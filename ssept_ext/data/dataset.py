@@ -180,6 +180,12 @@ class SASRecDataSet:
         """Number of users with an entry in `user_train`, which may be an empty one."""
         return len(self._dicts.get("train", self._histories.users))
 
+    @property
+    def moments(self) -> tuple[int, int] | None:
+        """The first moments of the validation and of the test part; None if the split is not by time."""
+        split = self._split
+        return (split.valid_from, split.test_from) if isinstance(split, ByTime) else None
+
     def histories(
         self, part: Part, users: ArrayLike | None = None, *, with_times: bool = True
     ) -> Histories:

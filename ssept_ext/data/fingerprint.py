@@ -39,6 +39,8 @@ class Fingerprint:
     """Digest of the users' raw ids; None if they are unknown."""
     item_ids: str | None
     """Digest of the items' raw ids; None if they are unknown."""
+    split_by_time: tuple[int, int] | None = field(default=None, compare=False)
+    """The first moments of the validation and of the test part; None if the last events of each user are held out."""
 
     @classmethod
     def of(cls, dataset: SASRecDataSet) -> Fingerprint:
@@ -55,6 +57,7 @@ class Fingerprint:
             validation=dataset.histories("valid", with_times=False).digest(),
             user_ids=None if user_ids is None else user_ids.digest,
             item_ids=None if item_ids is None else item_ids.digest,
+            split_by_time=dataset.moments,
         )
 
     def __str__(self) -> str:

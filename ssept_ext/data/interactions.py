@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from ssept_ext.data.sources.columns import Codes, Columns, RawEvents, arrow, enc
 from ssept_ext.data.sources.delimited import Delimited, read_delimited
 from ssept_ext.data.sources.frames import to_arrow
 from ssept_ext.data.sources.opening import open_events
-from ssept_ext.data.times import whole_times
-from ssept_ext.utils.checks import check_at_least, check_one_of
+from ssept_ext.data.times import Time, whole_times
+from ssept_ext.utils.checks import check_at_least, check_one_of, shown
 from ssept_ext.utils.optional import require
 
 
@@ -297,22 +297,32 @@ class Interactions:
         times = None if self.times is None else whole_times(self.times)
         return Histories(np.arange(1, len(self.offsets)), self.offsets, self.items, times)
 
-    def to_dataset(self, *, hold_out: bool = True) -> SASRecDataSet:
+    def to_dataset(
+        self, *, hold_out: bool = True, split: Literal["last", "time"] | tuple[Time, Time] = "last"
+    ) -> SASRecDataSet:
         """Return the data set to train on; its arrays are shared with these interactions.
 
         Parameters
         ----------
         hold_out
-            Keep the last two events of each user with three or more for validation and test; False
-            trains on every event.
+            Keep events for validation and test; False trains on every event.
+        split
+            Which events to keep: the last two of each user with three or more ("last"); the latest fifth of all, the
+            same moments for all users ("time"); or those from two moments on, of which the first begins the validation
+            part, and the second the test part. See `SASRecDataSet.split_by_time`, which takes other shares, too.
 
         Raises
         ------
         ValueError
-            If a time does not fit into int64; names it.
+            If a time does not fit into int64 (names it), `split` is none of these, or there are no times to split by.
         """
+        moments = _moments(split)
+        if not hold_out and moments is not None:
+            raise ValueError(f"split must be 'last' without hold_out, got {shown(split)}")
         dataset = SASRecDataSet(histories=self.to_histories(), hold_out=hold_out)
         dataset.user_ids, dataset.item_ids = self.user_ids, self.item_ids
+        if moments is not None:
+            dataset.split_by_time(*moments)
         return dataset
 
 
@@ -326,3 +336,15 @@ def _take_columns(frame: Any, columns: Columns) -> RawEvents:
         encode_ids(to_arrow(table[item]), item),
         None if time is None else take_times(to_arrow(table[time]), time),
     )
+
+
+def _moments(split: Any) -> tuple[Any, ...] | None:
+    """Return the moments of a split by time, none for the default ones; None for a split of last events."""
+    if isinstance(split, str) and split in ("last", "time"):
+        return None if split == "last" else ()
+    if not isinstance(split, (tuple, list)) or len(split) != 2:
+        raise ValueError(
+            f"split must be 'last', 'time', or the two moments from which events are for validation and for the test, "
+            f"got {shown(split)}"
+        )
+    return tuple(split)

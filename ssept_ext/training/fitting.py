@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +13,7 @@ from ssept_ext._extension import Backend
 from ssept_ext.data.interactions import Interactions
 from ssept_ext.data.item_features import ItemFeatures, with_padding
 from ssept_ext.data.known_histories import KnownHistories
+from ssept_ext.data.times import Time
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.training.callbacks import Callback
 from ssept_ext.training.recipe import Recipe
@@ -27,6 +28,7 @@ def fit(
     *,
     preset: str | None = None,
     hold_out: bool = True,
+    split: Literal["last", "time"] | tuple[Time, Time] = "last",
     verbose: bool = True,
     seed: int = 0,
     n_workers: int = 1,
@@ -52,9 +54,11 @@ def fit(
     preset
         Name of a preset in `ssept_ext.training.presets.PRESETS`, such as "sse-pt++"; None for the class's default.
     hold_out
-        Whether to leave the last two events of each user with three or more out of training, for validation and for
-        `model.evaluate(interactions.to_dataset())`. False trains on all events, for a model in production, which can
-        then not be evaluated. Recommendations use all events in either case.
+        Whether to leave events out of training, for validation and for the test. False trains on all events, for a
+        model in production, which can then not be evaluated. Recommendations use all events in either case.
+    split
+        Which events these are: see `Interactions.to_dataset`, with whose result for the same split the model is
+        evaluated.
     verbose, checkpoint, callbacks
         See `ssept_ext.training.train_model`.
     seed
@@ -84,7 +88,7 @@ def fit(
             f"got {type(interactions).__name__}"
         )
     hold_out = check_bool("hold_out", hold_out)
-    dataset = interactions.to_dataset(hold_out=hold_out)
+    dataset = interactions.to_dataset(hold_out=hold_out, split=split)
     recipe = Recipe.of(kind, preset, options, dataset.num_users)
     if recipe.loop.val_epoch and not hold_out:
         raise ValueError(f"val_epoch must be 0 without hold_out, got {recipe.loop.val_epoch}")

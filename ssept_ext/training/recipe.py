@@ -26,7 +26,8 @@ from ssept_ext.utils.checks import check_at_least
 
 Model = TypeVar("Model", bound=SequentialRecommender)
 
-_FROM_DATA = ("item_num", "user_num", "item_feature_dim")
+FROM_DATA = ("item_num", "user_num", "item_feature_dim")
+"""Constructor arguments that are sizes of the data, and no options."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Recipe(Generic[Model]):
         groups = option_names(kind)
         known = [name for group in groups.values() for name in group]
         for name in options:
-            if name in _FROM_DATA:
+            if name in FROM_DATA:
                 raise TypeError(f"{name} comes from the data and cannot be given")
             if name not in known:
                 raise TypeError(
@@ -167,7 +168,7 @@ class Recipe(Generic[Model]):
 def option_names(kind: type[SequentialRecommender]) -> dict[str, list[str]]:
     """Return the names of all options of a class, grouped as in `Recipe`."""
     return {
-        "model": [f.name for f in fields(kind.config_class) if f.name not in _FROM_DATA],
+        "model": [f.name for f in fields(kind.config_class) if f.name not in FROM_DATA],
         "sampler": [f.name for f in fields(SamplerOptions)],
         "loop": [f.name for f in fields(LoopOptions)],
         "training": list(signature(TrainingOptions).parameters),

@@ -22,6 +22,7 @@ from ssept_ext.data.growing import Growth, grow
 from ssept_ext.data.histories import IntArray
 from ssept_ext.data.interactions import Interactions
 from ssept_ext.data.item_features import ItemFeatures
+from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.content import checked_features
 from ssept_ext.network.growing import NewItems, grown
 from ssept_ext.network.recommender import SequentialRecommender
@@ -118,7 +119,8 @@ def update(
     preset
         That of the training.
     hold_out
-        As for `fit`, of all events together; None does as the last training did.
+        As for `fit`, of all events together; None does as the last training did. If the data were split by time, they
+        are split at later moments, so that the parts keep their shares of all events.
     verbose, callbacks
         See `ssept_ext.training.train_model`.
     checkpoint
@@ -169,13 +171,16 @@ def update(
         )
     growth = growth_of(model, interactions)
     assert model.known is not None
-    before = model.known.to_dataset()
+    on_all = model.known.to_dataset(hold_out=False)
     if hold_out is None:
-        on_all = Fingerprint.of(model.known.to_dataset(hold_out=False))
-        hold_out = model.trained_on != on_all
-    if not hold_out:
-        before = model.known.to_dataset(hold_out=False)
-    dataset = growth.known.to_dataset(hold_out=hold_out)
+        hold_out = model.trained_on != Fingerprint.of(on_all)
+    before, dataset = on_all, growth.known.to_dataset(hold_out=False)
+    if hold_out:
+        moments = None if model.trained_on is None else model.trained_on.split_by_time
+        before = model.known.to_dataset()
+        if moments is not None:
+            before.split_by_time(*moments)
+        dataset = split_as(before, growth.known)
     own = {f.name for f in fields(UpdateOptions)}
     chosen = UpdateOptions(**{name: x for name, x in options.items() if name in own})
     rest = {name: x for name, x in options.items() if name not in own}
@@ -212,6 +217,31 @@ def features_of_new_items(
         raise ValueError("item_features must be None for a model that was trained without any")
     rows = ItemFeatures.of(item_features).rows_of(growth.known.item_ids, model.item_num + 1)
     return checked_features(rows, model.config.item_feature_dim)
+
+
+def split_as(
+    before: SASRecDataSet,
+    known: KnownHistories,
+    valid_share: float | None = None,
+    test_share: float | None = None,
+) -> SASRecDataSet:
+    """Return grown histories as a data set, split as it was before.
+
+    If that was by time, the parts have the same shares of all events, unless others are given.
+    """
+    dataset = known.to_dataset()
+    if before.moments is not None:
+        num_events = len(before.histories("all").items)
+        held_out = {
+            "valid_share": before.histories("valid"),
+            "test_share": before.histories("test"),
+        }
+        shares = {name: len(of.items) / num_events for name, of in held_out.items()}
+        given = {"valid_share": valid_share, "test_share": test_share}
+        dataset.split_by_time(
+            **shares | {name: share for name, share in given.items() if share is not None}
+        )
+    return dataset
 
 
 def growth_of(model: SequentialRecommender, interactions: Interactions) -> Growth:

@@ -1,6 +1,7 @@
 """`--item-features`: runs that know their items by a file of features."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_a_run_knows_its_items_by_the_file(events, features, capsys):
     expected = ItemFeatures.read(features).rows_of(model.known.item_ids)
     assert torch.equal(model.content.features[1:], torch.from_numpy(expected))
     assert model.content.projection.any()
-    options = json.loads(open("run/run.json").read())["options"]
+    options = json.loads(Path("run/run.json").read_text())["options"]
     assert (options["item_features"], "item_feature_dim" in options) == (features, False)
     assert cli.main(["predict", "run", "--users", "u3", "-k", "3"]) == 0
     assert cli.main(["evaluate", "run"]) == 0

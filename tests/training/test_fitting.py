@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.interactions import of_rows
 from support.raw_ids import HISTORIES, NUM_ITEMS, SIZES, interactions, rows
 
 from ssept_ext import SASREC, SSEPT
@@ -257,3 +258,55 @@ def test_sampled_losses_leave_users_out_who_have_seen_all_items():
 def test_fit_wants_interactions():
     with pytest.raises(TypeError, match=r"must be Interactions, such as .* makes, got dict"):
         SSEPT.fit({"anna": ["i1"]})
+
+
+def timed(num_users=12):
+    """Users with an event at each of the times 0 to 9, along a ring of items."""
+    rows = ((f"u{u}", f"i{(u + t) % 20}", t) for u in range(num_users) for t in range(10))
+    return of_rows(*rows)
+
+
+def test_a_split_by_time_works_in_one_call_with_validation_and_patience():
+    seen, events = [], timed()
+
+    model = SASREC.fit(
+        events,
+        split="time",
+        **SIZES | {"num_epochs": 9, "learning_rate": 1e-9},
+        val_epoch=1,
+        patience=2,
+        callbacks=[lambda progress: seen.append(progress.epochs[-1].val_ndcg)],
+    )
+
+    assert len(seen) == 3  # equal to the first, twice
+    data = events.to_dataset(split="time")
+    assert data.moments == (8, 9) == model.trained_on.split_by_time
+    assert model.trained_on.training == data.histories("train").digest()
+    assert seen[-1] == model.evaluate_full(data, [10], split="valid").ndcg[10]
+    assert model.evaluate_full(data, [10], targets="successive").num_events == 12
+
+
+def test_a_split_may_be_at_moments_of_one_s_own():
+    model = SASREC.fit(timed(), split=(5, 7), **SIZES | {"num_epochs": 1})
+
+    assert model.trained_on.split_by_time == (5, 7)
+    assert model.trained_on.training == timed().to_dataset(split=(5, 7)).histories("train").digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "week"}, "split must be 'last', 'time', or the two moments .*, got 'week'"),
+        ({"split": (5,)}, r"split must be .*, got \(5,\)"),
+        ({"split": (7, 5)}, "valid_from must not be after test_from = 5, got 7"),
+        ({"split": "time", "hold_out": False}, "split must be 'last' without hold_out, got 'time'"),
+    ],
+)
+def test_a_split_that_is_none_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SASREC.fit(timed(), **options, **SIZES)
+
+
+def test_a_split_by_time_needs_times():
+    with pytest.raises(ValueError, match="a split by time needs times of events"):
+        SASREC.fit(interactions(HISTORIES), split="time", **SIZES)

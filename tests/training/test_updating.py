@@ -283,6 +283,21 @@ def test_events_are_held_out_as_they_were(hold_out):
     assert model.trained_on.training == data.histories("train").digest()
 
 
+def test_events_are_held_out_by_time_if_they_were(tmp_path):
+    model = fitted(split=(200, 400))
+    model.save_pretrained(tmp_path)
+    model = SASREC.from_pretrained(tmp_path)
+
+    report = update(model, events(range(4), start=5, length=10))
+
+    data = model.known.to_dataset()
+    data.split_by_time(*model.trained_on.split_by_time)
+    shares = [len(data.histories(part).items) / 120 for part in ("train", "valid", "test")]
+    assert shares == pytest.approx([2 / 5, 2 / 5, 1 / 5], abs=0.05)  # as they were of 80 events
+    assert model.trained_on.training == data.histories("train").digest()
+    assert report.steps > 0
+
+
 def test_a_model_that_reads_times_is_updated():
     model = fitted(SSEPT, time_bias=True)
 
