@@ -132,7 +132,10 @@ def evaluate_ranks(
         inputs = asked.inputs(block)
         times = None if at is None else at[block]
         start = block.start - mine.start
-        with _rankings(model, inputs, dataset.itemnum, eval_batch_size, times) as (all_items, groups):
+        with _rankings(model, inputs, dataset.itemnum, eval_batch_size, times) as (
+            all_items,
+            groups,
+        ):
             for group, queries in groups:
                 rows = slice(start + group.start, start + group.stop)
                 seen = inputs.part(group) if exclude_seen else None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
-
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.utils.meta_device import without_parameters
 
 Model = TypeVar("Model", bound=SequentialRecommender)
 
@@ -29,7 +28,7 @@ def folded(model: Model) -> Model:
     """
     if model.content is None:
         return model
-    with torch.device("meta"):  # draws no parameters
+    with without_parameters():
         plain = type(model)(
             **vars(replace(model.config, item_feature_dim=0)), backend=model.backend
         )
