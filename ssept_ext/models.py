@@ -27,6 +27,7 @@ from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_argu
 from ssept_ext.network.content import checked_features
 from ssept_ext.network.growing import add_items
 from ssept_ext.network.padded import PaddedInterface
+from ssept_ext.ranking.compressing import compress
 from ssept_ext.serving import explain, item_vectors, recommend, similar_items, user_state
 from ssept_ext.training import fit, train_model, update
 
@@ -90,6 +91,7 @@ class SASREC(PaddedInterface):
     evaluate_ranks = evaluate_ranks
     recommend = recommend
     similar_items = similar_items
+    compress = compress
     explain = explain
     item_vectors = item_vectors
     user_state = user_state

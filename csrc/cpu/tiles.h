@@ -193,13 +193,32 @@ SSEPT_INLINE typename S::template Vec<A> shuffle(typename S::template Vec<A> x,
 #endif
 }
 
-// The first halves of x and y, lane by lane in turn, or the second halves.
-template <class S, class A, bool SECOND, size_t... I>
-SSEPT_INLINE typename S::template Vec<A> interleave(typename S::template Vec<A> x,
-                                                    typename S::template Vec<A> y,
-                                                    std::index_sequence<I...>) {
-  constexpr size_t kLanes = sizeof...(I), kFirst = SECOND ? kLanes / 2 : 0;
-  return shuffle<S, A, (kFirst + I / 2 + I % 2 * kLanes)...>(x, y);
+// Every other COUNT lanes of x and of y, in turn: the even ones, or the odd ones.
+template <class S, class A, size_t COUNT, bool ODD, size_t... I>
+SSEPT_INLINE typename S::template Vec<A> every_other(typename S::template Vec<A> x,
+                                                     typename S::template Vec<A> y,
+                                                     std::index_sequence<I...>) {
+  constexpr size_t kLanes = sizeof...(I);
+  return shuffle<S, A,
+                 ((I & COUNT) == 0 ? I + (ODD ? COUNT : 0) : kLanes + I - (ODD ? 0 : COUNT))...>(x,
+                                                                                                 y);
+}
+
+// Transposes a square of as many vectors as they have lanes, by blocks of COUNT and more.
+template <class S, class A, size_t COUNT = 1>
+SSEPT_INLINE void transpose(typename S::template Vec<A>* square) {
+  constexpr auto kLanes = static_cast<size_t>(S::template kLanes<A>);
+  if constexpr (COUNT < kLanes) {
+    constexpr auto kIndices = std::make_index_sequence<kLanes>();
+#pragma GCC unroll 16
+    for (size_t r = 0; r < kLanes; ++r) {
+      if (r & COUNT) continue;
+      const auto x = square[r], y = square[r + COUNT];
+      square[r] = every_other<S, A, COUNT, false>(x, y, kIndices);
+      square[r + COUNT] = every_other<S, A, COUNT, true>(x, y, kIndices);
+    }
+    transpose<S, A, 2 * COUNT>(square);
+  }
 }
 
 // Rows of x, plus `bias` if there is one, as (width in whole vectors, tile_columns): column r of
@@ -209,35 +228,36 @@ SSEPT_INLINE void pack_transposed(const T* x, int64_t x_row, int64_t rows, int64
                                   int64_t tile_columns, A* tile, const A* bias = nullptr) {
   constexpr int64_t kLanes = S::template kLanes<A>;
   using Vec = typename S::template Vec<A>;
-  constexpr auto kIndices = std::make_index_sequence<static_cast<size_t>(kLanes)>();
   for (int64_t r0 = 0; r0 < rows; r0 += kLanes)
     for (int64_t i0 = 0; i0 < width; i0 += kLanes) {
-      Vec block[kLanes], shuffled[kLanes], added{};
-      for (int64_t i = i0; bias && i < std::min(width, i0 + kLanes); ++i) added[i - i0] = bias[i];
+      // The last columns with some before them, so that they are whole vectors.
+      const bool overlaps = std::is_same_v<T, A> && width >= kLanes && i0 + kLanes > width;
+      const int64_t first = overlaps ? width - kLanes : i0;
+      Vec block[kLanes], added{};
+      for (int64_t i = first; bias && i < std::min(width, first + kLanes); ++i)
+        added[i - first] = bias[i];
+#pragma GCC unroll 16
       for (int64_t r = 0; r < kLanes; ++r) {
-        const T* from = x + (r0 + r) * x_row + i0;
+        const T* from = x + (r0 + r) * x_row + first;
         if (r0 + r >= rows) {
           block[r] = Vec{};
-        } else if (std::is_same_v<T, A> && i0 + kLanes <= width) {
-          std::memcpy(&block[r], from, sizeof(Vec));
-          block[r] += added;
-        } else {
-          A row[kLanes];
-          for (int64_t i = 0; i < kLanes; ++i)
-            row[i] = i0 + i < width ? static_cast<A>(from[i]) : A(0);
-          std::memcpy(&block[r], row, sizeof(Vec));
-          block[r] += added;
+          continue;
         }
-      }
-      // Each perfect shuffle of the rows takes one bit of the element's number to that of the row.
-      for (int64_t step = 1; step < kLanes; step *= 2) {
-        for (int64_t r = 0; r < kLanes / 2; ++r) {
-          shuffled[2 * r] = interleave<S, A, false>(block[r], block[r + kLanes / 2], kIndices);
-          shuffled[2 * r + 1] = interleave<S, A, true>(block[r], block[r + kLanes / 2], kIndices);
+        if constexpr (std::is_same_v<T, A>) {
+          if (first + kLanes <= width) {  // not by memcpy, which may go through memory
+            block[r] = S::at(from) + added;
+            continue;
+          }
         }
-        std::memcpy(block, shuffled, sizeof block);
+        A row[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i)
+          row[i] = first + i < width ? static_cast<A>(from[i]) : A(0);
+        block[r] = S::at(row) + added;
       }
-      for (int64_t i = 0; i < kLanes; ++i) S::at(tile + (i0 + i) * tile_columns + r0) = block[i];
+      transpose<S, A>(block);
+      for (int64_t i = 0; i < kLanes; ++i) S::at(tile + (first + i) * tile_columns + r0) = block[i];
+      for (int64_t i = width; overlaps && i < i0 + kLanes; ++i)
+        S::at(tile + i * tile_columns + r0) = Vec{};
     }
 }
 

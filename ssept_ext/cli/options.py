@@ -14,6 +14,7 @@ import torch
 from ssept_ext import distributed
 from ssept_ext._extension import Backend, build_info
 from ssept_ext.data.column_files import check_format
+from ssept_ext.network.compressed import ItemDtype
 from ssept_ext.utils.checks import parsed_integer, shown
 from ssept_ext.utils.options import Range, check_number, without_none
 
@@ -194,6 +195,16 @@ def add_device(parser: argparse._ActionsContainer) -> None:
         choices=get_args(Backend),
         default="auto",
         help="compiled kernels (native), plain PyTorch (reference), or the best available (auto)",
+    )
+
+
+def add_table(parser: argparse._ActionsContainer) -> None:
+    """Add the flag for compressed item vectors."""
+    parser.add_argument(
+        "--table",
+        choices=get_args(ItemDtype),
+        help="rank by item vectors in fewer bytes, which is faster for a million items, and a little less exact "
+        "(default: the model's own)",
     )
 
 

@@ -15,7 +15,15 @@ from uuid import UUID
 import numpy as np
 from tqdm import tqdm
 
-from ssept_ext.cli.options import add_data, add_device, add_run, column_file, filled, number
+from ssept_ext.cli.options import (
+    add_data,
+    add_device,
+    add_run,
+    add_table,
+    column_file,
+    filled,
+    number,
+)
 from ssept_ext.cli.report import Rows, print_columns
 from ssept_ext.cli.runs import open_run
 from ssept_ext.data.column_files import Columns, write_columns
@@ -40,6 +48,8 @@ Block = tuple[Sequence[str], Recommendations]
 def predict(options: argparse.Namespace) -> int:
     """Print or write recommendations, by default based on all events of each user, without items they have seen."""
     model, dataset, _, ids = open_run(options)
+    if options.table is not None:
+        model = model.compress(options.table)
     blocks = (
         _live(model, ids, options) if options.history else _stored(model, dataset, ids, options)
     )
@@ -98,6 +108,7 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write to a .csv or .parquet file instead of printing (default: none)",
     )
+    add_table(parser)
     add_data(parser, "the data it was trained on")
     add_device(parser)
 

@@ -8,7 +8,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from ssept_ext.cli.options import add_device, add_run, choose_device, filled, number
+from ssept_ext.cli.options import add_device, add_run, add_table, choose_device, filled, number
 from ssept_ext.utils.optional import require
 from ssept_ext.utils.options import NOT_NEGATIVE, Range
 
@@ -39,8 +39,9 @@ def serve(options: argparse.Namespace) -> int:
             str(device),
             options.threads or max(1, (os.cpu_count() or 1) // options.workers),
             options.watch,
+            options.table,
         )
-        current = CurrentModel(settings.folder, settings.backend, device)
+        current = CurrentModel(settings.folder, settings.backend, device, settings.table)
         http = {
             "host": options.host,
             "port": options.port,
@@ -86,4 +87,5 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         help="seconds after which to look again for a new model in the folder; 0 for never",
         **number(float, NOT_NEGATIVE),
     )
+    add_table(parser)
     add_device(parser)

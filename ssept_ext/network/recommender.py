@@ -18,6 +18,7 @@ from ssept_ext._extension import Backend, check_backend
 from ssept_ext.data.packed import BatchPart, PackedBatch
 from ssept_ext.data.sse import replace_ids
 from ssept_ext.network import layers, losses
+from ssept_ext.network.compressed import CompressedTable
 from ssept_ext.network.config import SASRECConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
 from ssept_ext.network.scores import Scores
@@ -53,6 +54,8 @@ class SequentialRecommender(VectorTables):
     norm_class: ClassVar[type[LayerNormalization]] = LayerNormalization
     known: KnownHistories | None = None
     """Raw ids and histories of a model trained by `fit`: `recommend` and `similar_items` take and return these ids."""
+    compressed: CompressedTable | None = None
+    """What items are ranked by instead of their own vectors: see `ssept_ext.ranking.compressing.compress`."""
     is_capturable: bool = True
     """Whether `training_loss` never waits for the device, so that training may capture its steps in a CUDA graph."""
 
@@ -275,6 +278,10 @@ class SequentialRecommender(VectorTables):
             return item_part, item_part.new_zeros(item_part.shape[0])
         user_part = (rest * vectors.to(rest.dtype) * math.sqrt(rest.shape[1])).sum(1)
         return item_part.contiguous(), user_part
+
+    def version(self) -> int:
+        """Return a number that grows whenever torch sees a parameter change."""
+        return sum(parameter._version for parameter in self.parameters())
 
     @property
     def item_num(self) -> int:

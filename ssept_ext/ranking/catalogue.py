@@ -16,6 +16,7 @@ from ssept_ext import distributed, ops
 from ssept_ext._extension import Backend
 from ssept_ext.data.histories import Histories, IntArray
 from ssept_ext.data.packed import last_events
+from ssept_ext.network.compressed import CompressedTable
 from ssept_ext.network.padded import is_ours
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import Rows, Sharded
@@ -109,20 +110,37 @@ class Catalogue:
         vectors: Rows,
         scale: Tensor | None = None,
         before: int = 0,
+        num_items: int | None = None,
         is_part: bool = False,
         backend: Backend = "auto",
     ) -> None:
         """Have vectors (n + 1, Di), after a row that is not used, that come after those of `before` other items.
 
-        `scale` (n + 1,) are factors of the scores.
+        Or, with `num_items`, vectors of at least so many in groups, as `ssept_ext.ops.top_k` takes them. `scale` are
+        factors of the scores, one for each row.
         """
         self._vectors, self._scale, self._before = vectors, scale, before
+        self._num_items = num_items
         self._is_part, self._backend = is_part, backend
+
+    @classmethod
+    def of_cosines(cls, model: SequentialRecommender) -> Catalogue:
+        """Have all items of the model, scored by the cosines of their vectors and queries of length 1."""
+        backend = model.scores.backend
+        if model.compressed is not None:
+            table = _unchanged(model, model.compressed)
+            scale, num_items = table.cosine_scale, model.item_num
+            return cls(table.vectors, scale, num_items=num_items, backend=backend)
+        rows = model.item_table()
+        return cls(rows, inverse_norms(rows), backend=backend)
 
     @classmethod
     def of(cls, model: SequentialRecommender, num_items: int) -> Catalogue:
         """Have the model's vectors of the items 1 to `num_items`."""
         backend = model.scores.backend
+        if model.compressed is not None:
+            table = _unchanged(model, model.compressed)
+            return cls(table.vectors, table.scale, num_items=num_items, backend=backend)
         if isinstance(model, Sharded):
             before, vectors = model.item_part(num_items)
             return cls(vectors, None, before, is_part=True, backend=backend)
@@ -154,6 +172,7 @@ class Catalogue:
         ValueError
             If a score is not finite.
         """
+        queries = self._for_vectors(queries)
         found = [block.best(queries, k, seen, candidates) for block in self._blocks(queries)]
         if self._is_part:
             everywhere = distributed.gather(tuple(x.cpu() for x in _merged(found, k)))
@@ -172,6 +191,7 @@ class Catalogue:
         targets
             (m,) int64 item of each query.
         """
+        queries = self._for_vectors(queries)
         blocks = list(self._blocks(queries))
         scores = None
         if self._is_part or len(blocks) > 1:
@@ -181,11 +201,19 @@ class Catalogue:
         counts = [b.ranks(queries, targets, scores, seen)[0] for b in blocks]
         return self._total(torch.stack(counts).sum(0))
 
+    def _for_vectors(self, queries: Tensor) -> Tensor:
+        """float32 for compressed vectors."""
+        return queries if self._num_items is None else queries.float()
+
     def _total(self, values: Tensor) -> Tensor:
         return distributed.total(values) if self._is_part else values
 
     def _blocks(self, queries: Tensor) -> Iterator[_Block]:
         """The vectors, at once where they are a tensor."""
+        if self._num_items is not None:
+            vectors = self._vectors[:]
+            yield _Block(vectors, self._scale, self._before, self._num_items, self._backend)
+            return
         num_items = self._vectors.shape[0] - 1
         at_a_time = max(num_items, 1) if isinstance(self._vectors, Tensor) else ITEMS_AT_A_TIME
         for first in range(0, max(num_items, 1), at_a_time):
@@ -194,21 +222,18 @@ class Catalogue:
             if queries.dtype != torch.promote_types(vectors.dtype, torch.float32):
                 vectors = vectors.to(queries.dtype)
             scale = None if self._scale is None else self._scale[rows]
-            yield _Block(vectors, scale, self._before + first, self._backend)
+            yield _Block(vectors, scale, self._before + first, len(vectors) - 1, self._backend)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """The vectors (n + 1, Di) of consecutive items, and their scales (n + 1,), after those of `before` others."""
+    """The vectors and scales of consecutive items, as `ssept_ext.ops.top_k` takes them, after `before` others."""
 
     vectors: Tensor
     scale: Tensor | None
     before: int
+    num_items: int
     backend: Backend
-
-    @property
-    def num_items(self) -> int:
-        return len(self.vectors) - 1
 
     def best(
         self, queries: Tensor, k: int, seen: Histories | None, candidates: Tensor | None
@@ -263,6 +288,21 @@ class _Block:
         """Number items as the rows of this block; 0 for those of others."""
         rows = items - self.before
         return torch.where((rows < 1) | (rows > self.num_items), 0, rows)
+
+
+def _unchanged(model: SequentialRecommender, table: CompressedTable) -> CompressedTable:
+    if table.version != model.version():
+        raise ValueError(
+            "the model has changed since compress: call compress again on the model it came from"
+        )
+    return table
+
+
+def inverse_norms(rows: Tensor) -> Tensor:
+    """Return (R,) inverse lengths of vectors, float32 or wider; 1 for zero vectors."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=wide)
+    return norms.where(norms != 0, 1).reciprocal()
 
 
 def _merged(found: Sequence[Best], k: int) -> Best:

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ssept_ext._extension import Backend
+from ssept_ext.network.compressed import ItemDtype
 from ssept_ext.service.answers import RequestError, recommend_all, similar
 from ssept_ext.service.batching import Batcher, OverloadedError
 from ssept_ext.service.current_model import CurrentModel
@@ -58,6 +59,8 @@ class ServiceSettings:
     """Of torch; None leaves it what it is."""
     watch_seconds: float = 5.0
     """How often to look whether the folder has changed; 0 never does."""
+    table: ItemDtype | None = None
+    """What to compress the item vectors to: see `ssept_ext.ranking.compressing.compress`."""
 
     def to_environment(self) -> None:
         """Leave the settings for `app_from_environment` in processes that this one starts."""
@@ -95,7 +98,8 @@ def make_app(settings: ServiceSettings, current: CurrentModel | None = None) -> 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if current is None:
-        current = CurrentModel(settings.folder, settings.backend, torch.device(settings.device))
+        device = torch.device(settings.device)
+        current = CurrentModel(settings.folder, settings.backend, device, settings.table)
     service = _Service(current, Metrics(), settings.watch_seconds)
     app = FastAPI(
         title="ssept_ext",

@@ -11,6 +11,7 @@ import torch
 
 from ssept_ext._extension import Backend
 from ssept_ext.models import SASREC
+from ssept_ext.network.compressed import ItemDtype
 from ssept_ext.network.folding import folded
 
 _MAX_ERROR = 500
@@ -30,10 +31,15 @@ class CurrentModel:
     """The model of a checkpoint's folder. The last one that could be loaded stays if the folder is damaged later."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], backend: Backend, device: torch.device
+        self,
+        folder: str | os.PathLike[str],
+        backend: Backend,
+        device: torch.device,
+        table: ItemDtype | None = None,
     ) -> None:
-        """Load the model; an OSError or ValueError says why that cannot be done."""
+        """Load the model, and compress its items to `table`; an OSError or ValueError says why that cannot be done."""
         self._folder, self._backend, self._device = Path(folder), backend, device
+        self._table = table
         self.error: str | None = None
         """Why the folder as it is now cannot be loaded; None if the model is the folder's."""
         self.failures = 0
@@ -62,6 +68,8 @@ class CurrentModel:
             if not parameter.isfinite().all():
                 raise ValueError(f"{self._folder} holds a model that has diverged, see {name}")
         model = folded(model)
+        if self._table is not None:
+            model = model.compress(self._table)
         mean = model.mean_user()  # of millions of users, it takes longer than an answer
         model.mean_user = lambda: mean  # type: ignore[method-assign]
         return Loaded(model.eval(), datetime.now(timezone.utc))

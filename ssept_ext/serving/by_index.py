@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ssept_ext import distributed
 from ssept_ext.data.dataset import SASRecDataSet
@@ -18,7 +17,7 @@ from ssept_ext.data.times import Time
 from ssept_ext.network.identity import check_ids_of
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
-from ssept_ext.ranking.catalogue import Best, Catalogue, encode_groups, scoring
+from ssept_ext.ranking.catalogue import Best, Catalogue, encode_groups, inverse_norms, scoring
 from ssept_ext.serving.requests import (
     CANDIDATES,
     check_indices,
@@ -210,17 +209,9 @@ def similar_by_index(
     asked = check_indices(model, "item", id_list("items", items))
     k = min(k, model.item_num - 1)
     with scoring(model):
-        weight = model.item_table()
-        scale = _inverse_norms(weight)
-        ids = torch.from_numpy(asked).to(weight.device)
-        queries = weight[ids].to(scale.dtype) * scale[ids, None]
+        rows = model.item_table()[torch.from_numpy(asked).to(model.device)]
+        scale = inverse_norms(rows)
+        queries = rows.to(scale.dtype) * scale[:, None]
         itself = Histories(asked, np.arange(len(asked) + 1), asked)
-        best = Catalogue(weight, scale, backend=model.scores.backend).best(queries, k, itself)
+        best = Catalogue.of_cosines(model).best(queries, k, itself)
     return concatenated([best], k)
-
-
-def _inverse_norms(weight: Tensor) -> Tensor:
-    """Return (I + 1,) inverse norms, float32 or wider; 1 for zero vectors."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=wide)
-    return norms.where(norms != 0, 1).reciprocal()

@@ -46,6 +46,16 @@ def test_predict_prints_the_best_unseen_items(run, data, capsys):
     assert [tuple(map(int, line.split()[:3])) for line in lines] == expected
 
 
+def test_a_compressed_table_recommends_by_rounded_vectors(run, data, capsys):
+    cli.main(["predict", run, "--users", "14", "-k", "4", "--table", "int8"])
+
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    model, dataset = SASREC.from_pretrained(run).compress("int8"), SASRecDataSet(data)
+    items, scores = model.recommend(dataset, [14], k=4)
+    assert [int(row[2]) for row in rows] == items[0].tolist()
+    assert [row[3] for row in rows] == [f"{score:.4f}" for score in scores[0]]
+
+
 def test_predict_takes_users_from_several_flags(run, capsys):
     assert cli.main(["predict", run, "--users", "2", "1", "--users=5", "-k1"]) == 0
 

@@ -165,6 +165,7 @@ class Remainders(SimpleNamespace):
 
     device = torch.device("cpu")
     user_embedding_layer = None
+    compressed = None
     training = False
     item_num = NUM_ITEMS
     seq_max_len = 4

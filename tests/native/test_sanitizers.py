@@ -31,6 +31,7 @@ OPS = [
             "sampled_loss",
             "shared_loss",
             "swiglu",
+            "top_k",
         )
     ),
 ]

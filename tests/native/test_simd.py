@@ -18,6 +18,7 @@ TESTS = [
     "ops/test_sampled_loss.py",
     "ops/test_shared_loss.py",
     "ops/test_swiglu.py",
+    "ops/test_top_k.py",
     "ops/test_user_item_embedding.py",
 ]
 
@@ -34,6 +35,23 @@ def test_kernels_pass_their_tests_on_narrower_registers(level):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 100, (
         "the selection has lost its tests"
     )
+
+
+def test_the_best_items_have_the_same_bits_on_all_registers():
+    code = """
+import hashlib, torch
+from ssept_ext import ops
+torch.manual_seed(0)
+digest = hashlib.sha256()
+for dtype in (torch.float32, torch.float16, torch.int8):
+    table = (50 * torch.randn(700, 50)).to(dtype)
+    for x in ops.top_k(torch.randn(9, 50), table, 20, 699):
+        digest.update(x.numpy().tobytes())
+print(digest.hexdigest())
+"""
+    digests = {run_python({"SSEPT_SIMD": level}, "-c", code).stdout for level in SIMD}
+    assert len(digests) == 1
+    assert len(digests.pop()) == 65
 
 
 @pytest.mark.parametrize("level", SIMD)

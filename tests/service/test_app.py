@@ -196,6 +196,19 @@ def test_users_without_stored_histories_must_bring_one(tmp_path, model):
     assert "the model was saved without any" in response.json()["detail"]
 
 
+def test_items_may_be_ranked_by_compressed_vectors(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    settings = ServiceSettings(str(tmp_path), watch_seconds=0, table="int8")
+    with TestClient(make_app(settings)) as client:
+        response = client.post("/recommend", json={"user": "anna", "k": 5})
+        similar = client.post("/similar", json={"item": "i7", "k": 5})
+
+    compressed = model.compress("int8")
+    assert answered(response) == ranked(compressed.recommend(users=["anna"], k=5))
+    expected = nw.from_native(compressed.similar_items(["i7"], k=5))
+    assert [item for item, _ in answered(similar)] == expected["similar_item"].to_list()
+
+
 def test_a_model_with_a_time_bias_is_asked_for_a_time(tmp_path):
     pa = pytest.importorskip("pyarrow")
     columns = {"user": ["ann", "ann", "bob"], "item": ["a", "b", "c"], "timestamp": [10, 20, 30]}

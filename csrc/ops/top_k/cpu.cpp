@@ -67,33 +67,37 @@ class Best {
   bool finite_ = true;
 };
 
-// One bit for each lane that is true.
-template <class S, class A, class Mask>
-SSEPT_INLINE uint32_t bits_of(Mask mask) {
+// One bit for each lane of x that is not at most `bound`, as no number is at most NaN.
+template <class S, class A>
+SSEPT_INLINE uint32_t lanes_above(typename S::template Vec<A> x, A bound) {
+  using Mask = decltype(x > x);
+  using Words = typename S::template Vec<uint64_t>;
   Mask lane{};
   for (int64_t i = 0; i < S::template kLanes<A>; ++i) lane[i] = 1 << i;
-  const auto words = reinterpret_cast<typename S::template Vec<uint64_t>>(mask & lane);
+  // A comparison alone would be done lane by lane where it makes a mask register.
+  const Mask above = x <= typename S::template Vec<A>{} + bound ? Mask{} : lane;
+  const auto words = reinterpret_cast<Words>(above);
   uint64_t bits = 0;
   for (int64_t i = 0; i < S::template kLanes<uint64_t>; ++i) bits |= words[i];
   return static_cast<uint32_t>(bits | bits >> 32);
 }
 
 // Adds the `count` scores of a tile that may be among the best. id_of(i) is the i-th item.
-template <class S, class A, class IdOf>
+template <class S, int64_t ITEMS, class A, class IdOf>
 SSEPT_INLINE void add_scores(const A* scores, int64_t count, const IdSet& seen, Best<A>& best,
                              IdOf&& id_of) {
   using Vec = typename S::template Vec<A>;
   constexpr int64_t kLanes = S::template kLanes<A>;
   Vec highest = Vec{} + best.bound(), zero{};
-  for (int64_t i = 0; i < kTileItems; i += kLanes) {
+  for (int64_t i = 0; i < ITEMS; i += kLanes) {
     const Vec x = S::at(scores + i);
     highest = x > highest ? x : highest;
     zero += x * A(0);  // NaN where x is not finite
   }
-  if (bits_of<S, A>(~(highest + zero <= Vec{} + best.bound())) == 0) return;
+  if (lanes_above<S, A>(highest + zero, best.bound()) == 0) return;
   for (int64_t i = 0; i < count; i += kLanes) {
     const Vec x = S::at(scores + i);
-    uint32_t hits = bits_of<S, A>(~(x <= Vec{} + best.bound()) | (x * A(0) != A(0)));
+    uint32_t hits = lanes_above<S, A>(x + x * A(0), best.bound());
     for (; hits != 0; hits &= hits - 1) {
       const int64_t j = i + std::countr_zero(hits);
       if (j >= count) break;
@@ -127,7 +131,7 @@ struct Shares {
 };
 
 // The best of a part of the items for a block of queries; scores and items are (queries, k).
-template <class S, class T, class A = Accumulator<T>>
+template <class S, int64_t ITEMS, class T, class A = Accumulator<T>>
 SSEPT_INLINE void rank(const TopK<T>& in, int64_t first_query, int64_t last_query, int64_t first,
                        int64_t last, A* scores, int64_t* items) {
   const int64_t width = in.table.width, capacity = Best<A>::capacity(in.k, last - first);
@@ -140,11 +144,11 @@ SSEPT_INLINE void rank(const TopK<T>& in, int64_t first_query, int64_t last_quer
     seen.emplace_back(count);
     for (int64_t i = 0; i < count; ++i) seen.back().add(ids[i]);
   }
-  Tile<T> tile(in.table);
-  const Buffer<A> tile_scores(S::kRows * kTileItems);
+  Tile<T, ITEMS> tile(in.table);
+  const Buffer<A> tile_scores(S::kRows * ITEMS);
   for (int64_t begin = first, end; begin < last; begin = end) {
     // Where a packed table is divided, but for the first tile, as there is no item 0.
-    end = std::min(last, in.candidates ? begin + kTileItems : whole(begin + 1, kTileItems));
+    end = std::min(last, in.candidates ? begin + ITEMS : whole(begin + 1, ITEMS));
     if (in.candidates)
       tile.template take<S>(in.candidates + begin, end - begin);
     else
@@ -153,10 +157,10 @@ SSEPT_INLINE void rank(const TopK<T>& in, int64_t first_query, int64_t last_quer
       rows = std::min(S::kRows, last_query - q);
       tile.template score<S>(in.queries + q * width, rows, tile_scores.get());
       for (int64_t r = 0; r < rows; ++r)
-        add_scores<S, A>(tile_scores + r * kTileItems, end - begin, seen[q - first_query + r],
-                         best[q - first_query + r], [&](int64_t i) SSEPT_INLINE_LAMBDA {
-                           return in.candidates ? in.candidates[begin + i] : begin + i;
-                         });
+        add_scores<S, ITEMS, A>(tile_scores + r * ITEMS, end - begin, seen[q - first_query + r],
+                                best[q - first_query + r], [&](int64_t i) SSEPT_INLINE_LAMBDA {
+                                  return in.candidates ? in.candidates[begin + i] : begin + i;
+                                });
     }
   }
   for (int64_t q = 0; q < last_query - first_query; ++q)
@@ -216,7 +220,11 @@ void run(const TopK<T>& in) {
           A* scores = is_whole ? in.scores : part_scores.data();
           int64_t* items = is_whole ? in.items : part_items.data();
           with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
-            rank<S>(in, q, last_q, first, last, scores + to, items + to);
+            const auto call = [&]<int64_t ITEMS>() SSEPT_INLINE_LAMBDA {
+              rank<S, ITEMS>(in, q, last_q, first, last, scores + to, items + to);
+            };
+            last_q - q < S::kRows ? call.template operator()<kSmallTileItems>()
+                                  : call.template operator()<kTileItems>();
           });
         }
       });

@@ -21,12 +21,14 @@ template <class S, class A>
 SSEPT_INLINE Counts compare(const A* scores, int64_t count, A target) {
   using Vec = typename S::template Vec<A>;
   constexpr int64_t kLanes = S::template kLanes<A>;
-  decltype(Vec{} > Vec{}) higher{}, same{};
+  using Mask = decltype(Vec{} > Vec{});
+  const Mask none{}, one = none + 1;
+  Mask higher{}, same{};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     const Vec x = S::at(scores + i), y = Vec{} + target;
-    higher -= x > y;
-    same -= x == y;
+    higher += x > y ? one : none;  // not the comparison alone: see `lanes_above`
+    same += x == y ? one : none;
   }
   Counts counts;
   for (int64_t lane = 0; lane < kLanes; ++lane) {

@@ -11,9 +11,9 @@
 
 namespace ssept::cpu {
 
-// Items that are scored at once: as much as stays in the cache nearest to a core, a multiple of
-// kPackedItems, and of 12 vectors of any width.
-constexpr int64_t kTileItems = 192;
+// Items that are scored at once for many queries, a multiple of 3 vectors of any width; and for
+// few, so that they stay in the cache nearest to a core. Packed tables are divided there, too.
+constexpr int64_t kTileItems = 3 * kPackedItems, kSmallTileItems = kPackedItems;
 
 // sum + a · x, rounded once: compilers make one instruction of it where the registers have it.
 template <class S, class A>
@@ -28,17 +28,46 @@ SSEPT_INLINE typename S::template Vec<A> fused(A a, typename S::template Vec<A> 
   return sum + a * x;
 }
 
+// float16 as float32: torch's conversion, of one number, is no SIMD.
+template <class S>
+SSEPT_INLINE typename S::template Vec<float> widened(const torch::headeronly::Half* from) {
+  using Vec = typename S::template Vec<float>;
+  using Bits = typename S::template Vec<uint32_t>;
+  constexpr uint32_t kBias = 112u << 23, kInfinity = 31u << 23, kLeastNormal = 1u << 23;
+  const Bits none{},
+      half = __builtin_convertvector(
+          Simd<sizeof(Vec) / 2, 1>::at(reinterpret_cast<const uint16_t*>(from)), Bits);
+  const Bits rest = (half & 0x7fff) << 13;
+  const Bits normal = rest + kBias + (rest < none + kInfinity ? none : none + kBias);
+  const Vec shifted = reinterpret_cast<Vec>(rest + (kBias + kLeastNormal));
+  const Bits subnormal =
+      reinterpret_cast<Bits>(shifted - reinterpret_cast<Vec>(none + (kBias + kLeastNormal)));
+  const Bits bits = rest < none + kLeastNormal ? subnormal : normal;
+  return reinterpret_cast<Vec>(bits | (half & 0x8000) << 16);
+}
+
+// Elements in the type of sums.
+template <class S, class T, class A>
+SSEPT_INLINE void widen(const T* from, int64_t count, A* to) {
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, torch::headeronly::Half>)
+    for (; i + S::template kLanes<A> <= count; i += S::template kLanes<A>)
+      S::at(to + i) = widened<S>(from + i);
+#pragma omp simd
+  for (int64_t j = i; j < count; ++j) to[j] = static_cast<A>(from[j]);
+}
+
 // The scores of ROWS queries for a tile: VECTORS at a time are summed in registers.
-template <class S, int ROWS, int VECTORS, class A>
+template <class S, int64_t ITEMS, int ROWS, int VECTORS, class A>
 SSEPT_INLINE void score_rows(int64_t width, const A* queries, const A* panel, A* scores) {
   using Vec = typename S::template Vec<A>;
   constexpr int64_t kLanes = S::template kLanes<A>;
-  for (int64_t i = 0; i < kTileItems; i += VECTORS * kLanes) {
+  for (int64_t i = 0; i < ITEMS; i += VECTORS * kLanes) {
     Vec sum[ROWS][VECTORS]{};
     for (int64_t d = 0; d < width; ++d) {
       Vec x[VECTORS];
 #pragma GCC unroll 12
-      for (int v = 0; v < VECTORS; ++v) x[v] = S::at(panel + d * kTileItems + i + v * kLanes);
+      for (int v = 0; v < VECTORS; ++v) x[v] = S::at(panel + d * ITEMS + i + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
         const A query = queries[r * width + d];
@@ -49,47 +78,46 @@ SSEPT_INLINE void score_rows(int64_t width, const A* queries, const A* panel, A*
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 12
-      for (int v = 0; v < VECTORS; ++v) S::at(scores + r * kTileItems + i + v * kLanes) = sum[r][v];
+      for (int v = 0; v < VECTORS; ++v) S::at(scores + r * ITEMS + i + v * kLanes) = sum[r][v];
   }
 }
 
 // The rows of some items, element by element.
-template <class T>
+template <class T, int64_t ITEMS = kTileItems>
 class Tile {
  public:
   using A = Accumulator<T>;
 
   explicit Tile(const ItemTable<T>& table)
       : table_(table),
-        rows_(kTileItems * table.width),
-        panel_((table.width + kMaxLanes<A>)*kTileItems),
-        scale_(kTileItems) {
-    std::fill_n(panel_.get(), (table.width + kMaxLanes<A>)*kTileItems, A(0));
-    std::fill_n(scale_.get(), kTileItems, A(1));
+        rows_(ITEMS * table.width),
+        panel_((table.width + kMaxLanes<A>)*ITEMS),
+        scale_(ITEMS) {
+    std::fill_n(panel_.get(), (table.width + kMaxLanes<A>)*ITEMS, A(0));
+    std::fill_n(scale_.get(), ITEMS, A(1));
   }
 
-  // Takes kTileItems rows at most, one after another.
+  // Takes ITEMS rows at most, one after another.
   template <class S>
   SSEPT_INLINE void take(int64_t first, int64_t count) {
     if (table_.packed) {
       for (int64_t i = 0, n; i < count; i += n) {
         n = std::min(count - i, kPackedItems - (first + i) % kPackedItems);
-        take_packed(table_.row(first + i), n, panel_ + i);
+        take_packed<S>(table_.row(first + i), n, panel_ + i);
       }
     } else {
       const T* rows = table_.row(first);
       if constexpr (std::is_same_v<T, A>) {
         transpose<S>(rows, count);
       } else {
-#pragma omp simd
-        for (int64_t i = 0; i < count * table_.width; ++i) rows_.get()[i] = static_cast<A>(rows[i]);
+        widen<S>(rows, count * table_.width, rows_.get());
         transpose<S>(rows_.get(), count);
       }
     }
     if (table_.scale) std::copy_n(table_.scale + first, count, scale_.get());
   }
 
-  // Takes these rows, kTileItems at most.
+  // Takes these rows, ITEMS at most.
   template <class S>
   SSEPT_INLINE void take(const int64_t* ids, int64_t count) {
     for (int64_t j = 0; j < count; ++j) {
@@ -101,33 +129,34 @@ class Tile {
     transpose<S>(rows_.get(), count);
   }
 
-  // The scores (count, kTileItems) for queries (count, W); those beyond the items that were taken
+  // The scores (count, ITEMS) for queries (count, W); those beyond the items that were taken
   // mean nothing.
   template <class S>
   SSEPT_INLINE void score(const A* queries, int64_t count, A* scores) const {
+    constexpr int64_t kVectors =
+        ITEMS == kTileItems ? 12 : std::min<int64_t>(8, ITEMS / S::template kLanes<A>);
     int64_t r = 0;
-    for (; r + S::kRows <= count; r += S::kRows)
-      score_rows<S, S::kRows, 3>(table_.width, queries + r * table_.width, panel_.get(),
-                                 scores + r * kTileItems);
+    for (; ITEMS == kTileItems && r + S::kRows <= count; r += S::kRows)
+      score_rows<S, ITEMS, S::kRows, 3>(table_.width, queries + r * table_.width, panel_.get(),
+                                        scores + r * ITEMS);
     for (; r < count; ++r)
-      score_rows<S, 1, 12>(table_.width, queries + r * table_.width, panel_.get(),
-                           scores + r * kTileItems);
+      score_rows<S, ITEMS, 1, kVectors>(table_.width, queries + r * table_.width, panel_.get(),
+                                        scores + r * ITEMS);
     for (r = 0; table_.scale && r < count; ++r)
-      for (int64_t i = 0; i < kTileItems; i += S::template kLanes<A>)
-        S::at(scores + r * kTileItems + i) *= S::at(scale_ + i);
+      for (int64_t i = 0; i < ITEMS; i += S::template kLanes<A>)
+        S::at(scores + r * ITEMS + i) *= S::at(scale_ + i);
   }
 
  private:
   template <class S>
   SSEPT_INLINE void transpose(const A* rows, int64_t count) {
-    pack_transposed<S>(rows, table_.width, count, table_.width, kTileItems, panel_.get());
+    pack_transposed<S>(rows, table_.width, count, table_.width, ITEMS, panel_.get());
   }
 
+  template <class S>
   SSEPT_INLINE void take_packed(const T* from, int64_t count, A* to) {
     for (int64_t d = 0; d < table_.width; ++d)
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i)
-        to[d * kTileItems + i] = static_cast<A>(from[d * kPackedItems + i]);
+      widen<S>(from + d * kPackedItems, count, to + d * ITEMS);
   }
 
   ItemTable<T> table_;
