@@ -32,6 +32,7 @@ AMD_LOGITS = "2026-11-26-amd-epyc-2-cores-sampled-logits.txt"
 INTEL = "2026-11-25-intel-r-xeon-r-processor-2-cores.txt"
 GPU = "gpu-2026-11-28"
 DIFFERENCES = "differences-2026-11-28.md"
+CONTENT = "content-2026-11-29.md"
 LARGE_TABLES = "2026-11-28-amd-epyc-2-cores-large-tables.txt"
 LARGE_DATA = "2026-11-28-amd-epyc-2-cores-large-data.txt"
 FIFTY_COLUMNS = "2026-11-28-amd-epyc-2-cores-fifty-columns.txt"
@@ -287,6 +288,12 @@ def option_table(*kinds: type) -> str:
     return table(["keyword and default", "what it does"], rows)
 
 
+def content(index: int) -> str:
+    """A table of the file, in the order in which they are there."""
+    tables = re.findall(r"^(?:\|.*\n)+", (RESULTS / CONTENT).read_text(), re.MULTILINE)
+    return f"\n\n{tables[index]}\n"
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "ops": ops,
@@ -318,6 +325,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "shared-step-own": lambda: shared("a training step with", "256 of each event's own", "ours"),
     "tokens-fifty": lambda: number(case(FIFTY_COLUMNS, "ML-1M"), r"(\d+)% of"),
     "differences": lambda: "\n\n" + (RESULTS / DIFFERENCES).read_text().partition("\n\n")[2] + "\n",
+    "content-new": lambda: content(0),
+    "content-known": lambda: content(1),
     "options-model": lambda: option_table(SSEPTConfig),
     "options-sampler": lambda: option_table(SamplerOptions),
     "options-update": lambda: option_table(UpdateOptions),

@@ -112,7 +112,8 @@ def update(options: argparse.Namespace) -> int:
             save_optimizer(model.optimizer_state, run)
         for folder in run.glob("update-*"):
             shutil.rmtree(folder)
-    _print(report, time.monotonic() - start)
+    more = len(dataset.histories("train").items) - len(before.histories("train").items)
+    _print(report, None if dataset.moments is None else more, time.monotonic() - start)
     return 0
 
 
@@ -168,10 +169,12 @@ def _split(
     return dataset, {**OF_MODEL, "split_by_time": [*dataset.moments]}
 
 
-def _print(report: UpdateReport, seconds: float) -> None:
+def _print(report: UpdateReport, more: int | None, seconds: float) -> None:
+    """Print what an update did, of data that are split by time also by how many training events they are more."""
+    for_training = "" if more is None else f"; {more:,} more are for training"
     known = f", {report.known_events:,} known already" if report.known_events else ""
     print(
-        f"events   {report.new_events:,} new{known}\n"
+        f"events   {report.new_events:,} new{known}{for_training}\n"
         f"grown    by {report.new_users:,} users and {report.new_items:,} items\n"
         f"trained  {report.steps:,} steps, on {report.trained_users:,} users, in {seconds:.1f} s"
     )

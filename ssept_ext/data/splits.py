@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TypeAlias
 
 import numpy as np
@@ -76,10 +77,22 @@ class SplitCounts:
 
     def __str__(self) -> str:
         return (
-            f"{self.train_events:,} training events before {self.valid_from}, {self.valid_events:,} validation events "
-            f"({self.valid_users:,} users), {self.test_events:,} test events from {self.test_from} on "
+            f"{self.train_events:,} training events before {_shown(self.valid_from)}, {self.valid_events:,} validation "
+            f"events ({self.valid_users:,} users), {self.test_events:,} test events from {_shown(self.test_from)} on "
             f"({self.test_users:,} users); {self.new_users:,} users and {self.new_items:,} items are new after training"
         )
+
+
+def _shown(moment: int) -> str:
+    """The moment and, if it may be in seconds since 1970, its date."""
+    if not _SECONDS[0] <= moment < _SECONDS[1]:
+        return f"{moment}"
+    date = datetime.fromtimestamp(moment, timezone.utc)
+    return f"{moment} ({date:%Y-%m-%d %H:%M} UTC, if in seconds)"
+
+
+_SECONDS = (10**8, 10**10)
+"""Seconds since 1970 that times of data are among, from 1973 to 2286; and milliseconds are not."""
 
 
 def moments_of(histories: Histories, valid_share: float, test_share: float) -> ByTime:

@@ -178,7 +178,10 @@ def test_a_run_that_was_split_by_time_is_split_later_in_the_same_shares(old, wee
     counts = expected.split_by_time(valid_share=0.25, test_share=0.25)
     assert data["split_by_time"] == [counts.valid_from, counts.test_from]
     assert data["split_by_time"] > before
-    assert f"split by time: {counts}" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"split by time: {counts}" in output
+    more = counts.train_events - 48  # of 96 events
+    assert f"events   5 new, 6 known already; {more} more are for training\n" in output
     assert cli.main(["evaluate", "run"]) == 0
 
 

@@ -8,6 +8,7 @@ from support.factories import model_for
 
 from ssept_ext import SASRecDataSet, WarpSampler
 from ssept_ext.data.histories import Histories
+from ssept_ext.data.splits import SplitCounts
 from ssept_ext.data.synthetic import synthetic
 from ssept_ext.evaluation.candidates import measurable_users
 
@@ -39,6 +40,18 @@ def test_parts_and_what_is_new_in_them_are_counted():
     assert (counts.valid_users, counts.test_users) == (2, 1)
     assert (counts.new_users, counts.new_items) == (1, 4)  # user 3; items 9, 5, 3, 8
     assert "3 training events before 30" in str(counts)
+
+
+@pytest.mark.parametrize(
+    ("moment", "shown"),
+    [
+        (1_700_000_000, "before 1700000000 (2023-11-14 22:13 UTC, if in seconds), "),
+        (1_700_000_000_000, "before 1700000000000, "),
+        (-5, "before -5, "),
+    ],
+)
+def test_a_moment_that_may_be_in_seconds_is_shown_as_a_date_too(moment, shown):
+    assert shown in str(SplitCounts(moment, moment + 1, *range(7)))
 
 
 def test_users_with_training_events_are_evaluated():

@@ -124,6 +124,9 @@ def _small_data(tmp_path, monkeypatch):
     ]
     Path("events.csv").write_text("".join(["user,item,timestamp\n", *events]))
     later = ["anna,sku-3,1800000000\n", "anna,sku-new,1800000001\n", "eve,sku-1,1800000002\n"]
+    skus = [*range(20), 100, "new"]
+    items = [f"sku-{i},Item {i},.5\n" for i in skus]
+    Path("items.csv").write_text("".join(["item,title,price\n", *items]))
     Path("week.csv").write_text("".join(["user,item,timestamp\n", *later]))
 
 

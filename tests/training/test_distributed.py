@@ -274,6 +274,8 @@ def test_a_step_of_two_processes_is_that_of_one(results, case):
         their_loss, their_gradients, their_parameters = result["steps"][case]
         assert their_loss == pytest.approx(loss, rel=1e-12)
         largest = max(g.abs().max().item() for g in gradients.values())
+        # One process alone trains the tables of a model with features by rows, and then they have no gradient.
+        their_gradients = {name: their_gradients[name] for name in gradients}
         torch.testing.assert_close(their_gradients, gradients, rtol=0, atol=1e-14 * largest)
         torch.testing.assert_close(their_parameters, parameters, rtol=1e-9, atol=1e-9)
 
