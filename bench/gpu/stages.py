@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
+FOR_CUDA = ("mark.cuda", "implementation")
+"""In files with tests that need a GPU, by a mark or a fixture: to import all others takes longer than many stages."""
 FAILING_CAPTURES = ("capture_fails", "capture_that_failed")
 """In the names of tests in which a CUDA graph's capture fails."""
 LEAST_SECONDS = 8
@@ -69,11 +71,6 @@ def stages_of(device: str, out: Path, scratch: Path, quick: bool) -> list[Stage]
 
     processes = ("-n", "1" if quick else "8") if find_spec("xdist") else ()
     failing = " or ".join(FAILING_CAPTURES)
-    files = [
-        str(file)
-        for file in sorted(TESTS.rglob("test_*.py"))
-        if any(name in file.read_text() for name in FAILING_CAPTURES)
-    ]
 
     def sanitizer(tool: str) -> Stage:
         arguments = ("-m", "gpu.sanitize", *results, tool)
@@ -88,13 +85,19 @@ def stages_of(device: str, out: Path, scratch: Path, quick: bool) -> list[Stage]
         ),
         script("smoke", "smoke", 60),
         script("step", "step", 110),
-        tests("tests", 150, f"not ({failing})", str(TESTS), *processes),
+        tests("tests", 150, f"not ({failing})", *files_with(FOR_CUDA), *processes),
         # Apart, as torch may take a capture that failed for one under way until its process ends.
-        tests("tests of failing captures", 60, failing, *files),
+        tests("tests of failing captures", 60, failing, *files_with(FAILING_CAPTURES)),
         *(script(f"time to NDCG, {name}", "time_to_ndcg", 70, name) for name in NDCG_PRESETS),
         script("ops", "ops", 90),
         *(sanitizer(tool) for tool in SANITIZERS),
     ]
+
+
+def files_with(texts: Sequence[str]) -> list[str]:
+    """The files of tests in which one of some texts occurs."""
+    files = sorted(TESTS.rglob("test_*.py"))
+    return [str(file) for file in files if any(text in file.read_text() for text in texts)]
 
 
 def run(stage: Stage, out: Path, scratch: Path, seconds_left: float) -> Outcome:

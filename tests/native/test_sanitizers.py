@@ -38,6 +38,8 @@ OPS = [
 # Without what tests torch rather than the kernels, and what starts a process of its own.
 NATIVE = "native and not opcheck and not compil and not gradcheck and not never_closes"
 FEWER = f"{NATIVE} and (not 700 or 0.4)"  # the longest sequences are slow here
+# How narrow registers are changes how rows and tiles end, which these sizes of heads and lengths show.
+ENDS = f"{FEWER} and not test_each_query and not 0.0 and not wrong_argument and not repeat and not 4096"
 PLANTED = ROOT / "tests" / "native" / "planted_bugs.cpp"
 
 
@@ -48,8 +50,8 @@ def passed(done):
 
 @pytest.mark.parametrize("simd", NARROWER_SIMD)
 def test_attention_stays_within_its_memory_on_narrower_registers(simd):
-    done = run_tests("address", "-k", FEWER, *ATTENTION, variables={"SSEPT_SIMD": simd})
-    assert passed(done) >= 120, "the selection has lost its tests"
+    done = run_tests("address", "-k", ENDS, *ATTENTION, variables={"SSEPT_SIMD": simd})
+    assert passed(done) >= 90, "the selection has lost its tests"
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
