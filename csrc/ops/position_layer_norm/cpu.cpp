@@ -46,7 +46,8 @@ SSEPT_SIMD_CLONES void forward(const PositionLayerNorm<T>& in, T* out, int64_t b
     const T* x = in.x + n * in.width;
     const T* gamma = in.gamma + position * in.width;
     const T* beta = in.beta + position * in.width;
-    const auto [mean, rstd] = statistics<T>(x, in.width, static_cast<A>(in.eps));
+    const auto of_row = statistics<T>(x, in.width, static_cast<A>(in.eps));
+    const A mean = of_row.mean, rstd = of_row.rstd;
     for (int64_t i = 0; i < in.width; ++i)
       out[n * in.width + i] =
           static_cast<T>((static_cast<A>(x[i]) - mean) * rstd * static_cast<A>(gamma[i]) +
@@ -75,7 +76,8 @@ SSEPT_SIMD_CLONES void backward(const PositionLayerNorm<T>& in, const T* grad,
       const int64_t row = tokens.entries[o] * in.width;
       const T* x = in.x + row;
       const T* g = grad + row;
-      const auto [mean, rstd] = statistics<T>(x, in.width, static_cast<A>(in.eps));
+      const auto of_row = statistics<T>(x, in.width, static_cast<A>(in.eps));
+      const A mean = of_row.mean, rstd = of_row.rstd;
       A sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
       for (int64_t i = 0; i < in.width; ++i) {
