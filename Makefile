@@ -14,11 +14,17 @@ WHEEL_ENV := $(if $(CUDAARCHS),,env -u CUDAARCHS)
 export PIP_NO_COMPILE := no
 # One GPU generation is enough for a development build; a plain `pip install .` takes CMakeLists.txt's default.
 export CUDAARCHS ?= 90-real
+# What test-matrix tests: each of these Pythons with each of these releases of torch.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+TORCHES ?= 2.11.0 2.13.0 2.14.1
+MATRIX_TESTS ?= tests
+MATRIX := $(foreach python,$(PYTHONS),$(foreach torch,$(TORCHES),build/matrix/$(python)-torch-$(torch)))
+
 # Two processes: many tests wait for one thread. Tests of one file stay together, as they share what they compiled. In the
 # order of tests/conftest.py, slow files first: xdist's own begins with files of many tests, and ends on one core.
 PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait sleep, and leave their core to the other process.
-test test-all: export OMP_WAIT_POLICY := passive
+test test-all $(MATRIX): export OMP_WAIT_POLICY := passive
 
 # The synthetic data set is made for a short window, see ssept_ext/data/synthetic.py.
 DEMO_OPTIONS ?= --seq-max-len 2 --window-sampling-prob 1 --num-blocks 1 --item-embedding-dim 32 \
@@ -30,12 +36,13 @@ DEMO_INSTALLED := $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/d
 GPUS = $(shell nvcc --version >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null)
 DEMO_BUILD_ENV = $(if $(GPUS),CUDAARCHS=native,SSEPT_CUDA=OFF)
 
-.PHONY: help demo test test-all lint format docs wheel bench gpu-check clean
+.PHONY: help demo test test-all test-matrix $(MATRIX) lint format docs wheel bench gpu-check clean
 
 help:
 	@echo "make demo    build for the CPU (or this machine's GPU), train and evaluate on a synthetic data set"
 	@echo "make test    install into $(VENV) and run the tests"
 	@echo "make test-all   the same, and the slow ones: kernels and samplers under all checkers"
+	@echo "make test-matrix   the tests on several Pythons and releases of torch, each in build/matrix"
 	@echo "make lint    check format, style and types"
 	@echo "make format  format all sources"
 	@echo "make docs    build the documentation, in build/docs"
@@ -52,6 +59,18 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/installed
 	$(BIN)/$(PYTEST) $(PYTEST_OPTIONS)
+
+test-matrix: $(MATRIX)
+
+$(MATRIX): %: %/installed
+	$@/bin/$(PYTEST) -m "not slow" $(PYTEST_OPTIONS) $(MATRIX_TESTS)
+
+# The module is built with the torch of pyproject.toml, in pip's build environment, and has to run with any other.
+build/matrix/%/installed: $(SOURCES)
+	test -d $(@D) || $(firstword $(subst -torch-, ,$*)) -m venv $(@D)
+	$(@D)/bin/pip install --quiet "torch==$(lastword $(subst -torch-, ,$*))"
+	SSEPT_CUDA=OFF $(@D)/bin/pip install ".[test]"
+	touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -79,6 +98,8 @@ wheel: $(VENV)/installed
 	  --wheel-dir dist build/wheel/*.whl
 	$(BIN)/auditwheel show dist/*.whl
 	$(BIN)/twine check --strict dist/*.whl
+	$(BIN)/python -m zipfile -e dist/*.whl build/wheel
+	cd build/wheel && "$(abspath $(BIN))/python" -m ssept_ext info
 
 bench: $(VENV)/installed
 	$(BIN)/python bench/all.py
