@@ -9,13 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssept_ext.data.histories import IntArray
+from ssept_ext.utils.checks import MAX_INT
 
 Time = int | float | date | np.datetime64
 """A time that a caller gives; a `datetime` is a date, and without a time zone it is UTC."""
 
 
-_COARSE = ("Y", "M", "W", "D", "h", "m")
-"""Units of datetime64 that are longer than a second."""
+_DAY = 86_400
+
+_SECONDS = {"Y": 366 * _DAY, "M": 31 * _DAY, "W": 7 * _DAY, "D": _DAY, "h": 3600, "m": 60}
+"""The most seconds in a unit of datetime64, of those that are longer than a second."""
+
+_EPOCH = np.datetime64(0, "Y")
 
 
 def whole_times(times: NDArray[Any]) -> IntArray:
@@ -30,11 +35,13 @@ def whole_times(times: NDArray[Any]) -> IntArray:
     """
     times = np.asarray(times)
     if times.dtype.kind == "M":
-        seconds = times.astype("datetime64[s]")
         bad = np.isnat(times)
-        if np.datetime_data(times.dtype)[0] in _COARSE:
-            bad |= seconds.astype(times.dtype) != times  # which has overflowed
-        whole = seconds.view(np.int64)
+        unit, step = np.datetime_data(times.dtype)
+        if (
+            unit in _SECONDS
+        ):  # some may overflow, of which NumPy 2.5 says that there is one, and older ones nothing
+            bad |= np.abs(times.astype(np.int64)) > MAX_INT // (step * _SECONDS[unit])
+        whole = np.where(bad, _EPOCH, times).astype("datetime64[s]").view(np.int64)
     elif times.dtype.kind == "f":
         bad = ~((times >= -(2.0**63)) & (times < 2.0**63))
         whole = np.floor(np.where(bad, 0, times)).astype(np.int64)

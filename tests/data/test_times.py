@@ -28,6 +28,7 @@ def test_int64_is_not_copied():
         (np.array([-(2**62)], "datetime64[ns]"), [-(2**62) // 10**9]),
         (np.array([-1, 1], "datetime64[D]"), [-86_400, 86_400]),
         (np.array(["1971"], "datetime64[Y]"), [365 * 86_400]),
+        (np.array(["1970-01-02"], ">M8[D]"), [86_400]),
         (np.array([2**40], "datetime64[s]"), [2**40]),
     ],
 )
@@ -47,6 +48,7 @@ def test_fractions_are_rounded_down_and_datetimes_become_seconds(times, expected
         (np.array([0, "NaT"], "datetime64[ns]"), "NaT"),
         (np.array([0, 2**62], "datetime64[D]"), r"12626\d+-\d\d-\d\d"),
         (np.array([0, 2**60], "datetime64[h]"), r"131\d+-\d\d-\d\dT\d\d"),
+        (np.array([0, 2**42], "datetime64[Y]"), "43980465\\d+"),
     ],
 )
 def test_what_does_not_fit_is_named(times, named):
