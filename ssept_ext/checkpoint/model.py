@@ -33,7 +33,7 @@ from ssept_ext.data.id_map import load_id_maps, save_id_maps
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.config import config_from_arguments
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.network.sharded import Sharded, Shards
+from ssept_ext.network.sharded import Shards, is_sharded
 from ssept_ext.utils.files import (
     DIGEST_LENGTH,
     digest,
@@ -271,7 +271,7 @@ def _load(
         with without_parameters():
             model = kind(**arguments, backend=backend)
         tensors, _ = map_tensors(paths["model"])
-        shards: Shards = model.shards() if isinstance(model, Sharded) else {}
+        shards: Shards = model.shards() if is_sharded(model) else {}
         for name, (first, rows) in shards.items():
             rows.copy_(tensors.pop(name)[first : first + len(rows)])
         # Clones, because a later change of the file must not change them.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from ssept_ext.data.packed import last_events
 from ssept_ext.network.compressed import CompressedTable
 from ssept_ext.network.padded import is_ours
 from ssept_ext.network.recommender import SequentialRecommender
-from ssept_ext.network.sharded import Rows, Sharded
+from ssept_ext.network.sharded import Rows, is_sharded
 
 USERS_AT_A_TIME = 1024
 """Number of users that are scored together."""
@@ -41,7 +42,7 @@ def scoring(model: SequentialRecommender) -> Iterator[None]:
     thread may be training them: their scores never have dropout.
     """
     was_training = model.training
-    switches = not all(is_ours(x) or type(x) in _WITHOUT_MODE for x in model.modules())
+    switches = _has_mode(model)
     if switches:
         model.eval()
     try:
@@ -51,6 +52,21 @@ def scoring(model: SequentialRecommender) -> Iterator[None]:
         if switches:
             model.train(was_training)
     ops.raise_pending_errors()
+
+
+def _has_mode(model: nn.Module) -> bool:
+    """Whether a layer may compute something else in training: those of others than us and torch may."""
+    layers = [model]
+    for layer in layers:  # not `modules()`, which takes as long as a block of the encoder
+        if not _is_without_mode(type(layer)):  # type: ignore[arg-type]  # a class is hashable
+            return True
+        layers.extend(child for child in layer._modules.values() if child is not None)
+    return False
+
+
+@cache
+def _is_without_mode(kind: type) -> bool:
+    return is_ours(kind) or kind in _WITHOUT_MODE
 
 
 def encode_groups(
@@ -141,7 +157,7 @@ class Catalogue:
         if model.compressed is not None:
             table = _unchanged(model, model.compressed)
             return cls(table.vectors, table.scale, num_items=num_items, backend=backend)
-        if isinstance(model, Sharded):
+        if is_sharded(model):
             before, vectors = model.item_part(num_items)
             return cls(vectors, None, before, is_part=True, backend=backend)
         rows = model.item_table()[: num_items + 1]
