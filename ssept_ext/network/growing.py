@@ -57,8 +57,9 @@ def grown(
 def add_items(model: SequentialRecommender, item_features: Any) -> int:
     """Let a model recommend items before their first event: by their features.
 
-    Only for a model that was trained with `item_features`. The vector of a new item is the mean of the rows of all
-    items, plus the projection of its features. It is trained by later updates, when it has events.
+    Only for a model that was trained with `item_features`. The vector of a new item is the projection of its features,
+    plus the mean of all rows of the table, weighted by the items' numbers of events if these are known: the row of an
+    average event. It is trained by later updates, when it has events.
 
     Parameters
     ----------
@@ -95,20 +96,21 @@ def add_items(model: SequentialRecommender, item_features: Any) -> int:
             "items can be added to a model that was made with item_features, which tell where they belong"
         )
     width = model.config.item_feature_dim
-    known = model.known
+    known, popularity = model.known, None
     if known is None:
         features = checked_features(item_features, width)
     else:
         given = ItemFeatures.of(item_features)
         item_ids, numbers = known.item_ids.joined(given.item_ids)
         features = checked_features(given.matrix, width)[numbers > len(known.item_ids)]
+        popularity = torch.from_numpy(known.popularity)
         counts = known.item_counts
         if counts is not None:
             counts = np.append(counts, np.zeros(len(features), np.int64))
         known = replace(known, item_ids=item_ids, item_counts=counts)
     count = len(features)
     num_users = getattr(model, "user_num", 0)
-    larger = _larger(model, model.item_num + count, num_users, None, features)
+    larger = _larger(model, model.item_num + count, num_users, None, features, popularity)
     larger.known = known
     if model.trained_on is not None and known is not None:  # or an update would find other data
         larger.trained_on = replace(
@@ -124,12 +126,14 @@ def _larger(
     num_users: int,
     near: tuple[IntArray, IntArray] | None,
     features: Tensor | None,
+    popularity: Tensor | None = None,
 ) -> Model:
-    """Return a copy of a model with more items and users; see `grown`."""
+    """Return a copy of a model with more items and users; see `grown`, and `add_items` for `popularity`, (I + 1,)."""
     # Large, and not changed in place.
     shared: list[Any] = [
         model.known,
         model.trained_on,
+        model.compressed,
         model.optimizer_state,
         *model.lookup_tables().values(),
     ]
@@ -139,13 +143,13 @@ def _larger(
     sizes: dict[str, Any] = {"item_num": num_items}
     with torch.no_grad():
         items = model.item_embedding_layer.weight.detach()
-        added = _new_rows(items, num_items, near)
+        added = _new_rows(items, num_items, near, popularity)
         if copy.content is not None:
             more = copy.content.features.new_zeros(len(added), copy.config.item_feature_dim)
             if features is not None:
                 more.copy_(features)
             # An item without features starts from others' whole vectors, of which features are a part.
-            vectors = _new_rows(model.item_table(), num_items, near)
+            vectors = _new_rows(model.item_table(), num_items, near, popularity)
             added = torch.where(more.any(1, keepdim=True), added, vectors)
             copy.content.features = torch.cat([copy.content.features, more])
         _set_rows(copy.item_embedding_layer, torch.cat([items, added]))
@@ -153,14 +157,25 @@ def _larger(
             sizes["user_num"] = num_users
             users = copy.user_embedding_layer.weight.detach()
             _set_rows(copy.user_embedding_layer, torch.cat([users, _mean(users, num_users + 1)]))
+    copy.compressed = None  # of the earlier vectors
     copy.config = replace(model.config, **sizes)
     copy.sse = copy.config.sse
     return copy
 
 
-def _new_rows(table: Tensor, num_items: int, near: tuple[IntArray, IntArray] | None) -> Tensor:
+def _new_rows(
+    table: Tensor,
+    num_items: int,
+    near: tuple[IntArray, IntArray] | None,
+    popularity: Tensor | None,
+) -> Tensor:
     """The rows that a table of items lacks, each the mean of those of the item's neighbours or, without any, of all."""
     added = _mean(table, num_items + 1)
+    if popularity is not None and popularity.any():
+        wide = torch.promote_types(table.dtype, torch.float32)
+        weights = popularity[1:].to(table.device, wide)
+        average = weights @ table[1:].to(wide) / weights.sum()
+        added[:] = average.to(table.dtype)
     if near is None:
         return added
     of, found = (torch.from_numpy(ids).to(table.device) for ids in near)

@@ -280,8 +280,8 @@ class SequentialRecommender(VectorTables):
         return item_part.contiguous(), user_part
 
     def version(self) -> int:
-        """Return a number that grows whenever torch sees a parameter change."""
-        return sum(parameter._version for parameter in self.parameters())
+        """Return a number that grows whenever torch sees a parameter, or a feature of items, change."""
+        return sum(x._version for x in (*self.parameters(), *self.buffers()))
 
     @property
     def item_num(self) -> int:

@@ -257,6 +257,35 @@ def test_an_item_is_recommended_before_its_first_event(kind, tmp_path):
     assert Popularity(model.known.to_dataset()).score_items(model.known.histories).shape == (3, 22)
 
 
+def test_added_items_have_the_row_of_an_average_event_where_numbers_of_events_are_known():
+    model, _ = known_model()
+    rows, counts = model.item_embedding_layer.weight[1:], torch.tensor([2, 2, *[3] * 17, 2])
+    expected = (rows * counts[:, None]).sum(0) / counts.sum()
+
+    model.add_items({"novelty": [1, 0, 0]})
+
+    assert_close(model.item_embedding_layer.weight[21], expected)
+
+
+def test_a_compressed_model_ranks_by_its_own_vectors_once_items_were_added():
+    model = make_model(SASREC).float().compress("int8")
+
+    model.add_items(FEATURES[1:3] * 100)
+
+    assert model.compressed is None
+    assert model.recommend({1: [3]}, k=22).items.max() == 22
+
+
+def test_a_compressed_model_knows_that_features_have_changed():
+    model = make_model(SASREC).float()
+    compressed = model.compress("int8")
+
+    model.content.set_features(FEATURES * 2)
+
+    with pytest.raises(ValueError, match="the model has changed since compress"):
+        compressed.recommend({1: [3]}, k=2)
+
+
 def test_items_are_added_to_a_model_that_was_saved_without_histories(tmp_path):
     known_model()[0].save_pretrained(tmp_path, histories=False)
     model = SASREC.from_pretrained(tmp_path)

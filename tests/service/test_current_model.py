@@ -82,3 +82,18 @@ def test_the_mean_of_the_users_is_computed_once(tmp_path):
 def test_a_folder_without_a_model_is_an_error_at_the_start(tmp_path):
     with pytest.raises(OSError, match="config.json"):
         current(tmp_path)
+
+
+@pytest.mark.parametrize("table", [None, "int8"])
+def test_the_vectors_of_items_are_made_of_features_once(tmp_path, table):
+    features = torch.rand(10, 3)
+    features[0] = 0
+    saved = SASREC(item_num=9, item_features=features, **SHAPE)
+    torch.nn.init.normal_(saved.content.projection)
+    saved.save_pretrained(tmp_path)
+
+    served = CurrentModel(tmp_path, "auto", torch.device("cpu"), table).loaded.model
+
+    assert served.content is None
+    found, expected = (m.recommend({1: [3, 5]}, k=3).items.tolist() for m in (served, saved))
+    assert found == expected
