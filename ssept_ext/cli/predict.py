@@ -140,7 +140,10 @@ def _stored(
     if options.users is not None and len(kept) < len(index):
         text = names[int(counts[index].argmin())]
         known = f"within 1..{dataset.usernum}" if ids is None else f"{len(ids[0])} raw ids"
-        raise ValueError(f"user {text} has no events in the data, whose users are {known}")
+        raise ValueError(
+            f"user {text} has no events in the data, whose users are {known}: give --history, by which others are "
+            f"recommended to"
+        )
     if not len(kept):
         raise ValueError("none of the users has events in the data")
     if options.users_from is not None and len(kept) < len(index):

@@ -82,7 +82,10 @@ def test_raw_ids_are_asked_for_and_printed(raw_run, capsys):
         zip(expected["user"], expected["rank"], expected["item"], strict=True)
     )
     assert cli.main(["predict", "run", "--users", "3"]) == 2
-    assert "user 3 has no events in the data, whose users are 15 raw ids" in capsys.readouterr().err
+    assert (
+        "user 3 has no events in the data, whose users are 15 raw ids: give --history"
+        in capsys.readouterr().err
+    )
 
 
 def test_ids_may_begin_with_a_dash(tmp_path, capsys):
