@@ -126,6 +126,17 @@ def updates_of_rows(batch: Batch, dtype: torch.dtype, width: int) -> None:
     ops.rowwise_adagrad(table, sums, ids, grad, numbers[0], **given)
 
 
+def rankings(batch: Batch, dtype: torch.dtype, width: int) -> None:
+    wide = torch.promote_types(dtype, torch.float32)
+    table = batch.leaf(dtype, NUM_ITEMS, width).detach()
+    queries = batch.leaf(wide, 6, width).detach()
+    seen, offsets = batch.ids(NUM_ITEMS, 12, 1)[:, 0], torch.arange(0, 13, 2).to(batch.device)
+    # Of a large table, blocks of their own rank each part.
+    for rows in (table, table.repeat(200, 1)):
+        num_items = len(rows) - 1
+        ops.top_k(queries, rows, min(10, num_items), num_items, seen, offsets)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
@@ -141,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             attention(batch, dtype, width)
             tables(batch, dtype, width)
             updates_of_rows(batch, dtype, width)
+            rankings(batch, dtype, width)
     if device.type == "cuda":
         torch.cuda.synchronize()
     ops.raise_pending_errors()

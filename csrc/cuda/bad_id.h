@@ -6,7 +6,17 @@
 
 namespace ssept::cuda {
 
-enum class IdArgument { kItems, kUsers, kPositions, kIds, kPositives, kNegatives, kOrder };
+enum class IdArgument {
+  kItems,
+  kUsers,
+  kPositions,
+  kIds,
+  kPositives,
+  kNegatives,
+  kSeenItems,
+  kCandidates,
+  kOrder
+};
 
 struct BadIdNote {
   unsigned int claimed;  // by the first thread that has something to note

@@ -10,6 +10,8 @@ from torch import Tensor
 from ssept_ext._extension import Backend
 from ssept_ext.ops._native import call, register_without_gradient
 
+_MOST_ON_CUDA = 1024
+
 
 def top_k(
     queries: Tensor,
@@ -39,7 +41,8 @@ def top_k(
         64 items side by side, in which a table of fewer bytes than float32 is read faster: item i is
         `table[i // 64, :, i % 64]`, and R is 64 times the number of groups.
     k
-        Number of items to find, 0 to the number of those ranked.
+        Number of items to find, 0 to the number of those ranked. The CUDA kernel finds up to 1024; "auto" leaves more
+        to the reference.
     num_items
         The items 1 to this are ranked, at most R - 1.
     seen_items
@@ -78,6 +81,8 @@ def top_k(
     >>> top_k(torch.tensor([[1.0]]), table, 2, 4, torch.tensor([1, 3]), torch.tensor([0, 2]))
     (tensor([[4, 2]]), tensor([[2., 1.]]))
     """
+    if backend in (None, "auto") and queries.device.type == "cuda" and k > _MOST_ON_CUDA:
+        backend = "reference"
     args = (queries, table, k, num_items, seen_items, seen_offsets, candidates, scale)
     with torch.no_grad():
         return call("top_k", queries.device, backend, *args)  # type: ignore[no-any-return]

@@ -49,6 +49,16 @@ def test_large_tables_are_drawn_over_their_sizes(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("_one_thread")
+def test_catalogues_are_drawn_over_their_sizes(tmp_path, capsys):
+    importlib.import_module("catalogue").main(["--quick", "--plot", str(tmp_path / "times.png")])
+
+    output = capsys.readouterr().out
+    assert len(re.findall(r"  ours +[0-9.]+ +1\.000\n", output)) == 2
+    assert len(re.findall(r"  ours, int8 +[0-9.]+ +(1\.000|0\.9[0-9]+)\n", output)) == 2
+    assert (tmp_path / "times.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_what_grows_with_the_data_is_measured_from_raw_text_to_recommending(tmp_path, capsys):
     large_data = importlib.import_module("large_data")
 

@@ -31,6 +31,7 @@ TESTS = [
     "ops/test_sampled_logits.py",
     "ops/test_sampled_loss.py",
     "ops/test_swiglu.py",
+    "ops/test_top_k.py",
     "ops/test_user_item_embedding.py",
 ]
 # Those left out launch the same kernels a thousand times, or on thousands of tokens, or test how torch calls them. From

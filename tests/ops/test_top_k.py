@@ -300,6 +300,39 @@ def test_a_wrong_argument_is_a_value_error(implementation, match, change):
         called(implementation, "top_k", given | change(given))
 
 
+@pytest.mark.parametrize("id_", [-1, 10, 2**62])
+@pytest.mark.parametrize("name", ["seen_items", "candidates"])
+@every_implementation
+def test_a_bad_id_is_an_error_that_names_it(implementation, name, id_):
+    given = arguments(1, 9, 4, 2)
+    given |= {"seen_items": torch.tensor([1, 2]), "seen_offsets": torch.tensor([0, 2])}
+    good = torch.tensor([2, 5])
+    expected = called(implementation, "top_k", given | {name: good})
+    bad = torch.tensor([id_])
+    given[name] = torch.cat([good, bad] if id_ > 0 else [bad, good])
+
+    message = f"{name} has id {id_}, outside its table of 10 rows"
+    if not implementation.is_cuda_kernel:
+        with pytest.raises(IndexError, match=message):
+            called(implementation, "top_k", given)
+        return
+    found = called(implementation, "top_k", given)
+    with pytest.raises(IndexError, match=message):
+        implementation.raise_pending_errors()
+    assert name == "seen_items" or torch.equal(found[0], expected[0])  # as if it were not there
+
+
+@every_kernel
+def test_parts_of_the_items_and_full_buffers_change_nothing(implementation):
+    given = arguments(1, 9000, 3, 150)  # enough for blocks of their own on a GPU; many ties
+    expected = best_by_definition(given)
+
+    items, scores = called(implementation, "top_k", given)
+
+    assert torch.equal(items, expected[0])
+    assert torch.equal(scores.double(), expected[1])
+
+
 VALUES = [  # which a GPU does not read on the host
     ("seen_offsets must rise from 0 to at most 2, got an end of 3", {"seen_offsets": [0, 3]}),
     ("seen_offsets must rise", {"seen_offsets": [1, 2]}),
