@@ -1,13 +1,52 @@
-"""What follows attention in a block, in plain PyTorch: a part of `reference.py`."""
+"""What is around attention in a block, in plain PyTorch: a part of `reference.py`."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssept_ext.ops.dropout import check_dropout, dropout
-from ssept_ext.ops.reference_checks import check_dims, check_same_type, check_shape
+from ssept_ext.ops.packing import embedding, sequence_of_token
+from ssept_ext.ops.reference_checks import (
+    check_dims,
+    check_ids_type,
+    check_packed,
+    check_same_type,
+    check_shape,
+    checked_ids,
+)
+
+
+def position_layer_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Layer norm with its own gamma and beta at each position: see `ssept_ext.ops`."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    check_dims("x", x, 2)
+    check_dims("gamma", gamma, 2)
+    num_tokens = check_packed(x, cu_seqlens)
+    check_shape("gamma", gamma, (gamma.shape[0], x.shape[1]))
+    check_shape("beta", beta, tuple(gamma.shape))
+    check_ids_type("positions", positions)
+    check_shape("positions", positions, (num_tokens,))
+    check_same_type(x=x, gamma=gamma, beta=beta)
+    _, real = sequence_of_token(cu_seqlens, num_tokens)
+    positions = checked_ids("positions", positions, gamma.shape[0], real)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    real = real[:, None]
+    normal = F.layer_norm(torch.where(real, x, 0).to(wide), x.shape[1:], eps=eps)
+    normal = torch.where(real, normal, 0)  # NaN where eps is 0
+    out = embedding(positions, gamma) * normal + embedding(positions, beta)
+    return torch.where(real, out, 0).to(x.dtype)
 
 
 def feed_forward(

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ssept_ext.ops.dropout import check_dropout, dropout, dropout_keep
 from ssept_ext.ops.layer_reference import feed_forward as feed_forward
 from ssept_ext.ops.layer_reference import gated_residual as gated_residual
+from ssept_ext.ops.layer_reference import position_layer_norm as position_layer_norm
 from ssept_ext.ops.layer_reference import swiglu as swiglu
 from ssept_ext.ops.packing import embedding, lookup, packed, padded, rows_at, sequence_of_token
 from ssept_ext.ops.ranking_reference import item_ranks as item_ranks
@@ -76,35 +77,6 @@ def user_item_embedding(
     positions = checked_ids("positions", positions, position_weight.shape[0], real)
     x = torch.where(real[:, None], x + embedding(positions, position_weight), 0)
     return dropout(x, dropout_p, seed, site)
-
-
-def position_layer_norm(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    positions: Tensor,
-    cu_seqlens: Tensor,
-    eps: float = 1e-8,
-) -> Tensor:
-    """Layer norm with its own gamma and beta at each position: see `ssept_ext.ops`."""
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and at least 0, got {eps}")
-    check_dims("x", x, 2)
-    check_dims("gamma", gamma, 2)
-    num_tokens = check_packed(x, cu_seqlens)
-    check_shape("gamma", gamma, (gamma.shape[0], x.shape[1]))
-    check_shape("beta", beta, tuple(gamma.shape))
-    check_ids_type("positions", positions)
-    check_shape("positions", positions, (num_tokens,))
-    check_same_type(x=x, gamma=gamma, beta=beta)
-    _, real = sequence_of_token(cu_seqlens, num_tokens)
-    positions = checked_ids("positions", positions, gamma.shape[0], real)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    real = real[:, None]
-    normal = F.layer_norm(torch.where(real, x, 0).to(wide), x.shape[1:], eps=eps)
-    normal = torch.where(real, normal, 0)  # NaN where eps is 0
-    out = embedding(positions, gamma) * normal + embedding(positions, beta)
-    return torch.where(real, out, 0).to(x.dtype)
 
 
 def causal_attention(
