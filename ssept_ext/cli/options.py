@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 
@@ -16,7 +16,7 @@ from ssept_ext._extension import Backend, build_info
 from ssept_ext.data.column_files import check_format
 from ssept_ext.network.compressed import ItemDtype
 from ssept_ext.utils.checks import parsed_integer, shown
-from ssept_ext.utils.options import Range, check_number, without_none
+from ssept_ext.utils.options import Range, check_number, field_types, without_none
 
 
 def add_fields(
@@ -30,7 +30,7 @@ def add_fields(
     There is no parsed value of a flag that is not given, so that a preset can fill it in. `defaults` are only shown in
     the help texts.
     """
-    hints = get_type_hints(options)
+    hints = field_types(options)
     declared = {field.name: field for field in fields(options)}
     for name in names:
         told = declared[name].metadata

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Optional, TypeVar, get_args, get_origin, get_type_hints
 
 from ssept_ext.utils.checks import MAX_INT, check_at_least, check_bool, check_one_of, shown
 
@@ -82,6 +82,11 @@ def option(
     return made
 
 
+def field_types(options: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by their names, where Python 3.10 takes an `InitVar` for no type."""
+    return get_type_hints(options, localns={"InitVar": Optional})
+
+
 def check_options(options: Any) -> None:
     """Check the fields that `option` declared, and convert numbers of other types to Python's.
 
@@ -90,7 +95,7 @@ def check_options(options: Any) -> None:
     ValueError
         If a value is of another type, or outside its range or choices; names field, limit and value.
     """
-    hints = get_type_hints(type(options))
+    hints = field_types(type(options))
     for declared in fields(options):
         if "help" not in declared.metadata:
             continue
