@@ -1,8 +1,9 @@
 """Benchmark ranking a catalogue for one query, over its size: exactly, by compressed vectors, and by faiss.
 
-Times are compared with reading float32 vectors once. Vectors and queries are normal numbers, without a structure that
-an index could use. Recall is the share of the 10 best items that are found, over 50 queries. The index of faiss is a
-product quantisation, of 4 bits for two elements, whose best items are scored again in float16.
+Times are the shortest of several, and compared with reading float32 vectors once. Vectors and queries are normal
+numbers, without a structure that an index could use. Recall is the share of the 10 best items that are found, over 50
+queries. The index of faiss is a product quantisation of 4 bits for two elements, whose 2,000 best are scored again in
+float16.
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ def recall(found: Tensor, expected: Tensor) -> float:
     return float(np.mean([len(set(x) & set(y)) / K for x, y in pairs]))
 
 
+def shortest(times: Times, name: str) -> float:
+    """Seconds."""
+    return float((times.alternatives | times.floors)[name].min())
+
+
 def run(num_items: int, options: Options) -> Times:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(num_items + 1, DIM, generator=generator)
@@ -94,10 +100,10 @@ def run(num_items: int, options: Options) -> Times:
     )
     rows = []
     for name, search in of_size.items():
-        row = [name, f"{times.ratio(name, to=READING).median:.2f}"]
+        row = [name, f"{shortest(times, name) / shortest(times, READING):.2f}"]
         row.append(f"{recall(search(queries), expected):.3f}")
         if options.verbose:
-            row.append(f"{1e3 * np.median(times.alternatives[name]):.2f}")
+            row.append(f"{1e3 * shortest(times, name):.2f}")
         rows.append(row)
     heading(f"{num_items:,} items, one query, k={K}, d={DIM}")
     columns = ["", f"time / {READING}", f"recall@{K}"]
@@ -112,9 +118,9 @@ def plot(times: dict[int, Times], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name in max((of.alternatives for of in times.values()), key=len):
         sizes = [size for size, of in times.items() if name in of.alternatives]
-        medians = [1e3 * float(np.median(times[size].alternatives[name])) for size in sizes]
-        axes.loglog(sizes, medians, marker="o", label="ours, float32" if name == OURS else name)
-    reads = [1e3 * float(np.median(of.floors[READING])) for of in times.values()]
+        label = "ours, float32" if name == OURS else name
+        axes.loglog(sizes, [1e3 * shortest(times[n], name) for n in sizes], marker="o", label=label)
+    reads = [1e3 * shortest(of, READING) for of in times.values()]
     axes.loglog(list(times), reads, color="grey", linestyle=":", label=READING)
     axes.set(xlabel="items", ylabel="ms a query")
     axes.legend()

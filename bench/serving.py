@@ -1,7 +1,7 @@
 """Benchmark a request: how long a live history takes, by the size of the catalogue, and how many `ssept serve` answers.
 
-Latencies are compared with reading the item table once, and the server, asked by clients on the same cores that each
-wait for an answer before they ask again, with one caller of `recommend` in this process.
+Latencies are compared with reading the vectors of the items once, and the server, asked by clients on the same cores
+that each wait for an answer before they ask again, with one caller of `recommend` in this process.
 """
 
 from __future__ import annotations
@@ -73,17 +73,20 @@ def recommend_times(model: SSEPT, count: int) -> Latencies:
 def in_process(sizes: Sequence[int], count: int, options: Options) -> None:
     rows = []
     for num_items in sizes:
-        model = model_of(num_items, options.quick)
-        table = model.item_embedding_layer.weight.detach()
-        reads = timed(lambda _, table=table: table.sum(), range(count))
-        found = recommend_times(model, count)
-        row = [f"{num_items:,}", f"{found.at(0.5) / reads.at(0.5):.1f}"]
-        row.append(f"{found.at(0.99) / found.at(0.5):.1f}")
-        if options.verbose:
-            row += [f"{1e3 * found.at(q):.2f}" for q in (0.5, 0.99)]
-        rows.append(row)
+        exact = model_of(num_items, options.quick)
+        for name, model in (("float32", exact), ("int8", exact.compress("int8"))):
+            table = exact.item_embedding_layer.weight.detach()
+            if model.compressed is not None:
+                table = model.compressed.vectors.view(torch.float32)
+            reads = timed(lambda _, table=table: table.sum(), range(count))
+            found = recommend_times(model, count)
+            row = [f"{num_items:,}", name, f"{found.at(0.5) / reads.at(0.5):.1f}"]
+            row.append(f"{found.at(0.99) / found.at(0.5):.1f}")
+            if options.verbose:
+                row += [f"{1e3 * found.at(q):.2f}" for q in (0.5, 0.99)]
+            rows.append(row)
     heading(f"One live history of up to {SEQ_MAX_LEN} events, k={K}, d={DIM}+{DIM}, by `recommend`")
-    columns = ["items", "median / reading the table", "p99 / median"]
+    columns = ["items", "vectors", "median / reading them", "p99 / median"]
     print_table(columns + (["median, ms", "p99, ms"] if options.verbose else []), rows)
 
 

@@ -214,5 +214,6 @@ def test_a_served_model_answers_clients_without_an_error(capsys):
     importlib.import_module("serving").main(["--quick"])
 
     output = capsys.readouterr().out
-    assert re.search(r"  1,000 +[0-9.]+ +[0-9.]+\n", output)
+    assert re.search(r"  1,000 +float32 +[0-9.]+ +[0-9.]+\n", output)
+    assert re.search(r"  1,000 +int8 +[0-9.]+ +[0-9.]+\n", output)
     assert re.search(r"  [0-9.]+ +0\n", output)
