@@ -6,6 +6,11 @@
 
 #include "common/checks.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // the headers of torch 2.11 have it under its older name
+                                       // only
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace ssept {
 
 // Of one type of device.

@@ -78,7 +78,7 @@ void Panels<A>::pack(const A* b, int64_t b_row, int64_t depth) {
         A* to = data_ + i * panel_rows + d * width;
         int64_t j = 0;
         for (; j + kLanes <= std::min(width, columns_ - i); j += kLanes)
-          S::at(to + j) = S::at(from + j);
+          S::store(to + j, S::load(from + j));
         for (; j < width; ++j) to[j] = i + j < columns_ ? from[j] : A(0);
       }
   });

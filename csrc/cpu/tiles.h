@@ -28,13 +28,14 @@ struct Simd {
   template <class A>
   using Vec = typename VecOf<A>::type;
 
+  // By value: Clang takes what a function returns a reference to for aligned as a whole vector.
   template <class A>
-  SSEPT_INLINE static Vec<A>& at(A* x) {
-    return *reinterpret_cast<Vec<A>*>(x);
+  SSEPT_INLINE static Vec<A> load(const A* x) {
+    return *reinterpret_cast<const Vec<A>*>(x);
   }
   template <class A>
-  SSEPT_INLINE static const Vec<A>& at(const A* x) {
-    return *reinterpret_cast<const Vec<A>*>(x);
+  SSEPT_INLINE static void store(A* x, Vec<A> vector) {
+    *reinterpret_cast<Vec<A>*>(x) = vector;
   }
 
   SSEPT_INLINE static int64_t whole_rows(int64_t n) { return (n + ROWS - 1) / ROWS * ROWS; }
@@ -108,15 +109,15 @@ SSEPT_INLINE void multiply_block(bool add, int64_t depth, const A* a, int64_t a_
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 3
-    for (int v = 0; v < VECS; ++v) sum[r][v] = add ? S::at(c + r * c_row + v * kLanes) : Vec{};
-    if constexpr (TAIL > 0) tail[r] = add ? Narrow::at(c + r * c_row + kTail) : Tail{};
+    for (int v = 0; v < VECS; ++v) sum[r][v] = add ? S::load(c + r * c_row + v * kLanes) : Vec{};
+    if constexpr (TAIL > 0) tail[r] = add ? Narrow::load(c + r * c_row + kTail) : Tail{};
   }
   for (int64_t d = 0; d < depth; ++d, a += a_column, b += b_row) {
     Vec row[VECS + 1];
     Tail row_tail{};
 #pragma GCC unroll 3
-    for (int v = 0; v < VECS; ++v) row[v] = S::at(b + v * kLanes);
-    if constexpr (TAIL > 0) row_tail = Narrow::at(b + kTail);
+    for (int v = 0; v < VECS; ++v) row[v] = S::load(b + v * kLanes);
+    if constexpr (TAIL > 0) row_tail = Narrow::load(b + kTail);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       const A factor = a[r * a_row];
@@ -128,8 +129,8 @@ SSEPT_INLINE void multiply_block(bool add, int64_t depth, const A* a, int64_t a_
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 3
-    for (int v = 0; v < VECS; ++v) S::at(c + r * c_row + v * kLanes) = sum[r][v];
-    if constexpr (TAIL > 0) Narrow::at(c + r * c_row + kTail) = tail[r];
+    for (int v = 0; v < VECS; ++v) S::store(c + r * c_row + v * kLanes, sum[r][v]);
+    if constexpr (TAIL > 0) Narrow::store(c + r * c_row + kTail, tail[r]);
   }
 }
 
@@ -245,19 +246,20 @@ SSEPT_INLINE void pack_transposed(const T* x, int64_t x_row, int64_t rows, int64
         }
         if constexpr (std::is_same_v<T, A>) {
           if (first + kLanes <= width) {  // not by memcpy, which may go through memory
-            block[r] = S::at(from) + added;
+            block[r] = S::load(from) + added;
             continue;
           }
         }
         A row[kLanes];
         for (int64_t i = 0; i < kLanes; ++i)
           row[i] = first + i < width ? static_cast<A>(from[i]) : A(0);
-        block[r] = S::at(row) + added;
+        block[r] = S::load(row) + added;
       }
       transpose<S, A>(block);
-      for (int64_t i = 0; i < kLanes; ++i) S::at(tile + (first + i) * tile_columns + r0) = block[i];
+      for (int64_t i = 0; i < kLanes; ++i)
+        S::store(tile + (first + i) * tile_columns + r0, block[i]);
       for (int64_t i = width; overlaps && i < i0 + kLanes; ++i)
-        S::at(tile + i * tile_columns + r0) = Vec{};
+        S::store(tile + i * tile_columns + r0, Vec{});
     }
 }
 

@@ -19,9 +19,9 @@ SSEPT_INLINE A dot(const A* x, const T* y, int64_t n) {
       typename S::template Vec<A> lane, products{};
       for (int64_t i = 0; i < kLanes; ++i) lane[i] = static_cast<A>(i);
       const int64_t rest = n % kLanes, last = n - kLanes;
-      for (int64_t i = 0; i <= last; i += kLanes) products += S::at(x + i) * S::at(y + i);
+      for (int64_t i = 0; i <= last; i += kLanes) products += S::load(x + i) * S::load(y + i);
       // What is left over are the upper lanes of a vector that overlaps the one before.
-      const auto of_last = S::at(x + last) * S::at(y + last);
+      const auto of_last = S::load(x + last) * S::load(y + last);
       products = lane < static_cast<A>(kLanes - rest) ? products : products + of_last;
       return horizontal_sum<S, A>(products);
     }
@@ -52,13 +52,13 @@ SSEPT_INLINE void add_all_scaled(A* y, int64_t count, Term&& term, int64_t n) {
         typename S::template Vec<A> sum[kVectors];
         for (int64_t v = 0; v < kVectors; ++v) {
           at[v] = std::max<int64_t>(0, n - std::max<int64_t>(left - v, 1) * kLanes);
-          sum[v] = S::at(y + at[v]);
+          sum[v] = S::load(y + at[v]);
         }
         for (int64_t i = 0; i < count; ++i) {
           const auto [a, x] = term(i);
-          for (int64_t v = 0; v < kVectors; ++v) sum[v] += a * S::at(x + at[v]);
+          for (int64_t v = 0; v < kVectors; ++v) sum[v] += a * S::load(x + at[v]);
         }
-        for (int64_t v = 0; v < kVectors; ++v) S::at(y + at[v]) = sum[v];
+        for (int64_t v = 0; v < kVectors; ++v) S::store(y + at[v], sum[v]);
       }
       return;
     }

@@ -85,9 +85,9 @@ SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_scores, const A* keep
   constexpr A kInfinity = std::numeric_limits<A>::infinity();
   if (lse == -kInfinity) lse = kInfinity;  // all scores are -infinity, and weights 0
   for (int64_t j = 0; j < columns; j += kLanes) {
-    const auto weight = exponential<S, A>(S::at(weights + j) - lse);
-    S::at(grad_scores + j) = weight * (S::at(grad_scores + j) * S::at(keep + j) - delta);
-    S::at(weights + j) = weight * S::at(keep + j);
+    const auto weight = exponential<S, A>(S::load(weights + j) - lse);
+    S::store(grad_scores + j, weight * (S::load(grad_scores + j) * S::load(keep + j) - delta));
+    S::store(weights + j, weight * S::load(keep + j));
   }
   for (int64_t j = visible; j < columns; ++j) weights[j] = grad_scores[j] = 0;
 }

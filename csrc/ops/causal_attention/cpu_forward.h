@@ -45,21 +45,21 @@ SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns
   constexpr int64_t kLanes = S::template kLanes<A>;
   using Vec = typename S::template Vec<A>;
   for (int64_t j = visible; j < columns; ++j) scores[j] = -std::numeric_limits<A>::infinity();
-  Vec largest = S::at(scores);
+  Vec largest = S::load(scores);
   for (int64_t j = kLanes; j < columns; j += kLanes)
-    largest = largest > S::at(scores + j) ? largest : S::at(scores + j);
+    largest = largest > S::load(scores + j) ? largest : S::load(scores + j);
   const A new_maximum = std::max(maximum, horizontal_max<S, A>(largest));
   // Where all scores are -infinity, they stay it.
   const A subtracted = new_maximum == -std::numeric_limits<A>::infinity() ? A(0) : new_maximum;
   Vec total{};
   for (int64_t j = 0; j < columns; j += kLanes) {
-    S::at(scores + j) = exponential<S, A>(S::at(scores + j) - subtracted);
-    total += S::at(scores + j);
+    S::store(scores + j, exponential<S, A>(S::load(scores + j) - subtracted));
+    total += S::load(scores + j);
   }
   if (maximum != new_maximum) {
     const A correction = std::exp(maximum - new_maximum);
     sum *= correction;
-    for (int64_t i = 0; i < width; i += kLanes) S::at(out + i) *= correction;
+    for (int64_t i = 0; i < width; i += kLanes) S::store(out + i, S::load(out + i) * correction);
     maximum = new_maximum;
   }
   sum += horizontal_sum<S, A>(total);

@@ -66,8 +66,9 @@ SSEPT_INLINE void add_gated(const GatedResidual<T>& in, T* out, int64_t begin, i
     if (in.gate) rows.load(2, in.gate + row);
     dropout.apply(y, in.width, n);
     for (int64_t i = 0; i < in.width; i += S::template kLanes<A>) {
-      const auto of_y = S::at(y + i);
-      S::at(x + i) += in.gate ? Gate<S, A>(S::at(gate + i)).open * of_y : of_y;
+      const auto of_y = S::load(y + i);
+      S::store(x + i,
+               S::load(x + i) + (in.gate ? Gate<S, A>(S::load(gate + i)).open * of_y : of_y));
     }
     rows.store(0, out + row);
   }
@@ -88,9 +89,9 @@ SSEPT_INLINE void add_gated_backward(const GatedResidual<T>& in, T* grad_y, T* g
       rows.load(2, in.gate + row);
       dropout.apply(y, in.width, n);
       for (int64_t i = 0; i < in.width; i += S::template kLanes<A>) {
-        const Gate<S, A> at(S::at(gate + i));
-        S::at(grad + i) *= at.open;
-        S::at(gate + i) = S::at(grad + i) * at.shut * S::at(y + i);
+        const Gate<S, A> at(S::load(gate + i));
+        S::store(grad + i, S::load(grad + i) * at.open);
+        S::store(gate + i, S::load(grad + i) * at.shut * S::load(y + i));
       }
       rows.store(2, grad_gate + row);
     }
@@ -109,8 +110,8 @@ SSEPT_INLINE void swiglu_rows(const Swiglu<T>& in, T* out, int64_t begin, int64_
     rows.load(0, u);
     rows.load(1, u + in.width, static_cast<A>(in.dropout.scale));
     for (int64_t i = 0; i < in.width; i += S::template kLanes<A>) {
-      const auto of_a = S::at(a + i);
-      S::at(a + i) = of_a * Gate<S, A>(of_a).open * S::at(b + i);
+      const auto of_a = S::load(a + i);
+      S::store(a + i, of_a * Gate<S, A>(of_a).open * S::load(b + i));
     }
     dropout.apply(a, in.width, n);
     rows.store(0, out + n * in.width);
@@ -130,11 +131,11 @@ SSEPT_INLINE void swiglu_rows_backward(const Swiglu<T>& in, const T* grad, T* gr
     rows.load(2, grad + n * in.width, static_cast<A>(in.dropout.scale));
     dropout.apply(g, in.width, n);
     for (int64_t i = 0; i < in.width; i += S::template kLanes<A>) {
-      const auto of_a = S::at(a + i);
+      const auto of_a = S::load(a + i);
       const Gate<S, A> at(of_a);
-      const auto gated = S::at(g + i) * at.open;
-      S::at(a + i) = gated * (of_a * at.shut + A(1)) * S::at(b + i);
-      S::at(b + i) = gated * of_a;
+      const auto gated = S::load(g + i) * at.open;
+      S::store(a + i, gated * (of_a * at.shut + A(1)) * S::load(b + i));
+      S::store(b + i, gated * of_a);
     }
     rows.store(0, grad_u + row);
     rows.store(1, grad_u + row + in.width);

@@ -49,12 +49,12 @@ SSEPT_INLINE void exponentials(Loss loss, A* x, A* y, int64_t n) {
   using Vec = typename S::template Vec<A>;
   const Vec zero{}, one = zero + A(1);
   for (int64_t i = 0; i < n; i += S::template kLanes<A>) {
-    const Vec at = S::at(x + i), e = exponential<S, A>(at < zero ? at : -at);
+    const Vec at = S::load(x + i), e = exponential<S, A>(at < zero ? at : -at);
     if (loss == Loss::kSampledSoftmax) {
-      S::at(y + i) = at <= zero ? e : at;
+      S::store(y + i, at <= zero ? e : at);
     } else {
-      S::at(x + i) = (at < zero ? zero : at) + log1p<S, A>(e);
-      S::at(y + i) = at == at ? (at < zero ? e : one) / (e + one) : at;  // NaN stays
+      S::store(x + i, (at < zero ? zero : at) + log1p<S, A>(e));
+      S::store(y + i, at == at ? (at < zero ? e : one) / (e + one) : at);  // NaN stays
     }
   }
 }

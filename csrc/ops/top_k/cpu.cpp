@@ -90,13 +90,13 @@ SSEPT_INLINE void add_scores(const A* scores, int64_t count, const IdSet& seen, 
   constexpr int64_t kLanes = S::template kLanes<A>;
   Vec highest = Vec{} + best.bound(), zero{};
   for (int64_t i = 0; i < ITEMS; i += kLanes) {
-    const Vec x = S::at(scores + i);
+    const Vec x = S::load(scores + i);
     highest = x > highest ? x : highest;
     zero += x * A(0);  // NaN where x is not finite
   }
   if (lanes_above<S, A>(highest + zero, best.bound()) == 0) return;
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Vec x = S::at(scores + i);
+    const Vec x = S::load(scores + i);
     uint32_t hits = lanes_above<S, A>(x + x * A(0), best.bound());
     for (; hits != 0; hits &= hits - 1) {
       const int64_t j = i + std::countr_zero(hits);

@@ -26,7 +26,7 @@ SSEPT_INLINE Counts compare(const A* scores, int64_t count, A target) {
   Mask higher{}, same{};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    const Vec x = S::at(scores + i), y = Vec{} + target;
+    const Vec x = S::load(scores + i), y = Vec{} + target;
     higher += x > y ? one : none;  // not the comparison alone: see `lanes_above`
     same += x == y ? one : none;
   }

@@ -36,7 +36,7 @@ SSEPT_INLINE typename S::template Vec<float> widened(const torch::headeronly::Ha
   constexpr uint32_t kBias = 112u << 23, kInfinity = 31u << 23, kLeastNormal = 1u << 23;
   const Bits none{},
       half = __builtin_convertvector(
-          Simd<sizeof(Vec) / 2, 1>::at(reinterpret_cast<const uint16_t*>(from)), Bits);
+          Simd<sizeof(Vec) / 2, 1>::load(reinterpret_cast<const uint16_t*>(from)), Bits);
   const Bits rest = (half & 0x7fff) << 13;
   const Bits normal = rest + kBias + (rest < none + kInfinity ? none : none + kBias);
   const Vec shifted = reinterpret_cast<Vec>(rest + (kBias + kLeastNormal));
@@ -52,7 +52,7 @@ SSEPT_INLINE void widen(const T* from, int64_t count, A* to) {
   int64_t i = 0;
   if constexpr (std::is_same_v<T, torch::headeronly::Half>)
     for (; i + S::template kLanes<A> <= count; i += S::template kLanes<A>)
-      S::at(to + i) = widened<S>(from + i);
+      S::store(to + i, widened<S>(from + i));
 #pragma omp simd
   for (int64_t j = i; j < count; ++j) to[j] = static_cast<A>(from[j]);
 }
@@ -67,7 +67,7 @@ SSEPT_INLINE void score_rows(int64_t width, const A* queries, const A* panel, A*
     for (int64_t d = 0; d < width; ++d) {
       Vec x[VECTORS];
 #pragma GCC unroll 12
-      for (int v = 0; v < VECTORS; ++v) x[v] = S::at(panel + d * ITEMS + i + v * kLanes);
+      for (int v = 0; v < VECTORS; ++v) x[v] = S::load(panel + d * ITEMS + i + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
         const A query = queries[r * width + d];
@@ -78,7 +78,7 @@ SSEPT_INLINE void score_rows(int64_t width, const A* queries, const A* panel, A*
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 12
-      for (int v = 0; v < VECTORS; ++v) S::at(scores + r * ITEMS + i + v * kLanes) = sum[r][v];
+      for (int v = 0; v < VECTORS; ++v) S::store(scores + r * ITEMS + i + v * kLanes, sum[r][v]);
   }
 }
 
@@ -144,7 +144,7 @@ class Tile {
                                         scores + r * ITEMS);
     for (r = 0; table_.scale && r < count; ++r)
       for (int64_t i = 0; i < ITEMS; i += S::template kLanes<A>)
-        S::at(scores + r * ITEMS + i) *= S::at(scale_ + i);
+        S::store(scores + r * ITEMS + i, S::load(scores + r * ITEMS + i) * S::load(scale_ + i));
   }
 
  private:
