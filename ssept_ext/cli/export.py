@@ -59,7 +59,9 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         help="an ONNX file, a program for torch.export.load, or a package that AOTInductor compiles for this type of "
         "processor (default: onnx)",
     )
-    parser.add_argument("--out", type=output_file, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--out", type=output_file, metavar="FILE", help="the file to write (default: none)"
+    )
     parser.add_argument(
         "--scores",
         action="store_true",
@@ -75,7 +77,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         "--triton",
         type=output_folder,
         metavar="FOLDER",
-        help="instead of --out, add a version of the model to a model repository of Triton",
+        help="instead of --out, add a version of the model to a model repository of Triton (default: none)",
     )
     parser.add_argument(
         "--name", type=filled, help="name of the model in the repository (default: ssept)"

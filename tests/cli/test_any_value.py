@@ -28,6 +28,7 @@ REQUIRED = {
     "update": ["run", "--data", "events.csv"],
     "plot": ["run"],
     "evaluate": ["run"],
+    "export": ["run", "--out", "model.onnx"],
     "compare": ["run", "run"],
     "predict": ["run", "--users", "1"],
     "serve": ["run"],

@@ -39,6 +39,7 @@ def test_every_option_has_help_with_its_default():
         *(
             "compare",
             "evaluate",
+            "export",
             "info",
             "plot",
             "predict",
