@@ -13,6 +13,11 @@ from ssept_ext._extension import Backend, use_native
 from ssept_ext.ops import reference, row_update_reference
 
 
+# Asked once: torch 2.11 cannot compile the question.
+_WITH_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+"""Types of devices."""
+
+
 def call(op: str, device: torch.device, backend: Backend | None, *args: Any) -> Any:
     """Call the kernel of `op` for this device or, without autocast, which would round its products, its reference."""
     if use_native(op, device, backend):
@@ -23,7 +28,7 @@ def call(op: str, device: torch.device, backend: Backend | None, *args: Any) -> 
                 f'{op} has no forward-mode derivative: use backend="reference"'
             )
         return getattr(torch.ops.ssept_ext, op)(*args)
-    if not torch.amp.is_autocast_available(device.type):
+    if device.type not in _WITH_AUTOCAST:
         return getattr(reference, op)(*args)
     with torch.autocast(device.type, enabled=False):
         return getattr(reference, op)(*args)
@@ -42,7 +47,7 @@ def call_in_place(op: str, backend: Backend | None, changed: Sequence[Tensor], *
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """Return the dtype of `torch.autocast` on this device, or None if it is off."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if device.type in _WITH_AUTOCAST and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
 
