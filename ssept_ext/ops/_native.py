@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 from ssept_ext._extension import Backend, use_native
 from ssept_ext.ops import reference, row_update_reference
 
-
 # Asked once: torch 2.11 cannot compile the question.
 _WITH_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 """Types of devices."""
