@@ -69,6 +69,7 @@ PRESETS: dict[str, Settings] = {
     "sse-pt-gbce": _SSE_PT | _GBCE,
     "sse-pt-sampled-softmax": presets.PRESETS["sse-pt-sampled-softmax"] | _MEASURED,
     "sse-pt++-sampled-softmax": presets.PRESETS["sse-pt++-sampled-softmax"] | _MEASURED,
+    "sse-pt++-gated": presets.PRESETS["sse-pt++-gated"] | _MEASURED | {"validation": "full"},
     "sse-pt-softmax": _SSE_PT | _SOFTMAX,
     "sasrec": _SASREC,
     "sasrec-gbce": _SASREC | {"embedding_dim": 128, "dropout_rate": 0.5} | _GBCE,

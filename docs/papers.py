@@ -11,6 +11,7 @@ from ssept_ext.training.presets import PRESETS
 
 REPRODUCED = "reproduce-2026-11-26.md"
 REPRODUCED_OVER_DRAWS = "reproduce-2026-11-28.md"
+GATED = "gated-2026-11-29.md"
 
 
 def reproduced(section: str, file: str = REPRODUCED, **cells: str) -> dict[str, str]:
@@ -116,6 +117,7 @@ PRESET_RUNS = {
     "sasrec": "sasrec-seed-0,bf16=true",
     "sse-pt-sampled-softmax": "sse-pt-sampled-softmax,bf16=true, 3 seeds",
     "sse-pt++-sampled-softmax": "sse-pt++-sampled-softmax,bf16=true, 3 seeds",
+    "sse-pt++-gated": "seed 0",
     "sasrec-sampled-softmax": "sasrec-sampled-softmax-seed-0,bf16=true,epochs=60",
 }
 """The run on ML-1M by each preset; its name has what was changed."""
@@ -124,7 +126,8 @@ PRESET_RUNS = {
 def preset_table() -> str:
     rows = []
     for name, options in PRESETS.items():
-        row = reproduced("ML-1M", run=PRESET_RUNS[name])
+        file = GATED if name == "sse-pt++-gated" else REPRODUCED
+        row = reproduced("ML-1M", file, run=PRESET_RUNS[name])
         epochs = f"{options['num_epochs']}"
         if name == "sse-pt++":
             epochs += " (measured: 160, at a learning rate of .002)"

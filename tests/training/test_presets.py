@@ -6,7 +6,10 @@ from ssept_ext import SASREC, SSEPT
 from ssept_ext.training.presets import DEFAULT_PRESETS, PRESETS, preset_options
 from ssept_ext.training.recipe import Recipe
 
-SSEPTS = ["sse-pt", "sse-pt++", "sse-pt-sampled-softmax", "sse-pt++-sampled-softmax"]
+SSEPTS = [
+    *("sse-pt", "sse-pt++", "sse-pt-sampled-softmax", "sse-pt++-sampled-softmax"),
+    "sse-pt++-gated",
+]
 SASRECS = ["sasrec", "sasrec-sampled-softmax"]
 OF_CLASS = [*((SSEPT, name) for name in SSEPTS), *((SASREC, name) for name in SASRECS)]
 
