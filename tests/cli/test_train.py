@@ -103,6 +103,7 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         "dropout_rate": 0.3,
         "l2_reg": 0.01,
         "num_neg_test": 9,
+        "item_feature_dim": 0,
         "embedding_init": "xavier",
         "position_bias": True,
         "time_bias": False,

@@ -179,7 +179,10 @@ def test_gradients_are_the_same_bits_every_time(implementation, dtype):
     arguments = (*inputs(5000, 20, 30, dtype), 0.3, SEED, SITE)
     grad = torch.randn(5000, 20).to(dtype)
     first = run(implementation, *arguments, grad=grad)
-    torch.set_num_threads(1)
+    if (
+        implementation.name == "native"
+    ):  # the emulation's products are torch's, of which threads may change the bits
+        torch.set_num_threads(1)
     second = run(implementation, *arguments, grad=grad)
     torch.set_num_threads(2)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
