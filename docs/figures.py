@@ -15,7 +15,7 @@ from dataclasses import MISSING, fields
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from papers import RUNS, losses, papers, papers_over_draws, preset_table
+from papers import RUNS, gated, losses, papers, papers_over_draws, preset_table
 from results import RESULTS, ROOT, table
 
 from ssept_ext.network import SSEPTConfig
@@ -319,6 +319,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "papers-over-draws": papers_over_draws,
     "losses": losses,
     "presets": preset_table,
+    "gated": gated,
     "speed-fifty": lambda: ratio(case(FIFTY_COLUMNS, "ML-1M"), "eager baseline"),
     "shared-op": lambda: shared("sequence, the op", "ours", "16 of each event's own"),
     "shared-step": lambda: shared("a training step with", "ours", "16 of each event's own"),
