@@ -117,7 +117,7 @@ PRESET_RUNS = {
     "sasrec": "sasrec-seed-0,bf16=true",
     "sse-pt-sampled-softmax": "sse-pt-sampled-softmax,bf16=true, 3 seeds",
     "sse-pt++-sampled-softmax": "sse-pt++-sampled-softmax,bf16=true, 3 seeds",
-    "sse-pt++-gated": "seed 0",
+    "sse-pt++-gated": "three seeds",
     "sasrec-sampled-softmax": "sasrec-sampled-softmax-seed-0,bf16=true,epochs=60",
 }
 """The run on ML-1M by each preset; its name has what was changed."""
