@@ -124,8 +124,9 @@ struct Shares {
     num_blocks = (in.num_queries + queries - 1) / queries;
     const int64_t all_tiles = whole(in.num_items, kTileItems) / kTileItems;
     const int64_t least = grain(kTileItems * in.table.width * std::min(queries, in.num_queries));
-    tiles =
-        std::max({all_tiles / std::max<int64_t>(1, threads / num_blocks), 4 * least, int64_t{1}});
+    // Rounded up: a part more than threads would leave most of the work to one of them.
+    const int64_t parts = std::max<int64_t>(1, threads / num_blocks);
+    tiles = std::max({(all_tiles + parts - 1) / parts, 4 * least, int64_t{1}});
     num_parts = std::max<int64_t>(1, (all_tiles + tiles - 1) / tiles);
   }
 };
