@@ -14,8 +14,8 @@ namespace ssept::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kBlocksAtOnce =
-    8;  // on a multiprocessor: without this, ptxas spills for more of them
+// On a multiprocessor: without this limit, ptxas spills registers to fit more blocks.
+constexpr int kBlocksAtOnce = 8;
 constexpr int64_t kBlocksWanted = 512, kLeastItems = 16 * kThreads;
 
 template <class A>
