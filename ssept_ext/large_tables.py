@@ -19,11 +19,12 @@ from ssept_ext import distributed
 from ssept_ext._extension import Backend
 from ssept_ext.checkpoint.model import load_checkpoint, store_checkpoint
 from ssept_ext.checkpoint.shards import tables_in_process_0
-from ssept_ext.data.packed import PackedBatch, numbered
+from ssept_ext.data.packed import PackedBatch, Tables, numbered
 from ssept_ext.models import SASREC, SSEPT
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig, config_from_arguments
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import Shards
+from ssept_ext.network.tables import LookedUp
 from ssept_ext.training.large_tables import ShardedRows, ShardedTable, device_of_group
 from ssept_ext.training.options import TrainingOptions
 
@@ -110,6 +111,10 @@ class ShardedSASREC(SASREC):
             raise ValueError(
                 f"item_feature_dim must be 0 for tables that are spread over processes, got {config.item_feature_dim}"
             )
+        if not config.tie_item_embeddings:
+            raise ValueError(
+                "tie_item_embeddings must be True for tables that are spread over processes, got False"
+            )
         small: dict[str, Any] = {"item_num": 1}
         if isinstance(config, SSEPTConfig):
             small["user_num"] = 1
@@ -144,7 +149,7 @@ class ShardedSASREC(SASREC):
         rows = rows[: max(num_items + 1 - first, 0)]
         return max(first - 1, 0), _Part(self.scores.vectors(rows), start=0 if first == 0 else -1)
 
-    def look_up(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None, PackedBatch]:
+    def look_up(self, batch: PackedBatch) -> LookedUp:
         """Return the rows that a batch reads as tables, and the batch with its ids numbered by them.
 
         Raises
@@ -153,7 +158,7 @@ class ShardedSASREC(SASREC):
             If a gradient is wanted, which only the steps of `train_model` take to the tables.
         """
         if batch.tables is not None:
-            return batch.look_up(*batch.tables)
+            return batch.look_up(batch.tables)
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "sharded tables have gradients only in train_model: call other methods in torch.no_grad()"
@@ -165,12 +170,12 @@ class ShardedSASREC(SASREC):
         }
         item_ids, *numbers = numbered(*of_items.values())
         user_ids, users = numbered(batch.users)
-        items, *more = [
+        found = [
             table.look_up_without_gradient(ids)
             for table, ids in zip(self._tables, (item_ids, user_ids), strict=False)
         ]
         named: dict[str, Any] = dict(zip(of_items, numbers, strict=True))
-        return items, more[0] if more else None, replace(batch, users=users, **named)
+        return Tables(*found), replace(batch, users=users, **named)
 
     def mean_user(self) -> Tensor | None:
         """(Du,) mean of all users' vectors, None without a user table."""

@@ -81,7 +81,7 @@ def state_dict_for_recommenders(model: SequentialRecommender) -> dict[str, Tenso
     Raises
     ------
     ValueError
-        If the architecture is not "recommenders", the only one that recommenders has.
+        If the architecture is not "recommenders", the only one that recommenders has, or items have a second table.
 
     Examples
     --------
@@ -95,6 +95,10 @@ def state_dict_for_recommenders(model: SequentialRecommender) -> dict[str, Tenso
     if config.architecture != "recommenders":
         raise ValueError(
             f'architecture must be "recommenders" for recommenders to load it, got "{config.architecture}"'
+        )
+    if not config.tie_item_embeddings:
+        raise ValueError(
+            "tie_item_embeddings must be True for recommenders to load it, whose items have one table, got False"
         )
     tensors = {
         name: tensor.unsqueeze(2) if "conv_layer" in name and tensor.dim() == 2 else tensor

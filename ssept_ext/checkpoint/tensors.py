@@ -48,6 +48,8 @@ def sizes_of(
     }
     if "content.features" in shapes:
         sizes["item_feature_dim"] = shapes["content.features"][1]
+    if "output_embedding_layer.weight" in shapes:
+        sizes["tie_item_embeddings"] = False
     if issubclass(config_class, SSEPTConfig):
         users, user_width = shapes["user_embedding_layer.weight"]
         sizes |= {"user_num": users - 1, "user_embedding_dim": user_width}

@@ -72,6 +72,7 @@ _MODEL = (
     *("architecture", "seq_max_len", "num_blocks", "attention_num_heads", "user_embedding_dim"),
     *("embedding_dim", "dropout_rate", "l2_reg", "num_neg_test", "embedding_init"),
     *("position_bias", "time_bias", "cosine_temperature", "learn_temperature"),
+    "tie_item_embeddings",
 )
 _OWN = {"model": "ssept", "seed": 0, "n_workers": 1, "tensorboard": False, "item_features": None}
 """Options of a run that are not in its recipe, with the values for runs of versions that did not have them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -59,6 +59,22 @@ class RowNumbers:
         return RowNumbers(**{name: x.to(device) for name, x in vars(self).items()})
 
 
+class Tables(NamedTuple):
+    """The tables that the ids of a batch are rows of."""
+
+    items: Tensor
+    """(M, Di) vectors by which items are read and, unless there are `outputs`, scored."""
+    users: Tensor | None = None
+    """(V, Du) vectors of users, if there are any."""
+    outputs: Tensor | None = None
+    """(M, Di) vectors by which items are scored instead."""
+
+    @property
+    def scored(self) -> Tensor:
+        """(M, Di) vectors by which items are scored."""
+        return self.items if self.outputs is None else self.outputs
+
+
 @dataclass(frozen=True)
 class PackedBatch:
     """B sequences with N real tokens in total, in the layout of `flash_attn_varlen_func`.
@@ -97,8 +113,8 @@ class PackedBatch:
     """Whether SSE has been applied, see `ssept_ext.data.sse`: a model does not apply it again."""
     numbers: RowNumbers | None = None
     """The rows that this batch reads, if they were asked for."""
-    tables: tuple[Tensor, Tensor | None] | None = None
-    """Vectors of the rows in `numbers`, (M, Di) and (V, Du), which a model then uses instead of its own tables."""
+    tables: Tables | None = None
+    """Vectors of the rows in `numbers`, which a model then uses instead of its own tables."""
 
     @classmethod
     def from_numpy(
@@ -142,12 +158,10 @@ class PackedBatch:
         sequence = torch.searchsorted(self.cu_seqlens[1:].contiguous(), token, right=True)
         return F.pad(negatives, (0, 0, 0, 1))[sequence]
 
-    def look_up(
-        self, items: Tensor, users: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, PackedBatch]:
-        """Return the tables of items and users to use, by default these, and the batch with their rows as its ids."""
+    def look_up(self, whole: Tables) -> tuple[Tables, PackedBatch]:
+        """Return the tables to use, those of the batch or else whole ones, and the batch with their rows as its ids."""
         if self.tables is None:
-            return items, users, self
+            return whole, self
         assert self.numbers is not None
         rows = replace(
             self,
@@ -156,7 +170,7 @@ class PackedBatch:
             positives=self.numbers.positives,
             negatives=self.numbers.negatives,
         )
-        return *self.tables, rows
+        return self.tables, rows
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Copy every tensor to `device`."""

@@ -95,6 +95,11 @@ class SASRECConfig:
     learn_temperature: bool = option(
         False, "let training change cosine_temperature, where it starts from"
     )
+    tie_item_embeddings: bool = option(
+        True,
+        "score items by the vectors by which they are read; without it, items have a second table of vectors, by which "
+        "they are scored",
+    )
     item_feature_dim: int = option(
         0,
         "F: width of item_features, whose learned projection is added to the items' vectors; 0 for none",
@@ -133,6 +138,10 @@ class SASRECConfig:
         if self.learn_temperature and self.cosine_temperature is None:
             raise ValueError(
                 "learn_temperature must be False without a cosine_temperature, got True"
+            )
+        if self.item_feature_dim and not self.tie_item_embeddings:
+            raise ValueError(
+                "tie_item_embeddings must be True with item_features, whose projection is added to one table, got False"
             )
         _ = self.sse  # checks itself
 

@@ -153,6 +153,10 @@ def _larger(
             added = torch.where(more.any(1, keepdim=True), added, vectors)
             copy.content.features = torch.cat([copy.content.features, more])
         _set_rows(copy.item_embedding_layer, torch.cat([items, added]))
+        if copy.output_embedding_layer is not None:
+            outputs = copy.output_embedding_layer.weight.detach()
+            more = _new_rows(outputs, num_items, near, popularity)
+            _set_rows(copy.output_embedding_layer, torch.cat([outputs, more]))
         if copy.user_embedding_layer is not None:
             sizes["user_num"] = num_users
             users = copy.user_embedding_layer.weight.detach()

@@ -115,11 +115,11 @@ class SequentialRecommender(VectorTables):
         ValueError
             If the model has `time_bias` and the batch has no times.
         """
-        item_table, own_users, rows = self.look_up(batch) if looked_up is None else looked_up
+        tables, rows = self.look_up(batch) if looked_up is None else looked_up
         own = user_table is None
-        user_table, users = (own_users, rows.users) if own else (user_table, batch.users)
+        user_table, users = (tables.users, rows.users) if own else (user_table, batch.users)
         x = ops.user_item_embedding(
-            item_table,  # (I + 1, Di)
+            tables.items,  # (I + 1, Di)
             user_table,  # (U + 1, Du)
             self.positional_embedding_layer.weight,  # (T, D)
             rows.items,  # (N,)
@@ -170,10 +170,10 @@ class SequentialRecommender(VectorTables):
         batch.targets(needs_negatives=loss != "softmax")
         batch, looked_up, hidden = self._encode_targets(batch, training=True, seed=seed)  # (N, D)
         positives, negatives = batch.targets(needs_negatives=loss != "softmax")
-        item_table, user_table, rows = looked_up
+        tables, rows = looked_up
         queries = self.scores.queries(hidden)  # (N, D)
         if loss == "softmax":
-            whole = item_table if batch.tables is None else self.item_table()
+            whole = tables.scored if batch.tables is None else self.output_table()
             vectors = self.scores.vectors(whole)
             item_part = queries[:, : vectors.shape[1]]  # the user's part is the same for every item
             return losses.softmax(item_part, vectors, positives)
@@ -181,9 +181,9 @@ class SequentialRecommender(VectorTables):
         if loss == "gbce":
             beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)
         log_q = negative_log_probs if loss == "sampled_softmax" else None
-        users = None if user_table is None else rows.users
-        vectors = self.scores.vectors(item_table)
-        scored = (queries, vectors, user_table, *rows.targets(), users, batch.cu_seqlens)
+        users = None if tables.users is None else rows.users
+        vectors = self.scores.vectors(tables.scored)
+        scored = (queries, vectors, tables.users, *rows.targets(), users, batch.cu_seqlens)
         name = "bce" if loss == "gbce" else loss
         options: dict[str, Any] = {
             "beta": beta,
@@ -216,10 +216,10 @@ class SequentialRecommender(VectorTables):
         """
         batch.targets()
         batch, looked_up, hidden = self._encode_targets(batch, training, seed)
-        item_table, user_table, rows = looked_up
+        tables, rows = looked_up
         items = torch.cat([rows.targets()[0].unsqueeze(1), rows.negatives_of_tokens()], 1)
-        pair = self.scores.queries(hidden), self.scores.vectors(item_table)
-        return cast("Tensor", self.scores(*pair, items, user_table, rows.users, batch.cu_seqlens))
+        pair = self.scores.queries(hidden), self.scores.vectors(tables.scored)
+        return cast("Tensor", self.scores(*pair, items, tables.users, rows.users, batch.cu_seqlens))
 
     def score(
         self,
@@ -261,8 +261,8 @@ class SequentialRecommender(VectorTables):
     ) -> tuple[Tensor, Tensor]:
         """Split the scores of the next item into queries (B, Di) and user parts (B,), without dropout.
 
-        The score of item j is `queries @ scores.vectors(E_item)[j] + user_part`; the user part is the same for all
-        items. Both are float32 or wider.
+        The score of item j is `queries @ scores.vectors(output_table())[j] + user_part`; the user part is the same for
+        all items. Both are float32 or wider.
 
         Parameters
         ----------

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import PackedBatch, Tables
 from ssept_ext.network import layers
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.content import ItemContent
 from ssept_ext.ops.reference_checks import checked_ids
 
-LookedUp: TypeAlias = tuple[Tensor, Tensor | None, PackedBatch]
-"""Tables of items and, if there are any, users, and a batch whose ids are the rows of these."""
+LookedUp: TypeAlias = tuple[Tables, PackedBatch]
+"""Tables, and a batch whose ids are the rows of these."""
+
+PARAMETERS = {
+    "items": "item_embedding_layer.weight",
+    "users": "user_embedding_layer.weight",
+    "outputs": "output_embedding_layer.weight",
+}
+"""What the fields of `Tables` have rows of, by names of the state dict."""
 
 
 class VectorTables(nn.Module):
@@ -24,12 +31,15 @@ class VectorTables(nn.Module):
 
     Attributes
     ----------
+    output_embedding_layer
+        Scores items instead of `item_embedding_layer`; None with `tie_item_embeddings`.
     content
         The features of items and their projection; None for a model without `item_features`.
     """
 
     config: SASRECConfig
     user_embedding_layer: nn.Embedding | None
+    output_embedding_layer: nn.Embedding | None
     content: ItemContent | None
 
     def __init__(self, config: SASRECConfig) -> None:
@@ -39,6 +49,9 @@ class VectorTables(nn.Module):
         self.user_embedding_layer = None
         if isinstance(config, SSEPTConfig):
             self.user_embedding_layer = nn.Embedding(config.user_num + 1, config.user_dim, 0)
+        self.output_embedding_layer = None
+        if not config.tie_item_embeddings:
+            self.output_embedding_layer = nn.Embedding(config.item_num + 1, config.item_dim, 0)
         self.content = None
         if config.item_feature_dim:
             self.content = ItemContent(config.item_num, config.item_feature_dim, config.item_dim)
@@ -71,53 +84,63 @@ class VectorTables(nn.Module):
         return None if layer is None else layers.mean_row(layer.weight.detach()[1:])
 
     def embedding_tables(self) -> list[nn.Parameter]:
-        """Return the tables that `l2_reg` applies to: items, positions, users."""
-        tables = [self.item_embedding_layer.weight, self.positional_embedding_layer.weight]
-        if self.user_embedding_layer is not None:
-            tables.append(self.user_embedding_layer.weight)
-        return cast("list[nn.Parameter]", tables)
+        """Return the tables that `l2_reg` applies to: items, positions, users, and items as they are scored."""
+        items, *others = self._whole_tables()
+        tables = (items, self.positional_embedding_layer.weight, *others)
+        return [cast("nn.Parameter", x) for x in tables if x is not None]
 
     def lookup_tables(self) -> dict[str, nn.Parameter]:
-        """Return the tables of which a batch reads some rows, items and users, by their names in the state dict."""
-        layers = {"item": self.item_embedding_layer, "user": self.user_embedding_layer}
-        return {
-            f"{name}_embedding_layer.weight": cast("nn.Parameter", layer.weight)
-            for name, layer in layers.items()
-            if layer is not None
-        }
+        """Return the tables of which a batch reads some rows, in the order of `PARAMETERS` and by these names."""
+        named = zip(PARAMETERS.values(), self._whole_tables(), strict=True)
+        return {name: cast("nn.Parameter", x) for name, x in named if x is not None}
+
+    def _whole_tables(self) -> Tables:
+        users, outputs = self.user_embedding_layer, self.output_embedding_layer
+        return Tables(
+            self.item_embedding_layer.weight,
+            None if users is None else users.weight,
+            None if outputs is None else outputs.weight,
+        )
 
     def look_up(self, batch: PackedBatch) -> LookedUp:
-        """Return tables of items and users, and a batch whose ids are their rows: see `PackedBatch.look_up`.
+        """Return tables, and a batch whose ids are their rows: see `PackedBatch.look_up`.
 
         The vectors of items include those of their features, which are computed for the rows of `batch.tables` only.
         """
-        items, users, rows = batch.look_up(*self.lookup_tables().values())
+        tables, rows = batch.look_up(self._whole_tables())
         if self.content is None:
-            return items, users, rows
+            return tables, rows
         if batch.tables is not None:
             assert batch.numbers is not None
-            return self.content(items, batch.numbers.item_ids), users, rows
-        if batch.positives is None:
-            table, numbers = self.item_rows(batch.items)
-            return table, users, replace(rows, items=numbers)
-        return self.item_table(), users, rows
+            items = self.content(tables.items, batch.numbers.item_ids)
+        elif batch.positives is None:  # with features, items are read and scored alike
+            items, numbers = self.item_rows(batch.items)
+            rows = replace(rows, items=numbers)
+        else:
+            items = self.item_table()
+        return tables._replace(items=items), rows
 
     def item_table(self) -> Tensor:
-        """(I + 1, Di) vectors by which items are read and scored; that of item 0, the padding, is zero.
+        """(I + 1, Di) vectors by which items are read; that of item 0, the padding, is zero.
 
         Each is the item's row of `item_embedding_layer` and, of a model with `item_features`, their projection.
         """
         table = self.item_embedding_layer.weight
         return table if self.content is None else self.content(table)
 
+    def output_table(self) -> Tensor:
+        """(I + 1, Di) vectors by which items are scored: `item_table`, unless they have a table of their own."""
+        layer = self.output_embedding_layer
+        return self.item_table() if layer is None else layer.weight
+
     def item_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a table with the vectors of these items, and which of its rows they are.
+        """Return a table with the vectors by which these items are scored, and which of its rows they are.
 
         That is the whole table and its ids, unless fewer vectors would have to be made from features.
         """
         table = self.item_embedding_layer.weight
         if self.content is None or items.numel() >= len(table):
-            return self.item_table(), items
+            return self.output_table(), items
         ids = checked_ids("items", items.flatten(), len(table))
         numbers = torch.where(ids != 0, torch.arange(1, len(ids) + 1, device=ids.device), 0)
         ids = F.pad(ids, (1, 0))  # row 0 is the padding's in this table, too

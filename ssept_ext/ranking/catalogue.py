@@ -147,7 +147,7 @@ class Catalogue:
             table = _unchanged(model, model.compressed)
             scale, num_items = table.cosine_scale, model.item_num
             return cls(table.vectors, scale, num_items=num_items, backend=backend)
-        rows = model.item_table()
+        rows = model.output_table()
         return cls(rows, inverse_norms(rows), backend=backend)
 
     @classmethod
@@ -160,7 +160,7 @@ class Catalogue:
         if is_sharded(model):
             before, vectors = model.item_part(num_items)
             return cls(vectors, None, before, is_part=True, backend=backend)
-        rows = model.item_table()[: num_items + 1]
+        rows = model.output_table()[: num_items + 1]
         return cls(rows, model.scores.scale(rows), backend=backend)
 
     def best(

@@ -44,7 +44,7 @@ def compress(model: Recommender, dtype: ItemDtype) -> Recommender:
     check_one_of("dtype", dtype, get_args(ItemDtype))
     with torch.no_grad():
         table = CompressedTable.of(
-            model.item_table(), getattr(torch, dtype), model.scores, model.version()
+            model.output_table(), getattr(torch, dtype), model.scores, model.version()
         )
     result = copy.copy(model)
     result.compressed = table

@@ -22,6 +22,7 @@ from ssept_ext.recommenders.util import as_dataset, warn_of_ignored
 from ssept_ext.training.callbacks import Progress
 from ssept_ext.training.run import History
 from ssept_ext.training.step import draw_seeds
+from ssept_ext.utils.checks import shown
 
 __all__ = ["SASREC", "Encoder", "LayerNormalization", "pad_sequences"]
 
@@ -188,6 +189,11 @@ class SASREC(models.SASREC):
             raise ValueError(
                 f"item_features must be None for the {type(self).__name__} of ssept_ext.recommenders, whose method "
                 f"embedding knows nothing of them: use that of ssept_ext"
+            )
+        if not arguments.get("tie_item_embeddings", True):
+            raise ValueError(
+                f"tie_item_embeddings must be True for the {type(self).__name__} of ssept_ext.recommenders, whose "
+                f"items have one table, got {shown(arguments['tie_item_embeddings'])}: use that of ssept_ext"
             )
         super().__init__(backend=backend, **{name: arguments[name] for name in own})
         self.dropout_layer = self.encoder.dropout

@@ -179,6 +179,8 @@ def similar_by_index(
 ) -> Recommendations:
     """Return the k items with the highest cosine similarity to each of `items`, without the item itself.
 
+    Their vectors are those by which they are scored, so that similar items are recommended to the same users.
+
     Parameters
     ----------
     items
@@ -209,7 +211,7 @@ def similar_by_index(
     asked = check_indices(model, "item", id_list("items", items))
     k = min(k, model.item_num - 1)
     with scoring(model):
-        rows = model.item_table()[torch.from_numpy(asked).to(model.device)]
+        rows = model.output_table()[torch.from_numpy(asked).to(model.device)]
         scale = inverse_norms(rows)
         queries = rows.to(scale.dtype) * scale[:, None]
         itself = Histories(asked, np.arange(len(asked) + 1), asked)

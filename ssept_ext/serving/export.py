@@ -84,7 +84,7 @@ class TopItems(Scorer):
         Both are (B, K), where K is the largest of `k`, or all items if there are fewer. Row b has its `k[b]` items,
         followed by 0 with the score -inf, as where there are no more items.
         """
-        batch, table = pack_statically(user, input_seq), self.model.item_table()
+        batch, table = pack_statically(user, input_seq), self.model.output_table()
         queries, user_parts = self.model.encode_last(batch, self._vectors(user))  # (B, Di), (B,)
         scores = queries @ self.model.scores.vectors(table).to(queries.dtype).T  # (B, I + 1)
         seen = checked_ids("item", input_seq, len(table))

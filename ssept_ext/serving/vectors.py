@@ -26,7 +26,7 @@ from ssept_ext.serving.requests import (
 
 
 def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
-    """Return the vectors of all items, for a nearest-neighbour index by inner product.
+    """Return the vectors by which all items are scored, for a nearest-neighbour index by inner product.
 
     Row r is item r + 1; in a model with raw ids, that is `model.known.item_ids.raw[r]`.
 
@@ -41,7 +41,7 @@ def item_vectors(model: SequentialRecommender) -> NDArray[np.floating]:
     >>> SASREC(item_num=9, seq_max_len=4, embedding_dim=4, conv_dims=[4, 4]).item_vectors().shape
     (9, 4)
     """
-    weight = model.scores.vectors(model.item_table().detach()[1:])
+    weight = model.scores.vectors(model.output_table().detach()[1:])
     return _to_numpy(weight.to(torch.promote_types(weight.dtype, torch.float32)))
 
 

@@ -30,7 +30,7 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingEnv
 
 from ssept_ext import distributed
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import PackedBatch, Tables
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.training.options import TrainingOptions
 from ssept_ext.training.table_rows import TableRows
@@ -195,7 +195,7 @@ class ShardedRows(TableRows):
             table.set_learning_rate(float(self._optimizer.param_groups[0]["lr"]))
             self._looked_up.append(table.look_up(ids))
         rows = [found.detach().requires_grad_() for found in self._looked_up]
-        return replace(batch, tables=(rows[0], rows[1] if len(rows) > 1 else None))
+        return replace(batch, tables=Tables(*rows))
 
     def collect(self, batch: PackedBatch) -> list[Tensor]:
         found = [rows for rows in batch.tables or () if rows is not None]

@@ -104,7 +104,7 @@ class Run:
             distributed.size(),
             sampler.sequence_lengths() if isinstance(sampler, LengthKnowingSampler) else None,
             capture=model.is_capturable,
-            table_sizes=[] if self._rows is None else [*map(len, self._rows.tables.values())],
+            table_sizes=[] if self._rows is None else self._rows.sizes(),
         )
         self._must_compare_batches = distributed.size() > 1
         self._numbers_whole_batches = self._rows is not None and not self._rows.of_parts

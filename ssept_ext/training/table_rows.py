@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ssept_ext import distributed, ops
-from ssept_ext.data.packed import PackedBatch
+from ssept_ext.data.packed import PackedBatch, Tables
 from ssept_ext.network.recommender import SequentialRecommender
+from ssept_ext.network.tables import PARAMETERS
 from ssept_ext.training.options import TrainingOptions
 
 _LARGE_TABLES = 1_000_000
@@ -33,7 +34,7 @@ class TableRows(ABC):
     Attributes
     ----------
     tables
-        The item table and, if there is one, the user table, by their names in the model's state dict.
+        The model's `lookup_tables`.
     state
         What the update of the tables keeps from step to step, apart from the state of Adam.
     of_parts
@@ -45,10 +46,19 @@ class TableRows(ABC):
         self.state: dict[str, Tensor] = {}
         self.of_parts = False
 
+    def sizes(self) -> list[int]:
+        """Return the number of rows of items and, if there is a user table, of users."""
+        names = (PARAMETERS["items"], PARAMETERS["users"])
+        return [len(self.tables[name]) for name in names if name in self.tables]
+
     def gather(self, batch: PackedBatch) -> PackedBatch:
         """Give a batch with `numbers` its `tables`, which collect gradients instead of the model's."""
-        rows = [self.tables[name].detach()[ids].requires_grad_() for name, ids in self._ids(batch)]
-        return replace(batch, tables=(rows[0], rows[1] if len(rows) > 1 else None))
+        found = {name: self.tables[name].detach()[ids] for name, ids in self._ids(batch)}
+        items, *others = (found.get(name) for name in PARAMETERS.values())
+        assert items is not None
+        for rows in found.values():
+            rows.requires_grad_()
+        return replace(batch, tables=Tables(items, *others))
 
     @abstractmethod
     def collect(self, batch: PackedBatch) -> list[Tensor]:
@@ -88,14 +98,19 @@ class TableRows(ABC):
     def _gathered(self, batch: PackedBatch) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Names of the tables, the ids of the rows, and the rows that were gathered."""
         assert batch.tables is not None
-        for (name, ids), rows in zip(self._ids(batch), batch.tables, strict=False):
-            assert rows is not None
+        found = (rows for rows in batch.tables if rows is not None)
+        for (name, ids), rows in zip(self._ids(batch), found, strict=True):
             yield name, ids, rows
 
     def _ids(self, batch: PackedBatch) -> Iterator[tuple[str, Tensor]]:
-        """Names of the tables, and the ids of the rows that a batch reads."""
-        assert batch.numbers is not None
-        return zip(self.tables, (batch.numbers.item_ids, batch.numbers.user_ids), strict=False)
+        """Names of the tables, and the ids of the rows that a batch reads.
+
+        Those of all its items, where one table has the vectors of inputs and another one those of targets.
+        """
+        numbers = batch.numbers
+        assert numbers is not None
+        for name in self.tables:
+            yield name, numbers.user_ids if name == PARAMETERS["users"] else numbers.item_ids
 
 
 class RowsOfWholeTables(TableRows):

@@ -83,7 +83,7 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         *("--attention-num-heads", "2", "--item-embedding-dim", "6", "--user-embedding-dim", "4"),
         *("--ffn-dim", "12", "--dropout-rate", "0.3", "--l2-reg", "0.01", "--num-neg-test", "9"),
         *("--backend", "reference", "--embedding-init", "xavier", "--position-bias"),
-        *("--cosine-temperature", "0.1", "--learn-temperature"),
+        *("--cosine-temperature", "0.1", "--learn-temperature", "--no-tie-item-embeddings"),
         *("--sse-user-prob", "0.9", "--sse-item-prob", "0.1", "--sse-joint"),
     )
 
@@ -109,6 +109,7 @@ def test_every_model_option_reaches_the_model(data, tmp_path):
         "time_bias": False,
         "cosine_temperature": 0.1,
         "learn_temperature": True,
+        "tie_item_embeddings": False,
         "sse_user_prob": 0.9,
         "sse_item_prob": 0.1,
         "sse_target_prob": 0.0,

@@ -9,7 +9,7 @@ import torch
 from support.factories import tiny_model
 
 from ssept_ext import SASREC, SSEPT, PackedBatch, _extension
-from ssept_ext.data.packed import number_rows
+from ssept_ext.data.packed import Tables, number_rows
 from ssept_ext.data.sse import SSE, replace_ids
 from ssept_ext.utils.philox import philox_key
 
@@ -299,6 +299,6 @@ def test_rows_of_a_batch_are_those_of_its_replaced_ids():
     rows = number_rows(replace_ids(numbered, sse, SEED))
 
     assert torch.equal(rows.numbers.item_ids[rows.numbers.items], rows.items)
-    gathered = replace(numbered, tables=(torch.zeros(1, 1), None))
+    gathered = replace(numbered, tables=Tables(torch.zeros(1, 1)))
     with pytest.raises(ValueError, match="ids replaced before it is given tables"):
         replace_ids(gathered, sse, SEED)

@@ -26,6 +26,11 @@ def model(request):
     return perturbed(tiny_model(request.param, sse_item_prob=0.5))
 
 
+@pytest.fixture
+def untied():
+    return perturbed(tiny_model(SASREC, tie_item_embeddings=False))
+
+
 def tables(model):
     layers = [model.item_embedding_layer, model.user_embedding_layer]
     return [layer.weight.detach() for layer in layers if layer is not None]
@@ -56,6 +61,20 @@ def test_a_new_item_starts_from_the_mean_of_its_neighbours(model, known):
     (items, *_), (old, *_) = tables(grown(model, known)), tables(model)
 
     torch.testing.assert_close(items[21], (old[4] + old[9]) / 2)
+
+
+def test_a_new_item_starts_from_its_neighbours_in_both_tables_of_a_model_with_two(untied, known):
+    old, larger = untied.output_table().detach(), grown(untied, known)
+    other = grown(untied, known, "mean").output_table()
+
+    new = larger.output_table()
+
+    assert torch.equal(new[:21], old)
+    torch.testing.assert_close(new[21], (old[4] + old[9]) / 2)
+    torch.testing.assert_close(new[22], old[1:].mean(0))
+    torch.testing.assert_close(other[21], old[1:].mean(0))
+    first = untied.item_table().detach()
+    torch.testing.assert_close(larger.item_table()[21], (first[4] + first[9]) / 2)
 
 
 def test_items_without_neighbours_and_all_if_asked_start_from_the_mean_of_items(model, known):

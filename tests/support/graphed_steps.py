@@ -16,7 +16,7 @@ SEED = torch.tensor([3])
 SHAPE = BatchShape(capacity=64, batch_size=4, num_negatives=2)
 
 
-def model(dtype=torch.float64, device="cpu", architecture="recommenders", time_bias=False):
+def model(dtype=torch.float64, device="cpu", **changes):
     torch.manual_seed(0)
     return tiny_model(
         item_num=30,
@@ -31,8 +31,7 @@ def model(dtype=torch.float64, device="cpu", architecture="recommenders", time_b
         sse_user_prob=0.5,
         sse_item_prob=0.2,
         sse_joint=True,
-        architecture=architecture,
-        time_bias=time_bias,
+        **changes,
     ).to(device, dtype)
 
 

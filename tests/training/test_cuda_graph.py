@@ -44,6 +44,10 @@ def test_spare_capacity_changes_neither_losses_nor_parameters(architecture):
     assert_same_training(graphed, model(architecture=architecture))
 
 
+def test_spare_capacity_changes_nothing_for_a_model_with_two_tables_of_items():
+    assert_same_training(graphed, model(tie_item_embeddings=False))
+
+
 def test_spare_capacity_changes_nothing_for_a_model_that_reads_times():
     m = model(time_bias=True)
     torch.nn.init.normal_(m.encoder.enc_layers[0].mha.time_bias)
@@ -149,6 +153,11 @@ def test_compiling_the_model_for_changing_lengths_makes_at_most_two_graphs(archi
 @every_architecture
 def test_replayed_steps_train_as_eager_ones(architecture):
     assert_same_training(graphed, model(device="cuda", architecture=architecture))
+
+
+@pytest.mark.cuda
+def test_replayed_steps_train_two_tables_of_items_as_eager_ones():
+    assert_same_training(graphed, model(device="cuda", tie_item_embeddings=False))
 
 
 @pytest.mark.cuda

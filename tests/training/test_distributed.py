@@ -66,6 +66,12 @@ CASES = {
         {"num_negatives": 2},
         {"table_optimizer": "lazy_adam"},
     ),
+    "two tables of items, lazy Adam": (
+        {"tie_item_embeddings": False, "sse_item_prob": 0.3},
+        {"num_negatives": 2},
+        {"table_optimizer": "lazy_adam"},
+    ),
+    "two tables of items, with L2": ({"tie_item_embeddings": False, "l2_reg": 0.1}, {}, {}),
     "softmax over a window": (
         {"sse_user_prob": 0.5},
         {"window_sampling_prob": 0.5},

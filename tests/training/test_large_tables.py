@@ -317,6 +317,12 @@ def test_what_sharded_tables_cannot_do_is_refused(arguments, options, message):
 
 
 @pytest.mark.usefixtures("_alone")
+def test_a_second_table_of_items_is_refused():
+    with pytest.raises(ValueError, match="tie_item_embeddings must be True for tables .*False"):
+        sharded(tie_item_embeddings=False)
+
+
+@pytest.mark.usefixtures("_alone")
 def test_a_model_that_is_not_where_its_tables_are_is_refused():
     model, dataset = sharded().to("meta"), make_dataset()
 

@@ -20,6 +20,7 @@ from ssept_ext.training.step import eager_step, make_optimizer
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
 ROW_WISE = ("lazy_adam", "rowwise_adagrad")
+one_table_or_two = pytest.mark.parametrize("tied", [True, False], ids=["one table", "two"])
 WITH_SSE = {"sse_user_prob": 0.5, "sse_item_prob": 0.3, "sse_joint": True}
 BETAS, EPS, RATE, L2 = (0.9, 0.98), 1e-7, 0.01, 0.1
 
@@ -57,10 +58,11 @@ def _large_tables(monkeypatch):
     monkeypatch.setattr(table_rows, "_LARGE_TABLES", 0)
 
 
+@one_table_or_two
 @pytest.mark.parametrize("kind", [SSEPT, SASREC])
 @pytest.mark.parametrize("loss", ["bce", "gbce", "bpr", "sampled_softmax"])
-def test_the_loss_of_gathered_rows_is_that_of_the_tables(loss, kind):
-    model = perturbed(tiny_model(kind)).double()
+def test_the_loss_of_gathered_rows_is_that_of_the_tables(loss, kind, tied):
+    model = perturbed(tiny_model(kind, tie_item_embeddings=tied)).double()
     batch = number_rows(random_batch(4, 1, 5, num_negatives=3))
     log_probs = torch.randn(21, dtype=torch.float64)
     rows = table_rows.RowsOfWholeTables(model)
@@ -80,13 +82,14 @@ def test_the_loss_of_gathered_rows_is_that_of_the_tables(loss, kind):
 
 
 @pytest.mark.usefixtures("_large_tables")
+@one_table_or_two
 @pytest.mark.parametrize(
     "options",
     [{}, {"max_grad_norm": 0.01}, {"loss": "sampled_softmax"}, {"loss": "softmax"}],
     ids=str,
 )
-def test_adam_of_large_tables_is_that_of_small_ones(dataset, options, monkeypatch):
-    model = make_model(dataset, l2_reg=L2, **WITH_SSE)
+def test_adam_of_large_tables_is_that_of_small_ones(dataset, options, tied, monkeypatch):
+    model = make_model(dataset, l2_reg=L2, tie_item_embeddings=tied, **WITH_SSE)
     gathered = train(copy.deepcopy(model), dataset, **options)
 
     monkeypatch.setattr(table_rows, "_LARGE_TABLES", float("inf"))
@@ -165,9 +168,11 @@ def by_hand(model, dataset, how, max_grad_norm=None):
             if max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
             adam.step()
+            items = (batch.items, batch.positives, batch.negatives)
             read = {
-                "item_embedding_layer.weight": (batch.items, batch.positives, batch.negatives),
+                "item_embedding_layer.weight": items,
                 "user_embedding_layer.weight": (batch.users,),
+                "output_embedding_layer.weight": items,
             }
             for name, table in model.lookup_tables().items():
                 ids = {i for x in read[name] for i in x.flatten().tolist()} - {0}
@@ -186,10 +191,11 @@ def by_hand(model, dataset, how, max_grad_norm=None):
     return model.state_dict()
 
 
+@one_table_or_two
 @pytest.mark.parametrize("max_grad_norm", [None, 0.01])
 @pytest.mark.parametrize("how", ROW_WISE)
-def test_row_wise_optimizers_change_the_rows_of_a_batch_alone(dataset, how, max_grad_norm):
-    model = make_model(dataset, l2_reg=L2, **WITH_SSE)
+def test_row_wise_optimizers_change_the_rows_of_a_batch_alone(dataset, how, max_grad_norm, tied):
+    model = make_model(dataset, l2_reg=L2, tie_item_embeddings=tied, **WITH_SSE)
     expected = by_hand(copy.deepcopy(model).train(), dataset, how, max_grad_norm)
 
     actual = train(model, dataset, table_optimizer=how, max_grad_norm=max_grad_norm)
@@ -199,9 +205,10 @@ def test_row_wise_optimizers_change_the_rows_of_a_batch_alone(dataset, how, max_
 
 
 @pytest.mark.usefixtures("_large_tables")
+@one_table_or_two
 @pytest.mark.parametrize("how", ["adam", *ROW_WISE])
-def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(dataset, how, tmp_path):
-    model = make_model(dataset)
+def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(dataset, how, tied, tmp_path):
+    model = make_model(dataset, tie_item_embeddings=tied)
     expected = train(copy.deepcopy(model), dataset, num_epochs=3, table_optimizer=how)
 
     for num_epochs in (1, 3):
@@ -223,9 +230,10 @@ def test_softmax_over_all_items_refuses_to_train_rows(how):
         TrainingOptions(loss="softmax", table_optimizer=how)
 
 
+@one_table_or_two
 @pytest.mark.parametrize("kind", [SSEPT, SASREC])
 @pytest.mark.parametrize("how", ROW_WISE)
-def test_steps_on_buffers_of_fixed_size_are_those_on_the_batches(how, kind):
+def test_steps_on_buffers_of_fixed_size_are_those_on_the_batches(how, kind, tied):
     """As a CUDA graph needs them: lists of rows, too, have spare capacity."""
     batches = [
         number_rows(random_batch(*n, seq_max_len=5)) for n in [(2, 1), (5, 5), (1, 0), (5, 3)]
@@ -233,14 +241,13 @@ def test_steps_on_buffers_of_fixed_size_are_those_on_the_batches(how, kind):
     trained = []
     for is_padded in (False, True):
         torch.manual_seed(0)
-        model = tiny_model(kind, seq_max_len=5, l2_reg=L2).double()
+        model = tiny_model(kind, seq_max_len=5, l2_reg=L2, tie_item_embeddings=tied).double()
         options = TrainingOptions(table_optimizer=how)
         adam = make_optimizer(model, RATE, options)
         rows = table_rows.table_rows(model, options, adam)
         step = eager_step(adam, lambda batch, seed, m=model: m.training_loss(batch), rows=rows)
         if is_padded:
-            sizes = [len(table) for table in model.lookup_tables().values()]
-            step = growing_step(step, adam, model.device, 5, table_sizes=sizes)
+            step = growing_step(step, adam, model.device, 5, table_sizes=rows.sizes())
         losses = [step(batch, torch.tensor([3])).clone() for batch in batches]
         trained.append((torch.stack(losses), model.state_dict()))
 

@@ -106,6 +106,23 @@ def test_training_changes_old_and_new_rows(kind):
     assert not torch.equal(after[-1], before[1:].mean(0))
 
 
+@pytest.mark.parametrize("table_optimizer", ["adam", "lazy_adam"])
+def test_a_model_with_two_tables_of_items_is_updated_and_saved(table_optimizer, tmp_path):
+    model = fitted(tie_item_embeddings=False, table_optimizer=table_optimizer)
+    before = parameters_of(model)["output_embedding_layer.weight"]
+
+    report = update(model, table_optimizer=table_optimizer)
+
+    after = model.output_table()
+    assert (report.new_items, len(after)) == (1, NUM_ITEMS + 2)
+    assert not torch.equal(after[: len(before)], before)
+    assert not torch.equal(after, model.item_table())
+    frame = model.recommend(users=["u0"], k=NUM_ITEMS + 1)
+    assert "novelty" in set(frame["item"])
+    model.save_pretrained(tmp_path)
+    assert_same_bits(SASREC.from_pretrained(tmp_path), model.state_dict())
+
+
 def test_an_update_costs_the_share_of_a_training_that_its_events_are():
     model = fitted()
 
@@ -218,8 +235,9 @@ def test_an_interrupted_update_goes_on_from_its_checkpoint(kind, tmp_path):
         ("rowwise_adagrad", "sum_of_squares"),
     ],
 )
-def test_the_optimizer_goes_on_for_old_rows(table_optimizer, moment):
-    model = fitted(table_optimizer=table_optimizer)
+@pytest.mark.parametrize("table", ["item", "output"])
+def test_the_optimizer_goes_on_for_old_rows(table, table_optimizer, moment):
+    model = fitted(table_optimizer=table_optimizer, tie_item_embeddings=table == "item")
     before = dict(model.optimizer_state)
     rare = of_rows(("u7", "i1", 3000), ("u7", "i2", 3001), ("u7", "held out", 3002))
 
@@ -227,7 +245,7 @@ def test_the_optimizer_goes_on_for_old_rows(table_optimizer, moment):
         model, rare, table_optimizer=table_optimizer, learning_rate_factor=1e-30, replay=0
     )
 
-    after, name = model.optimizer_state, f"item_embedding_layer.weight.{moment}"
+    after, name = model.optimizer_state, f"{table}_embedding_layer.weight.{moment}"
     steps = [name for name in before if name.endswith("step")]
     assert {after[name].item() - before[name].item() for name in steps} == {report.steps}
     assert len(after[name]) == len(before[name]) + 1
