@@ -13,6 +13,8 @@ from ssept_ext import SASREC, SSEPT
 from ssept_ext.network.folding import folded
 from ssept_ext.recommenders.model import SASREC as DropIn
 from ssept_ext.serving.export import export_program
+from ssept_ext.training.options import TrainingOptions
+from ssept_ext.training.step import make_optimizer
 
 LOSSES = ["bce", "gbce", "bpr", "sampled_softmax", "softmax"]
 NAME = "output_embedding_layer.weight"
@@ -116,6 +118,18 @@ def test_both_tables_start_alike_and_apart(init, limit):
     assert not second[0].any()
     assert 0.9 * limit < second.abs().max() <= limit
     assert not torch.equal(first, second)
+
+
+def test_both_tables_are_decayed_by_l2_reg_once():
+    model = make_model(l2_reg=0.1)
+
+    decayed, others = make_optimizer(model, 0.1, TrainingOptions()).param_groups
+
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert sorted(names[id(parameter)] for parameter in decayed["params"]) == [
+        f"{of}_embedding_layer.weight" for of in ("item", "output", "positional", "user")
+    ]
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
 
 
 def test_a_model_with_one_table_has_no_other_and_scores_by_it():
