@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "gated blocks, time bias": ("architecture=gated", "time_bias=true"),
     "gated blocks, both biases": ("architecture=gated", *BIASES),
     "cosine, temperature .05": ("cosine_temperature=0.05",),
+    "own output table": ("tie_item_embeddings=false",),
 }
 """What is changed, by the name of the row; times of events are read by those with a time bias only."""
 
