@@ -28,26 +28,37 @@ void check(bool condition, const Parts&... parts) {
   throw Error(message.str());
 }
 
-inline std::string shape_text(const Tensor& x) {
-  std::ostringstream text;
-  text << '(';
-  for (int64_t d = 0; d < x.dim(); ++d) text << (d ? ", " : "") << x.size(d);
-  text << ')';
-  return text.str();
+// The shape of a tensor, as text that is only made where it is written.
+struct Shape {
+  explicit Shape(const Tensor& x) : of(x) {}
+  const Tensor& of;
+};
+inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  out << '(';
+  for (int64_t d = 0; d < shape.of.dim(); ++d) out << (d ? ", " : "") << shape.of.size(d);
+  return out << ')';
 }
 
 inline void check_dims(const char* name, const Tensor& x, int64_t dims) {
-  check(x.dim() == dims, name, " must have ", dims, " dimensions, got shape ", shape_text(x));
+  check(x.dim() == dims, name, " must have ", dims, " dimensions, got shape ", Shape(x));
 }
 
 inline void check_size(const char* name, const Tensor& x, int64_t dim, int64_t size) {
   check(x.size(dim) == size, name, " must have size ", size, " in dimension ", dim, ", got shape ",
-        shape_text(x));
+        Shape(x));
 }
 
 inline void check_type(const char* name, const Tensor& x, ScalarType type) {
   check(x.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
         torch::headeronly::toString(x.scalar_type()));
+}
+
+// Without a call of torch's dispatcher where there is nothing to do.
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+inline Tensor as_type(const Tensor& x, ScalarType type) {
+  return x.scalar_type() == type ? x : torch::stable::to(x, type);
 }
 
 // The size of a dimension that may have any.
@@ -60,7 +71,7 @@ inline Tensor contiguous(const char* name, const Tensor& x, std::initializer_lis
   for (int64_t d = 0; d < std::ssize(sizes); ++d)
     if (sizes.begin()[d] != kAnySize) check_size(name, x, d, sizes.begin()[d]);
   check_type(name, x, type);
-  return torch::stable::contiguous(x);
+  return as_contiguous(x);
 }
 
 // Every tensor on the device of the first, which names that device's op.

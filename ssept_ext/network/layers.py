@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from ssept_ext.network.config import Architecture, EmbeddingInit, SASRECConfig
 from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """Hidden states of packed tokens, with the layout of the batch."""
 
     x: Tensor
@@ -34,19 +33,20 @@ class Tokens:
 
     def last(self) -> Tokens:
         """Keep only the last token of each sequence; an empty sequence gets a zero vector at position 0."""
-        num_sequences = self.cu_seqlens.shape[0] - 1
-        last = self.cu_seqlens[1:].long() - 1
-        empty = self.cu_seqlens.diff() == 0
-        # Empty sequences take an extra row of zeros, added at the end.
-        index = torch.where(empty, self.x.shape[0], last)
-        x, positions, times, target_times = (
-            None if each is None else torch.cat([each, each.new_zeros(1, *each.shape[1:])])[index]
-            for each in (self.x, self.positions, self.times, self.target_times)
+        of_tokens, last = [*self[:2], *self[4:]], self.cu_seqlens[1:] - 1
+        one_each = torch.arange(last.shape[0] + 1, dtype=torch.int32, device=last.device)
+        is_known = last.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not (is_known and (last >= self.cu_seqlens[:-1]).all()):
+            # Empty sequences take an extra row of zeros, added at the end.
+            last = torch.where(self.cu_seqlens.diff() == 0, self.x.shape[0], last)
+            of_tokens = [
+                None if each is None else torch.cat([each, each.new_zeros(1, *each.shape[1:])])
+                for each in of_tokens
+            ]
+        x, positions, *times = (
+            None if each is None else each.index_select(0, last) for each in of_tokens
         )
-        assert x is not None
-        assert positions is not None
-        one_each = torch.arange(num_sequences + 1, dtype=torch.int32, device=x.device)
-        return Tokens(x, positions, one_each, 1, times, target_times)
+        return Tokens(cast("Tensor", x), cast("Tensor", positions), one_each, 1, *times)
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,11 @@ class EncoderLayer(nn.Module):
         Uses the dropout sites `site` to `site + num_dropouts - 1`.
         """
         queries = tokens.last() if last_only else tokens
-        n = replace(queries, x=self.layer_normalization(queries))  # (Nq, D)
-        a = replace(queries, x=self.mha(n, tokens, drop, site))  # (Nq, D)
+        n = queries._replace(x=self.layer_normalization(queries))  # (Nq, D)
+        a = queries._replace(x=self.mha(n, tokens, drop, site))  # (Nq, D)
         if self.layer_normalization2 is not None:
-            a = replace(queries, x=self.layer_normalization2(a))  # (Nq, D)
-        return replace(queries, x=self.ffn(a.x, drop, site + 1))  # (Nq, D)
+            a = queries._replace(x=self.layer_normalization2(a))  # (Nq, D)
+        return queries._replace(x=self.ffn(a.x, drop, site + 1))  # (Nq, D)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object
@@ -258,14 +258,14 @@ class PreNormLayer(nn.Module):
         """As `EncoderLayer.forward`."""
         x, h = self.attend(tokens, drop, site, last_only)  # (Nq, D) each
         a = self.add(x.x, h, None, drop, site + 1)  # (Nq, D)
-        m = self.layer_normalization2(replace(x, x=a))  # (Nq, D)
-        return replace(x, x=self.ffn(m, drop, site + 2, residual=a))  # (Nq, D)
+        m = self.layer_normalization2(x._replace(x=a))  # (Nq, D)
+        return x._replace(x=self.ffn(m, drop, site + 2, residual=a))  # (Nq, D)
 
     def attend(
         self, tokens: Tokens, drop: Dropout, site: int, last_only: bool
     ) -> tuple[Tokens, Tensor]:
         """Return the tokens that the block computes, and what attention makes of each, (Nq, D)."""
-        keys = replace(tokens, x=self.layer_normalization(tokens))  # (N, D)
+        keys = tokens._replace(x=self.layer_normalization(tokens))  # (N, D)
         x, queries = (tokens.last(), keys.last()) if last_only else (tokens, keys)
         attended = self.mha(queries, keys, drop, site, residual=False)  # (Nq, D)
         return x, self.projection(attended)
@@ -308,9 +308,9 @@ class GatedLayer(PreNormLayer):
         """As `EncoderLayer.forward`."""
         x, h = self.attend(tokens, drop, site, last_only)  # (Nq, D) each
         a = self.add(x.x, h, self.gate1(x.x), drop, site + 1)  # (Nq, D)
-        m = self.layer_normalization2(replace(x, x=a))  # (Nq, D)
+        m = self.layer_normalization2(x._replace(x=a))  # (Nq, D)
         y = self.ffn(m, drop, site + 2)  # (Nq, D)
-        return replace(x, x=self.add(a, y, self.gate2(a), drop, site + 3))  # (Nq, D)
+        return x._replace(x=self.add(a, y, self.gate2(a), drop, site + 3))  # (Nq, D)
 
 
 LAYERS: dict[Architecture, type[EncoderLayer | PreNormLayer]] = {

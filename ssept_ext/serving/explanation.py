@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -156,7 +155,7 @@ def _attention(
     finally:
         handle.remove()
     tokens: Tokens = entered[-1]
-    normed = replace(tokens, x=layer.layer_normalization(tokens))
+    normed = tokens._replace(x=layer.layer_normalization(tokens))
     keys = normed if isinstance(layer, PreNormLayer) else tokens
     return weights_of(layer.mha, normed.last(), keys).mean(0).cpu().numpy()
 

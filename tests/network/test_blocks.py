@@ -212,7 +212,7 @@ def test_dropout_follows_attention_its_projection_and_both_feed_forward_layers(a
 
     values = layer.mha.V(layer.layer_normalization(tokens)).view(2, 4) * kept(5, rows=2, columns=1)
     a = x + gated("gate1", x, layer.projection(values.view(1, 8)) * kept(6, 1, 8))
-    h = layer.ffn.conv_layer1(layer.layer_normalization2(replace(tokens, x=a)))
+    h = layer.ffn.conv_layer1(layer.layer_normalization2(tokens._replace(x=a)))
     h = F.silu(h[:, :12]) * h[:, 12:] if architecture == "gated" else h.relu()
     y = layer.ffn.conv_layer2(h * kept(7, 1, 12)) * kept(8, 1, 8)
     assert_close(out, a + gated("gate2", a, y))

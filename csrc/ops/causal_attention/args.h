@@ -71,8 +71,7 @@ class CausalAttentionArgs {
     if (position) {
       position_ = contiguous("position_bias", *position, {size.num_heads, kAnySize}, wide);
       check(position->size(1) >= size.max_seqlen_k, "position_bias must have at least ",
-            size.max_seqlen_k, " columns, one for each distance, got shape ",
-            shape_text(*position));
+            size.max_seqlen_k, " columns, one for each distance, got shape ", Shape(*position));
     }
     check(time.has_value() == query_times.has_value() && time.has_value() == key_times.has_value(),
           "time_bias, query_times and key_times must be given together");
@@ -156,12 +155,17 @@ class ProjectionArgs {
     v_bias_ = parameter("v_bias", v_bias, {width}, v_bias.scalar_type());
   }
 
-  Tensor q_bias(ScalarType as) const { return torch::stable::to(q_bias_, as); }
-  Tensor v_bias(ScalarType as) const { return torch::stable::to(v_bias_, as); }
+  Tensor q_bias(ScalarType as) const { return as_type(q_bias_, as); }
+  Tensor v_bias(ScalarType as) const { return as_type(v_bias_, as); }
 
-  // A tensor like queries, keys or values for all tokens of x; such a tensor as a matrix.
+  // A tensor like queries, keys or values for all tokens of x; one for no token; x itself as one;
+  // such a tensor as a matrix.
   Tensor heads(const Tensor& x) const {
     return torch::stable::new_empty(x, {x.size(0), num_heads, head_size});
+  }
+  Tensor no_heads() const { return torch::stable::new_empty(x_k, {0, num_heads, head_size}); }
+  Tensor as_heads(const Tensor& x) const {
+    return torch::stable::view(x, {x.size(0), num_heads, head_size});
   }
   Tensor rows(const Tensor& heads) const {
     return torch::stable::view(heads, {heads.size(0), width});
@@ -173,14 +177,14 @@ class ProjectionArgs {
     check(x.scalar_type() == type || x.scalar_type() == ScalarType::Float, name, " must be ",
           torch::headeronly::toString(type), " or Float, got ",
           torch::headeronly::toString(x.scalar_type()));
-    return torch::stable::to(contiguous(name, x, sizes, x.scalar_type()), as);
+    return as_type(contiguous(name, x, sizes, x.scalar_type()), as);
   }
 
   Tensor q_bias_, v_bias_;
 };
 
 // What the forward of `multi_head_attention` writes. Without a residual, `attended` has no rows, as
-// it would be `out`.
+// it would be `out`. Keys and values that are not projected have none either.
 struct MultiHeadOutputs {
   Tensor out, attended, lse, q, k, v;
   bool residual;
@@ -229,9 +233,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention(
     const std::optional<Tensor>& position_bias, const std::optional<Tensor>& time_bias,
     const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
   const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
-  const Tensor q = p.heads(p.x_q), k = p.heads(p.x_k), v = p.heads(p.x_k);
-  CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
-                           dropout_p, seed, site);
+  const bool projects = Device::projects_keys(max_seqlen_q, dropout_p);
+  const auto keys = [&] { return projects ? p.heads(p.x_k) : p.no_heads(); };
+  const Tensor q = p.heads(p.x_q), k = keys(), v = keys();
+  const Tensor read = projects ? k : p.as_heads(p.x_k);
+  CausalAttentionArgs args(q, read, projects ? v : read, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+                           max_seqlen_k, scale, dropout_p, seed, site);
   args.add_bias(position_bias, time_bias, query_times, key_times);
   const Tensor out = torch::stable::new_empty(p.x_q, {x_q.size(0), p.width});
   const Tensor attended =
@@ -253,6 +260,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention_
     const std::optional<Tensor>& position_bias, const std::optional<Tensor>& time_bias,
     const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
   const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
+  if (k.size(0) != x_k.size(0)) {  // the forward has made no keys: again, for more queries
+    const auto [out, with_residual, of_lse, of_q, of_k, of_v] = multi_head_attention<Device>(
+        x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, cu_seqlens_q, cu_seqlens_k,
+        max_seqlen_q + 1, max_seqlen_k, num_heads, scale, dropout_p, seed, site, residual,
+        allow_tf32, position_bias, time_bias, query_times, key_times);
+    return multi_head_attention_backward<Device>(
+        grad_out, x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias,
+        residual ? with_residual : p.as_heads(out), of_lse, of_q, of_k, of_v, cu_seqlens_q,
+        cu_seqlens_k, max_seqlen_q, max_seqlen_k, num_heads, scale, dropout_p, seed, site, residual,
+        allow_tf32, position_bias, time_bias, query_times, key_times);
+  }
   CausalAttentionArgs args(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
                            dropout_p, seed, site);
   args.add_bias(position_bias, time_bias, query_times, key_times);

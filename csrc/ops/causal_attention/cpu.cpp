@@ -5,6 +5,7 @@
 #include "common/library.h"
 #include "ops/causal_attention/cpu_backward.h"
 #include "ops/causal_attention/cpu_forward.h"
+#include "ops/causal_attention/cpu_one_query.h"
 #include "ops/causal_attention/cpu_projections.h"
 
 namespace ssept::cpu {
@@ -167,9 +168,25 @@ struct MultiHeadAttention {
     });
   }
 
+  // Whether the forward makes keys and values, or what it is asked for needs none.
+  static bool projects_keys(int64_t max_seqlen_q, double dropout_p) {
+    return max_seqlen_q != 1 || dropout_p > 0;
+  }
+
   static void forward(const ProjectionArgs& p, const CausalAttentionArgs& args,
                       const MultiHeadOutputs& to, bool /*allow_tf32*/) {
     dispatch(p, args, [&]<class T, class A>(const attention::Inputs<T>& in) {
+      const int64_t real = in.cu_seqlens_q[in.size.num_sequences];
+      for (const Tensor& x : {to.out, to.attended, to.lse}) zero_rows_from(x, real);
+      const auto outputs = to.kernel_args<T>(p.x_q);
+      if (to.k.size(0) != p.x_k.size(0)) {
+        zero_rows_from(to.q, real);
+        return attention::compute_one_query_each<T>(
+            in,
+            {data<T>(p.x_q), data<T>(p.x_k), data<T>(p.q_weight), data<T>(p.k_weight),
+             data<T>(p.v_weight), mutable_data<T>(to.q)},
+            outputs);
+      }
       if constexpr (std::is_same_v<T, A>) {
         project(p.x_q, data<A>(p.q_weight), {to.q});
         project(p.x_k, stacked<A>(p.k_weight, p.v_weight).data(), {to.k, to.v});
@@ -178,9 +195,7 @@ struct MultiHeadAttention {
         kCpuProducts.multiply(p.rows(to.k), p.x_k, transposed(p.k_weight));
         kCpuProducts.multiply(p.rows(to.v), p.x_k, transposed(p.v_weight));
       }
-      for (const Tensor& x : {to.out, to.attended, to.lse})
-        zero_rows_from(x, in.cu_seqlens_q[in.size.num_sequences]);
-      compute_outputs<T>(in, to.kernel_args<T>(p.x_q));
+      compute_outputs<T>(in, outputs);
     });
   }
 

@@ -100,6 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
 }
 
 struct MultiHeadAttention {
+  static bool projects_keys(int64_t /*max_seqlen_q*/, double /*dropout_p*/) { return true; }
+
   static void forward(const ProjectionArgs& p, const CausalAttentionArgs& args,
                       const MultiHeadOutputs& to, bool allow_tf32) {
     const DeviceOf device(p.x_q);

@@ -54,7 +54,7 @@ class SwigluArgs {
       : type(u.scalar_type()),
         dropout_(check_dropout(dropout_p, seed, site)),
         u_(contiguous("u", u, {kAnySize, kAnySize}, type)) {
-    check(u.size(1) % 2 == 0, "u must have an even number of columns, got shape ", shape_text(u));
+    check(u.size(1) % 2 == 0, "u must have an even number of columns, got shape ", Shape(u));
     check_devices({{"u", &u}, {"seed", dropout_p > 0 ? pointer(seed) : nullptr}});
   }
 

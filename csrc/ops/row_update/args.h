@@ -25,7 +25,7 @@ inline NumberIn number_in(const char* name, const Tensor& x, const Tensor& table
   const bool is_double = x.scalar_type() == ScalarType::Double;
   check(x.dim() == 0 && (is_double || x.scalar_type() == ScalarType::Float), name,
         " must be a float32 or float64 tensor without dimensions, got ",
-        torch::headeronly::toString(x.scalar_type()), " of shape ", shape_text(x));
+        torch::headeronly::toString(x.scalar_type()), " of shape ", Shape(x));
   return {x.data_ptr(), is_double};
 }
 
