@@ -47,6 +47,7 @@ OURS: dict[str, tuple[str, Settings]] = {
     "sasrec": ("sasrec-sampled-softmax", {}),
     "sse-pt": ("sse-pt-sampled-softmax", {}),
     "sse-pt-time": ("sse-pt-sampled-softmax", {"time_bias": True}),
+    "sse-pt-gated": ("sse-pt++-gated", {}),
 }
 """Presets, and what is changed of them."""
 _PEERS = ("rectools-sasrec", "rectools-ligr", "rectools-hstu", "rectools-hstu-large")
