@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -102,7 +102,7 @@ class _OnCuda(TorchFunctionMode):
             return args[0].is_meta
         if func == Tensor.backward:  # it is written in Python, which must be in this mode too
             with self:
-                return torch.autograd.backward(args[0])
+                return torch.autograd.backward(args[0], (kwargs or {}).get("gradient"))
         args, kwargs = tree_map_only(
             torch.device, lambda x: META if x.type == "cuda" else x, (args, kwargs or {})
         )
@@ -133,6 +133,8 @@ def report_of(name: str, quick: bool) -> Report:
     with recipe.make_sampler(data, model.seq_max_len, seed=0) as sampler:
         batch = sampler.next_packed()
         shape = BatchShape.like(batch, model.seq_max_len, sampler.sequence_lengths())
+        if quick:  # as many rows as a step on real histories has at least: few have other kernels
+            shape = replace(shape, capacity=max(shape.capacity, 4096))
         with pretended_gpu(), Recorder(batch.cu_seqlens.diff()) as recorder:
             given = _Buffer(shape, model.seq_max_len, META)
             step = _step(recipe, model, sampler)

@@ -11,12 +11,12 @@ SSEPT_LIBRARY(m) {
   // Of the tables only the shapes are used. As in every backward, gradients of tables come in
   // float32 or wider; without users, theirs has no rows. item_order, here and below: a stable
   // argsort of items.flatten(); with it the CUDA kernel sums the item table's gradient in a fixed
-  // order.
+  // order. more_item, more_user: what is added to the gradients of these tables.
   m.def(
       "user_item_embedding_backward(Tensor grad, Tensor item_weight, Tensor? user_weight, "
       "Tensor position_weight, Tensor items, Tensor? users, Tensor positions, Tensor cu_seqlens, "
-      "float dropout_p, Tensor? seed, int site, Tensor? item_order) "
-      "-> (Tensor grad_item, Tensor grad_user, Tensor grad_position)");
+      "float dropout_p, Tensor? seed, int site, Tensor? item_order, Tensor? more_item=None, "
+      "Tensor? more_user=None) -> (Tensor grad_item, Tensor grad_user, Tensor grad_position)");
   // allow_tf32: a CUDA kernel may round float32 to TF32 before it multiplies.
   m.def(
       "causal_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
@@ -81,16 +81,22 @@ SSEPT_LIBRARY(m) {
       "position_layer_norm_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, "
       "Tensor positions, Tensor cu_seqlens, float eps) "
       "-> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta)");
-  // residual: x if not given. hidden: what the first dropout gives, for the backward.
+  // residual: x if not given. hidden: what the first dropout gives, for the backward. normal: the
+  // layer norm of `out`; no rows without gamma and beta.
   m.def(
       "feed_forward(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, "
-      "float dropout_p=0.0, Tensor? seed=None, int site=0, Tensor? residual=None) "
-      "-> (Tensor out, Tensor hidden)");
+      "float dropout_p=0.0, Tensor? seed=None, int site=0, Tensor? residual=None, "
+      "Tensor? gamma=None, Tensor? beta=None, float eps=1e-08) "
+      "-> (Tensor out, Tensor hidden, Tensor normal)");
+  // grad: that of `out`, which may be missing beside grad_normal. `out`, grad_normal and gamma come
+  // together. Without them, grad_residual has no rows, as it would be grad, nor where x is the
+  // residual.
   m.def(
-      "feed_forward_backward(Tensor grad, Tensor x, Tensor hidden, Tensor weight1, "
-      "Tensor weight2, float dropout_p, Tensor? seed, int site, bool x_is_residual) "
-      "-> (Tensor grad_x, "
-      "Tensor grad_weight1, Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
+      "feed_forward_backward(Tensor? grad, Tensor x, Tensor hidden, Tensor weight1, "
+      "Tensor weight2, float dropout_p, Tensor? seed, int site, bool x_is_residual, "
+      "Tensor? out=None, Tensor? grad_normal=None, Tensor? gamma=None, float eps=1e-08) "
+      "-> (Tensor grad_x, Tensor grad_weight1, Tensor grad_bias1, Tensor grad_weight2, "
+      "Tensor grad_bias2, Tensor grad_residual, Tensor grad_gamma, Tensor grad_beta)");
   m.def(
       "gated_residual(Tensor x, Tensor y, Tensor? gate=None, float dropout_p=0.0, "
       "Tensor? seed=None, int site=0) -> Tensor");

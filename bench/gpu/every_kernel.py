@@ -53,12 +53,16 @@ def backward(out: Tensor, *leaves: Tensor) -> None:
 def norms_and_feed_forward(batch: Batch, dtype: torch.dtype, width: int) -> None:
     x = batch.leaf(dtype, batch.num_tokens, width)
     gamma, beta = (batch.leaf(dtype, max(LENGTHS), width) for _ in range(2))
-    normal = ops.position_layer_norm(x, gamma, beta, batch.positions, batch.cu_seqlens)
-    backward(normal, x, gamma, beta)
+    for parameters in ((gamma, beta), (batch.leaf(dtype, width), batch.leaf(dtype, width))):
+        normal = ops.position_layer_norm(x, *parameters, batch.positions, batch.cu_seqlens)
+        backward(normal, x, *parameters)
     layers = [batch.leaf(dtype, *shape) for shape in ((7, width), (7,), (width, 7), (width,))]
     backward(ops.feed_forward(x, *layers, 0.2, batch.seed), x, *layers)
     y, gate = (batch.leaf(dtype, batch.num_tokens, width) for _ in range(2))
     backward(ops.feed_forward(x, *layers, 0.2, batch.seed, residual=y), x, *layers, y)
+    norm = [batch.leaf(dtype, width) for _ in range(2)]
+    _, normal = ops.feed_forward_and_norm(x, *layers, *norm, 0.2, batch.seed)
+    backward(normal, x, *layers, *norm)
     backward(ops.gated_residual(x, y, gate, 0.2, batch.seed), x, y, gate)
     backward(ops.gated_residual(x, y, None, 0.2, batch.seed), x, y)
     u = batch.leaf(dtype, batch.num_tokens, 2 * width)

@@ -17,6 +17,7 @@ namespace ssept {
 struct Products {
   decltype(&aoti_torch_cpu_mm_out) mm_out;
   decltype(&aoti_torch_cpu_addmm_out) addmm_out;
+  decltype(&aoti_torch_cpu_bmm_out) bmm_out;
 
   // out = a · b
   void multiply(const Tensor& out, const Tensor& a, const Tensor& b) const {
@@ -30,9 +31,18 @@ struct Products {
   void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& bias) const {
     STABLE_TORCH_ERROR_CODE_CHECK(addmm_out(out.get(), bias.get(), a.get(), b.get(), 1, 1));
   }
+  // out = aᵀ · b of each part of the rows, (parts, columns of a, columns of b).
+  void multiply_parts(const Tensor& out, const Tensor& a, const Tensor& b) const {
+    const auto parts_of = [&](const Tensor& x) {
+      return torch::stable::view(x, {out.size(0), x.size(0) / out.size(0), x.size(1)});
+    };
+    const Tensor left = torch::stable::transpose(parts_of(a), 1, 2), right = parts_of(b);
+    STABLE_TORCH_ERROR_CODE_CHECK(bmm_out(out.get(), left.get(), right.get()));
+  }
 };
 
-inline constexpr Products kCpuProducts{&aoti_torch_cpu_mm_out, &aoti_torch_cpu_addmm_out};
+inline constexpr Products kCpuProducts{&aoti_torch_cpu_mm_out, &aoti_torch_cpu_addmm_out,
+                                       &aoti_torch_cpu_bmm_out};
 
 inline Tensor transposed(const Tensor& x) { return torch::stable::transpose(x, 0, 1); }
 

@@ -1,5 +1,8 @@
 // Sums of rows, column by column, in a fixed order: no atomics, so the same bits every time.
 #pragma once
+#include <algorithm>
+
+#include "cuda/parts.h"
 #include "cuda/quads.cuh"
 
 namespace ssept::cuda {
@@ -15,12 +18,14 @@ inline unsigned sum_blocks(int64_t width) {
 // A block of kSumThreads threads: those of one lane lie side by side, each on a quad of columns;
 // the lanes share the rows.
 struct ColumnSums {
-  int quads, lanes;  // of the block
-  int lane;          // of the thread; the threads left over have lane == lanes
-  int64_t column;    // the first of the thread's quad
+  int quads, lanes;      // of the block
+  int64_t first_column;  // of the block
+  int lane;              // of the thread; the threads left over have lane == lanes
+  int64_t column;        // the first of the thread's quad
 
   __device__ __forceinline__ explicit ColumnSums(int64_t width) {
     const int64_t first = static_cast<int64_t>(blockIdx.y) * kQuadsPerSumBlock;
+    first_column = first * kQuad;
     quads = static_cast<int>(
         min((width + kQuad - 1) / kQuad - first, static_cast<int64_t>(kQuadsPerSumBlock)));
     lanes = kSumThreads / quads;
@@ -45,7 +50,52 @@ struct ColumnSums {
 #pragma unroll
       for (int j = 0; j < kQuad; ++j) sum[j] += partial[l * row + at + j];
   }
+
+  // Writes the sum over all lanes of (width) columns. The whole block must call it.
+  template <class A>
+  __device__ __forceinline__ void write(A (&sum)[kQuad], int64_t width, A* to) const {
+    reduce(sum);
+    if (lane != 0) return;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j)
+      if (column + j < width) to[column + j] = sum[j];
+  }
 };
+
+// all.of[index], without an array of parameters that has to be in local memory.
+template <class A, int COUNT>
+__device__ __forceinline__ Parts<A> part_of(const PartsOf<A, COUNT>& all, unsigned index) {
+  Parts<A> chosen = all.of[0];
+#pragma unroll
+  for (unsigned i = 1; i < COUNT; ++i)
+    if (index == i) chosen = all.of[i];
+  return chosen;
+}
+
+template <class A, int COUNT>
+__global__ void __launch_bounds__(kSumThreads) sum_parts_kernel(PartsOf<A, COUNT> all) {
+  const Parts<A> in = part_of(all, blockIdx.z);
+  if (static_cast<int64_t>(blockIdx.y) * kQuadsPerSumBlock * kQuad >= in.width) return;
+  const ColumnSums sums(in.width);
+  A sum[kQuad] = {};
+  if (sums.works()) {
+    for (int64_t part = sums.lane; part < in.num_parts; part += sums.lanes) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j)
+        if (sums.column + j < in.width) sum[j] += in.parts[part * in.row + sums.column + j];
+    }
+  }
+  sums.write(sum, in.width, in.sum);
+}
+
+template <class A, int COUNT>
+cudaError_t launch_sum_parts(const PartsOf<A, COUNT>& all, cudaStream_t stream) {
+  int64_t widest = 0;
+  for (const Parts<A>& each : all.of) widest = std::max(widest, each.width);
+  if (widest == 0) return cudaSuccess;
+  return launch(sum_parts_kernel<A, COUNT>, dim3(1, sum_blocks(widest), COUNT), kSumThreads, 0,
+                stream, all);
+}
 
 // Hands the tokens at one position to the lanes of a block, in a fixed order. Each block looks at
 // all N positions: 8 bytes a token beside the row that a lane then reads, and no sort, which would

@@ -52,13 +52,14 @@ __device__ __forceinline__ T group_sum(T value) {
   return value;
 }
 
-// Zeroes what a later kernel adds to, without a launch of its own: all threads of the grid share
-// it.
-template <class A>
-__device__ __forceinline__ void share_zeroing(A* x, int64_t count) {
+// Starts what a later kernel adds to, without a launch of its own: with `from`, or with zeros if
+// that is null. All threads of the grid share it.
+template <class T>
+__device__ __forceinline__ void share_start(Accumulator<T>* x, const T* from, int64_t count) {
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * gridDim.y * blockDim.x;
-  for (int64_t i = block * blockDim.x + threadIdx.x; i < count; i += threads) x[i] = 0;
+  for (int64_t i = block * blockDim.x + threadIdx.x; i < count; i += threads)
+    x[i] = from == nullptr ? Accumulator<T>(0) : widen(from[i]);
 }
 
 // VEC elements that one load moves.

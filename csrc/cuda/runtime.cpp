@@ -25,7 +25,8 @@ const Products& DeviceOf::products() const {
       [](auto out, auto self, auto... x) {
         if (out == self) count_emulated_launch();
         return aoti_torch_cpu_addmm_out(out, self, x...);
-      }};
+      },
+      [](auto... x) { return count_emulated_launch(), aoti_torch_cpu_bmm_out(x...); }};
   return counted;
 }
 #else
@@ -53,8 +54,9 @@ cudaStream_t DeviceOf::stream() const {
 const Products& DeviceOf::products() const {
   static const Products products{
       find_in_torch<decltype(Products::mm_out)>("aoti_torch_cuda_mm_out"),
-      find_in_torch<decltype(Products::addmm_out)>("aoti_torch_cuda_addmm_out")};
-  check<std::runtime_error>(products.mm_out != nullptr && products.addmm_out != nullptr,
+      find_in_torch<decltype(Products::addmm_out)>("aoti_torch_cuda_addmm_out"),
+      find_in_torch<decltype(Products::bmm_out)>("aoti_torch_cuda_bmm_out")};
+  check<std::runtime_error>(products.mm_out && products.addmm_out && products.bmm_out,
                             "this torch gives no products of matrices for device ", index_);
   return products;
 }

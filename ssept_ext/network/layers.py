@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssept_ext import ops
 from ssept_ext._extension import Backend
@@ -30,10 +29,16 @@ class Tokens(NamedTuple):
     """(N,) int64 time of each event, for a bias of time."""
     target_times: Tensor | None = None
     """(N,) int64 time of the event that each predicts; given with `times`."""
+    normal: Tensor | None = None
+    """(N, D) x after the layer norm that is next, if it has been computed with x."""
+
+    def with_states(self, x: Tensor, normal: Tensor | None = None) -> Tokens:
+        """Replace the hidden states."""
+        return self._replace(x=x, normal=normal)
 
     def last(self) -> Tokens:
         """Keep only the last token of each sequence; an empty sequence gets a zero vector at position 0."""
-        of_tokens, last = [*self[:2], *self[4:]], self.cu_seqlens[1:] - 1
+        of_tokens, last = [*self[:2], *self[4:6]], self.cu_seqlens[1:] - 1
         one_each = torch.arange(last.shape[0] + 1, dtype=torch.int32, device=last.device)
         is_known = last.device.type == "cpu" and not torch.compiler.is_compiling()
         if not (is_known and (last >= self.cu_seqlens[:-1]).all()):
@@ -79,8 +84,8 @@ class LayerNormalization(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(N, D) -> (N, D)"""
-        if self.gamma.dim() == 1:
-            return F.layer_norm(tokens.x, tokens.x.shape[1:], self.gamma, self.beta, eps=1e-8)
+        if tokens.normal is not None:
+            return tokens.normal
         where = (tokens.positions, tokens.cu_seqlens)
         return ops.position_layer_norm(
             tokens.x, self.gamma, self.beta, *where, eps=1e-8, backend=self.backend
@@ -160,10 +165,30 @@ class PointWiseFeedForward(nn.Module):
         self, x: Tensor, drop: Dropout, site: int, residual: Tensor | None = None
     ) -> Tensor:
         """(N, D) -> (N, D), including the residual, by default x; uses the dropout sites `site` and `site + 1`."""
-        first, second = self.conv_layer1, self.conv_layer2
-        weights = (first.weight, first.bias, second.weight, second.bias)
         settings = (drop.p, drop.seed, site, residual)
-        return ops.feed_forward(x, *weights, *settings, backend=self.backend)
+        return ops.feed_forward(x, *self._weights, *settings, backend=self.backend)
+
+    def and_norm(
+        self,
+        x: Tensor,
+        drop: Dropout,
+        site: int,
+        norm: LayerNormalization | None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `forward` does, and this after `norm`, if that is given."""
+        if norm is None:
+            return self(x, drop, site, residual), None
+        gamma, beta = norm.gamma, norm.beta
+        settings = (drop.p, drop.seed, site, residual)
+        return ops.feed_forward_and_norm(
+            x, *self._weights, gamma, beta, *settings, eps=1e-8, backend=self.backend
+        )
+
+    @property
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first, second = self.conv_layer1, self.conv_layer2
+        return first.weight, first.bias, second.weight, second.bias
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object
@@ -212,17 +237,24 @@ class EncoderLayer(nn.Module):
         if config.architecture == "original":
             self.layer_normalization2 = LayerNormalization(config, backend)
 
-    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
+    def forward(
+        self,
+        tokens: Tokens,
+        drop: Dropout,
+        site: int,
+        last_only: bool,
+        next_norm: LayerNormalization | None = None,
+    ) -> Tokens:
         """Run the block for all tokens or, with `last_only`, only for the last token of each sequence.
 
-        Uses the dropout sites `site` to `site + num_dropouts - 1`.
+        Uses the dropout sites `site` to `site + num_dropouts - 1`. Computes `next_norm` of the result, too.
         """
         queries = tokens.last() if last_only else tokens
-        n = queries._replace(x=self.layer_normalization(queries))  # (Nq, D)
-        a = queries._replace(x=self.mha(n, tokens, drop, site))  # (Nq, D)
+        n = queries.with_states(self.layer_normalization(queries))  # (Nq, D)
+        a = queries.with_states(self.mha(n, tokens, drop, site))  # (Nq, D)
         if self.layer_normalization2 is not None:
-            a = queries._replace(x=self.layer_normalization2(a))  # (Nq, D)
-        return queries._replace(x=self.ffn(a.x, drop, site + 1))  # (Nq, D)
+            a = queries.with_states(self.layer_normalization2(a))  # (Nq, D)
+        return queries.with_states(*self.ffn.and_norm(a.x, drop, site + 1, next_norm))  # (Nq, D)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object
@@ -254,18 +286,26 @@ class PreNormLayer(nn.Module):
         self.layer_normalization2 = LayerNormalization(config, backend)
         self.num_branches = 2 * config.num_blocks  # of the whole encoder
 
-    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
+    def forward(
+        self,
+        tokens: Tokens,
+        drop: Dropout,
+        site: int,
+        last_only: bool,
+        next_norm: LayerNormalization | None = None,
+    ) -> Tokens:
         """As `EncoderLayer.forward`."""
         x, h = self.attend(tokens, drop, site, last_only)  # (Nq, D) each
         a = self.add(x.x, h, None, drop, site + 1)  # (Nq, D)
-        m = self.layer_normalization2(x._replace(x=a))  # (Nq, D)
-        return x._replace(x=self.ffn(m, drop, site + 2, residual=a))  # (Nq, D)
+        m = self.layer_normalization2(x.with_states(a))  # (Nq, D)
+        assert isinstance(self.ffn, PointWiseFeedForward)
+        return x.with_states(*self.ffn.and_norm(m, drop, site + 2, next_norm, a))  # (Nq, D)
 
     def attend(
         self, tokens: Tokens, drop: Dropout, site: int, last_only: bool
     ) -> tuple[Tokens, Tensor]:
         """Return the tokens that the block computes, and what attention makes of each, (Nq, D)."""
-        keys = tokens._replace(x=self.layer_normalization(tokens))  # (N, D)
+        keys = tokens.with_states(self.layer_normalization(tokens))  # (N, D)
         x, queries = (tokens.last(), keys.last()) if last_only else (tokens, keys)
         attended = self.mha(queries, keys, drop, site, residual=False)  # (Nq, D)
         return x, self.projection(attended)
@@ -304,13 +344,20 @@ class GatedLayer(PreNormLayer):
         self.gate1 = nn.Linear(width, width)
         self.gate2 = nn.Linear(width, width)
 
-    def forward(self, tokens: Tokens, drop: Dropout, site: int, last_only: bool) -> Tokens:
-        """As `EncoderLayer.forward`."""
+    def forward(
+        self,
+        tokens: Tokens,
+        drop: Dropout,
+        site: int,
+        last_only: bool,
+        next_norm: LayerNormalization | None = None,
+    ) -> Tokens:
+        """As `EncoderLayer.forward`, but for `next_norm`."""
         x, h = self.attend(tokens, drop, site, last_only)  # (Nq, D) each
         a = self.add(x.x, h, self.gate1(x.x), drop, site + 1)  # (Nq, D)
-        m = self.layer_normalization2(x._replace(x=a))  # (Nq, D)
+        m = self.layer_normalization2(x.with_states(a))  # (Nq, D)
         y = self.ffn(m, drop, site + 2)  # (Nq, D)
-        return x._replace(x=self.add(a, y, self.gate2(a), drop, site + 3))  # (Nq, D)
+        return x.with_states(self.add(a, y, self.gate2(a), drop, site + 3))  # (Nq, D)
 
 
 LAYERS: dict[Architecture, type[EncoderLayer | PreNormLayer]] = {
@@ -332,17 +379,31 @@ class Encoder(nn.Module):
         self.needs_times = config.time_bias
         self.enc_layers = nn.ModuleList(layer(config, backend) for _ in range(config.num_blocks))
 
-    def forward(self, tokens: Tokens, drop: Dropout, first_site: int, last_only: bool) -> Tokens:
-        """Run all blocks; with `last_only`, the last block computes only the last token of each sequence."""
+    def forward(
+        self,
+        tokens: Tokens,
+        drop: Dropout,
+        first_site: int,
+        last_only: bool,
+        next_norm: nn.Module | None = None,
+    ) -> Tokens:
+        """Run all blocks; with `last_only`, the last block computes only the last token of each sequence.
+
+        `next_norm`, the layer norm of the result, is computed by its kernel where there is one.
+        """
         if self.needs_times and (tokens.times is None or tokens.target_times is None):
             raise ValueError(
                 "batch must have times and target_times, because the model has time_bias: those of interactions with "
                 "times have them, and padded arrays have none"
             )
+        last = len(self.enc_layers) - 1
         for i, layer in enumerate(self.enc_layers):
-            is_last_layer = i == len(self.enc_layers) - 1
+            norm: Any = next_norm if i == last else self.enc_layers[i + 1].layer_normalization
+            of_fewer = last_only and i == last - 1 and isinstance(layer, EncoderLayer)
+            if of_fewer or not isinstance(norm, LayerNormalization) or norm.gamma.dim() != 1:
+                norm = None
             site = first_site + i * self.num_dropouts
-            tokens = layer(tokens, drop, site, last_only and is_last_layer)
+            tokens = layer(tokens, drop, site, last_only and i == last, norm)
         return tokens
 
 

@@ -22,7 +22,7 @@ from ssept_ext.network.compressed import CompressedTable
 from ssept_ext.network.config import SASRECConfig
 from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
 from ssept_ext.network.scores import Scores
-from ssept_ext.network.tables import LookedUp, VectorTables
+from ssept_ext.network.tables import LookedUp, TablesToRead, VectorTables
 from ssept_ext.utils.checks import check_one_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class SequentialRecommender(VectorTables):
         drop: Dropout = NO_DROPOUT,
         last_only: bool = False,
         user_table: Tensor | None = None,
-        looked_up: LookedUp | None = None,
+        looked_up: TablesToRead | None = None,
     ) -> Tensor:
         """Compute the hidden states: the forward pass, up to the scores.
 
@@ -103,7 +103,8 @@ class SequentialRecommender(VectorTables):
         user_table
             (U + 1, Du) vectors to use instead of the model's.
         looked_up
-            What `look_up` returned for this batch, if it has been called.
+            What `look_up` returned for this batch, if it has been called. Its tables are replaced as
+            `ops.user_item_embedding_and_tables` says, for a loss to read.
 
         Returns
         -------
@@ -115,10 +116,11 @@ class SequentialRecommender(VectorTables):
         ValueError
             If the model has `time_bias` and the batch has no times.
         """
-        tables, rows = self.look_up(batch) if looked_up is None else looked_up
+        found = TablesToRead(*self.look_up(batch)) if looked_up is None else looked_up
+        tables, rows = found.tables, found.rows
         own = user_table is None
         user_table, users = (tables.users, rows.users) if own else (user_table, batch.users)
-        x = ops.user_item_embedding(
+        x, items, again = ops.user_item_embedding_and_tables(
             tables.items,  # (I + 1, Di)
             user_table,  # (U + 1, Du)
             self.positional_embedding_layer.weight,  # (T, D)
@@ -129,10 +131,13 @@ class SequentialRecommender(VectorTables):
             drop.p,
             drop.seed,
             backend=self.backend,
-        )  # (N, D)
+        )  # (N, D), and the tables
+        if own:
+            found.tables = tables._replace(items=items, users=again)
         where = (batch.positions, batch.cu_seqlens, batch.max_seqlen)
         tokens = Tokens(x, *where, batch.times, batch.target_times)
-        hidden = self.layer_normalization(self.encoder(tokens, drop, 1, last_only))
+        norm = self.layer_normalization
+        hidden = norm(self.encoder(tokens, drop, 1, last_only, norm))
         return cast("Tensor", hidden)  # (N, D) or (B, D)
 
     forward = encode
@@ -323,8 +328,9 @@ class SequentialRecommender(VectorTables):
                 # processes would drop the same elements.
                 own = seed + batch.process if isinstance(batch, BatchPart) else seed
                 drop = Dropout(self.dropout_rate, own)
-        looked_up = self.look_up(batch)
-        return batch, looked_up, self.encode(batch, drop, looked_up=looked_up)
+        looked_up = TablesToRead(*self.look_up(batch))
+        hidden = self.encode(batch, drop, looked_up=looked_up)
+        return batch, (looked_up.tables, looked_up.rows), hidden
 
     def _last_queries(
         self, batch: PackedBatch, user_vectors: Tensor | None

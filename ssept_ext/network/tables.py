@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
 import torch
@@ -24,6 +24,14 @@ PARAMETERS = {
     "outputs": "output_embedding_layer.weight",
 }
 """What the fields of `Tables` have rows of, by names of the state dict."""
+
+
+@dataclass
+class TablesToRead:
+    """What `look_up` returned, for several readers: each leaves the tables that the next is to read."""
+
+    tables: Tables
+    rows: PackedBatch
 
 
 class VectorTables(nn.Module):

@@ -13,7 +13,7 @@ import sys
 from ssept_ext._extension import OPS, RANKING_OPS, native_available
 from ssept_ext.ops.causal_attention import causal_attention, padded_causal_attention
 from ssept_ext.ops.errors import raise_pending_errors
-from ssept_ext.ops.feed_forward import feed_forward
+from ssept_ext.ops.feed_forward import feed_forward, feed_forward_and_norm
 from ssept_ext.ops.gated_residual import gated_residual
 from ssept_ext.ops.item_ranks import item_ranks
 from ssept_ext.ops.multi_head_attention import multi_head_attention
@@ -25,11 +25,15 @@ from ssept_ext.ops.sampled_loss import sampled_loss
 from ssept_ext.ops.shared_loss import shared_loss
 from ssept_ext.ops.swiglu import swiglu
 from ssept_ext.ops.top_k import top_k
-from ssept_ext.ops.user_item_embedding import user_item_embedding
+from ssept_ext.ops.user_item_embedding import (
+    user_item_embedding,
+    user_item_embedding_and_tables,
+)
 
 __all__ = [
     "causal_attention",
     "feed_forward",
+    "feed_forward_and_norm",
     "gated_residual",
     "item_ranks",
     "lazy_adam",
@@ -45,6 +49,7 @@ __all__ = [
     "time_buckets",
     "top_k",
     "user_item_embedding",
+    "user_item_embedding_and_tables",
 ]
 
 

@@ -28,24 +28,27 @@ def position_layer_norm(
     cu_seqlens: Tensor,
     eps: float = 1e-8,
 ) -> Tensor:
-    """Layer norm with its own gamma and beta at each position: see `ssept_ext.ops`."""
+    """Layer norm with its own gamma and beta at each position, or one for all: see `ssept_ext.ops`."""
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and at least 0, got {eps}")
     check_dims("x", x, 2)
-    check_dims("gamma", gamma, 2)
+    by_position = gamma.dim() != 1
+    check_dims("gamma", gamma, 1 + by_position)
     num_tokens = check_packed(x, cu_seqlens)
-    check_shape("gamma", gamma, (gamma.shape[0], x.shape[1]))
+    check_shape("gamma", gamma, (*gamma.shape[:by_position], x.shape[1]))
     check_shape("beta", beta, tuple(gamma.shape))
     check_ids_type("positions", positions)
     check_shape("positions", positions, (num_tokens,))
     check_same_type(x=x, gamma=gamma, beta=beta)
     _, real = sequence_of_token(cu_seqlens, num_tokens)
-    positions = checked_ids("positions", positions, gamma.shape[0], real)
+    if by_position:
+        positions = checked_ids("positions", positions, gamma.shape[0], real)
+        gamma, beta = embedding(positions, gamma), embedding(positions, beta)
     wide = torch.promote_types(x.dtype, torch.float32)
     real = real[:, None]
     normal = F.layer_norm(torch.where(real, x, 0).to(wide), x.shape[1:], eps=eps)
     normal = torch.where(real, normal, 0)  # NaN where eps is 0
-    out = embedding(positions, gamma) * normal + embedding(positions, beta)
+    out = gamma * normal + beta
     return torch.where(real, out, 0).to(x.dtype)
 
 
@@ -59,10 +62,14 @@ def feed_forward(
     seed: Tensor | None = None,
     site: int = 0,
     residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    eps: float = 1e-8,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Two linear layers with ReLU, dropouts and a residual, x by default: see `ssept_ext.ops`.
 
-    Also returns what the first dropout gives, (N, C), without gradient.
+    Also returns what the first dropout gives, (N, C), without gradient; and the layer norm of the result, without rows
+    if there is no gamma.
     """
     check_dropout(dropout_p, seed, site)
     check_dropout(dropout_p, seed, site + 1)
@@ -75,15 +82,23 @@ def feed_forward(
     check_shape("bias2", bias2, (width,))
     residual = x if residual is None else residual
     check_shape("residual", residual, tuple(x.shape))
-    check_same_type(
-        x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, residual=residual
-    )
+    if (gamma is None) != (beta is None):
+        raise ValueError("gamma and beta must be given together")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    tensors = {"x": x, "weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    check_same_type(**tensors, residual=residual, gamma=gamma, beta=beta)
     wide = torch.promote_types(x.dtype, torch.float32)
     hidden = F.relu(F.linear(x.to(wide), weight1.to(wide), bias1.to(wide)))
     hidden = dropout(hidden, dropout_p, seed, site)
     y = F.linear(hidden, weight2.to(wide), bias2.to(wide))
-    out = dropout(y, dropout_p, seed, site + 1) + residual
-    return out.to(x.dtype), hidden.to(x.dtype).detach()
+    out = (dropout(y, dropout_p, seed, site + 1) + residual).to(x.dtype)
+    normal = out.new_empty(0, width)
+    if gamma is not None and beta is not None:
+        check_shape("gamma", gamma, (width,))
+        check_shape("beta", beta, (width,))
+        normal = F.layer_norm(out.to(wide), (width,), gamma.to(wide), beta.to(wide), eps)
+    return out, hidden.to(x.dtype).detach(), normal.to(x.dtype)
 
 
 def gated_residual(

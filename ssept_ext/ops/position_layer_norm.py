@@ -1,4 +1,4 @@
-"""The op `position_layer_norm`: layer norm with its own gamma and beta at each position."""
+"""The op `position_layer_norm`: layer norm with its own gamma and beta at each position, or with one for all."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def position_layer_norm(
     """Compute `gamma[t] * (x - mean) / sqrt(variance + eps) + beta[t]`, where t is the token's position.
 
     The mean and the biased variance are over the features. This is the layer norm of recommenders' classes, whose
-    parameters have shape (T, D).
+    parameters have shape (T, D). With parameters of shape (D,), the usual layer norm, all positions have the same.
 
     Parameters
     ----------
     x
         (N, D) float16, bfloat16, float32 or float64.
     gamma, beta
-        (T, D), same dtype, or any under autocast.
+        (T, D) or (D,), same dtype, or any under autocast.
     positions
-        (N,) int64 in 0..T-1.
+        (N,) int64 in 0..T-1; not read for parameters of shape (D,).
     cu_seqlens
         (B + 1,) int32 offsets of the sequences.
     eps

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ssept_ext._extension import Backend
+from ssept_ext._extension import Backend, use_native
 from ssept_ext.ops._native import autocast_type, call, cast, register_op
 from ssept_ext.ops._tables import fixed_order
 
@@ -84,6 +86,103 @@ def user_item_embedding(
     return cast(call("user_item_embedding", device, backend, *args), autocast_type(device))
 
 
+def user_item_embedding_and_tables(
+    item_weight: Tensor,
+    user_weight: Tensor | None,
+    position_weight: Tensor,
+    items: Tensor,
+    users: Tensor | None,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    *,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Embed N tokens as `user_item_embedding` does, and return the tables of items and users again.
+
+    What reads these later, such as a loss, has its gradients of both tables added to the embedding's in the kernel that
+    computes those. If it read the tables themselves, autograd would add them, in a pass over each table.
+
+    Parameters
+    ----------
+    item_weight, user_weight, position_weight, items, users, positions, cu_seqlens, dropout_p, seed, site, backend
+        As in `user_item_embedding`.
+
+    Returns
+    -------
+    x
+        What `user_item_embedding` returns.
+    item_weight, user_weight
+        The same values as those given, in the same memory; None without users.
+
+    Raises
+    ------
+    ValueError, IndexError
+        As `user_item_embedding`.
+
+    Examples
+    --------
+    >>> table, positions = torch.ones(3, 4, requires_grad=True), torch.zeros(2, 4)
+    >>> offsets = torch.tensor([0, 2], dtype=torch.int32)
+    >>> given = (table, None, positions, torch.tensor([1, 2]), None, torch.tensor([0, 1]), offsets)
+    >>> x, same, _ = user_item_embedding_and_tables(*given)
+    >>> (x.sum() + same[2].sum()).backward()
+    >>> table.grad[:, 0]
+    tensor([0., 2., 3.])
+    """
+    device = item_weight.device
+    is_native = use_native("user_item_embedding", device, backend)
+    # torch.compile fuses autograd's sums, and `call` refuses what a kernel cannot do.
+    if not is_native or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        x = user_item_embedding(
+            item_weight,
+            user_weight,
+            position_weight,
+            items,
+            users,
+            positions,
+            cu_seqlens,
+            dropout_p,
+            seed,
+            site,
+            backend=backend,
+        )
+        return x, item_weight, user_weight
+    tables = (item_weight, user_weight, position_weight)
+    args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
+    x, item_weight, user_weight = _EmbeddingAndTables.apply(*args)  # type: ignore[no-untyped-call]
+    return cast(x, autocast_type(device)), item_weight, user_weight
+
+
+class _EmbeddingAndTables(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        *tensors, ctx.dropout_p, seed, ctx.site = args
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, seed)
+        items, users = tensors[:2]
+        x = torch.ops.ssept_ext.user_item_embedding(*args)
+        return x, items.view_as(items), None if users is None else users.view_as(users)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, more_item, more_user = grads
+        if grad is None:
+            return more_item, more_user, *(None,) * 8
+        *tensors, seed = ctx.saved_tensors
+        settings = (ctx.dropout_p, seed, ctx.site, fixed_order(tensors[3]))
+        backward_op = torch.ops.ssept_ext.user_item_embedding_backward
+        gradients = backward_op(grad, *tensors, *settings, more_item, more_user)
+        return *_in_types_of(tensors, gradients), *(None,) * 7
+
+
+def _in_types_of(tables: Sequence[Tensor | None], gradients: Iterable[Tensor]) -> list[Any]:
+    pairs = zip(tables, gradients, strict=False)
+    return [None if table is None else grad.to(table.dtype) for table, grad in pairs]
+
+
 def register(namespace: str) -> None:
     """Register the fake implementations and gradients of this op in a library namespace."""
     backward_op = getattr(torch.ops, namespace).user_item_embedding_backward
@@ -119,16 +218,8 @@ def register(namespace: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, seed = ctx.saved_tensors
-        item_weight, user_weight, position_weight, items, *_ = tensors
-        grad_item, grad_user, grad_position = backward_op(
-            grad, *tensors, ctx.dropout_p, seed, ctx.site, fixed_order(items)
-        )
-        return (
-            grad_item.to(item_weight.dtype),
-            None if user_weight is None else grad_user.to(user_weight.dtype),
-            grad_position.to(position_weight.dtype),
-            *(None,) * 7,
-        )
+        settings = (ctx.dropout_p, seed, ctx.site, fixed_order(tensors[3]))
+        return *_in_types_of(tensors, backward_op(grad, *tensors, *settings)), *(None,) * 7
 
     register_op(
         namespace,

@@ -96,13 +96,16 @@ def eager_step(
     With `rows`, batches must have `numbers`.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    one: Tensor | None = None  # the gradient of the loss, which autograd would make in every step
 
     def step(batch: PackedBatch, seed: Tensor) -> Tensor:
+        nonlocal one
         optimizer.zero_grad()
         if rows is not None:
             batch = rows.gather(batch)
         value = loss(batch, seed)
-        value.backward()  # type: ignore[no-untyped-call]
+        one = torch.ones_like(value) if one is None else one
+        value.backward(one)  # type: ignore[no-untyped-call]
         more = rows.collect(batch) if rows is not None else []
         if max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_([*parameters, *more], max_grad_norm)

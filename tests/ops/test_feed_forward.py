@@ -37,9 +37,13 @@ def moved(implementation, arguments):
     return [x.to(implementation.device) if isinstance(x, torch.Tensor) else x for x in arguments]
 
 
+def without_norm(op):
+    return lambda *arguments: op(*arguments)[:2]
+
+
 def run(implementation, *arguments, grad=None):
     """Output, what the first dropout gives, and the gradients."""
-    op = implementation.op("feed_forward")
+    op = without_norm(implementation.op("feed_forward"))
     grad = None if grad is None else grad.to(implementation.device)
     return outputs_and_gradients(op, moved(implementation, arguments), grad)
 
@@ -72,7 +76,7 @@ def test_output_and_gradients_match_the_reference(implementation, dropout_p, sha
     actual = run(implementation, *tensors, dropout_p, SEED, SITE, grad=grad)
 
     settings = (dropout_p, SEED, SITE)
-    exact = outputs_and_gradients(reference.feed_forward, [*tensors, *settings], grad)
+    exact = outputs_and_gradients(without_norm(reference.feed_forward), [*tensors, *settings], grad)
     for x, y in zip(actual, exact, strict=True):
         assert_close(x, y)
 
@@ -92,7 +96,7 @@ def test_another_residual_takes_the_place_of_x_in_the_sum(implementation, dropou
     by_default = run(implementation, x, *layers, *settings, grad=grad)
     wide, plain = (
         outputs_and_gradients(
-            reference.feed_forward,
+            without_norm(reference.feed_forward),
             [*(t.to(kind) for t in (x, *layers)), *settings, residual.to(kind)],
             grad.to(kind),
         )
@@ -120,6 +124,77 @@ def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype):
         assert_close(x, y, z)
 
 
+def run_with_norm(op, tensors, settings, residual, gradients, used):
+    """Both outputs; and the gradients of layers, residual and norm, of the outputs that are `used`."""
+    *layers, gamma, beta = leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    if residual is not None:
+        leaves.append(residual := residual.detach().clone().requires_grad_())
+    out, _, normal = op(*layers, *settings, residual, gamma, beta)
+    outputs = [(out, normal)[i] for i in used]
+    found = torch.autograd.grad(outputs, leaves, [gradients[i] for i in used], allow_unused=True)
+    return out, normal, *(x for x in found if x is not None)
+
+
+BOTH = [0, 1]
+
+
+def with_norm(shape, dtype=torch.float64):
+    rows, width, _ = shape
+    norm = torch.randn(2, width, dtype=torch.float64).to(dtype)
+    gradients = torch.randn(2, rows, width, dtype=torch.float64).to(dtype)
+    return [*inputs(*shape, dtype), *norm], gradients
+
+
+@pytest.mark.parametrize("shape", [x for x in SHAPES if x[1] > 1], ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize("other_residual", [False, True])
+@every_kernel
+def test_the_norm_of_the_result_and_its_gradients_match_the_reference(
+    implementation, other_residual, dropout_p, shape
+):
+    tensors, gradients = with_norm(shape)
+    residual = torch.randn_like(tensors[0]) if other_residual else None
+    settings = (dropout_p, SEED, SITE)
+    for used in (BOTH, [0], [1]):
+        given = (tensors, settings, residual, gradients, used)
+        exact = run_with_norm(reference.feed_forward, *given)
+
+        moved_there = (moved(implementation, x) for x in (tensors, settings, [residual]))
+        there, settings_there, (residual_there,) = moved_there
+        on_device = gradients.to(implementation.device)
+        op = implementation.op("feed_forward")
+        actual = run_with_norm(op, there, settings_there, residual_there, on_device, used)
+
+        for x, y in zip(actual, exact, strict=True):
+            assert_close(x, y)
+
+
+# Rows by 1, 2 and 4 elements at a time, and wider than a block's sums.
+@pytest.mark.parametrize("width", [13, 50, 100, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@every_implementation
+def test_the_norm_of_each_type_is_as_exact_as_the_policy_asks(implementation, dtype, width):
+    tensors, gradients = with_norm((70, width, 30), dtype)
+
+    def in_plain_pytorch(x, *rest):
+        *layers, _, _, _, _, gamma, beta = rest
+        out, hidden = plain(x, *layers)
+        return out, hidden, F.layer_norm(out, out.shape[1:], gamma, beta, 1e-8)
+
+    op, device = implementation.op("feed_forward"), implementation.device
+    settings = (0.0, None, 0)
+    actual = run_with_norm(
+        op, moved(implementation, tensors), settings, None, gradients.to(device), BOTH
+    )
+
+    wide = [x.double() for x in tensors]
+    exact = run_with_norm(in_plain_pytorch, wide, settings, None, gradients.double(), BOTH)
+    by_torch = run_with_norm(in_plain_pytorch, tensors, settings, None, gradients, BOTH)
+    for x, y, z in zip(actual, exact, by_torch, strict=True):
+        assert x.dtype == dtype
+        assert_close(x, y, z)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @every_kernel
 def test_nothing_beyond_a_tensor_reaches_a_result(implementation, dtype):
@@ -128,13 +203,15 @@ def test_nothing_beyond_a_tensor_reaches_a_result(implementation, dtype):
     grad = amid_traps(torch.ones_like(tensors[0]))
     ops = getattr(torch.ops, implementation.namespace)
 
-    out, hidden = ops.feed_forward(*tensors)
-    x, weight1, _, weight2, _ = tensors
-    gradients = ops.feed_forward_backward(
-        grad, x, amid_traps(hidden), weight1, weight2, 0.0, None, 0, True
-    )
+    gamma, beta = amid_traps(torch.ones_like(tensors[4])), amid_traps(torch.zeros_like(tensors[4]))
 
-    assert all(torch.isfinite(y).all() for y in (out, hidden, *gradients))
+    out, hidden, normal = ops.feed_forward(*tensors, gamma=gamma, beta=beta)
+    x, weight1, _, weight2, _ = tensors
+    given = (grad, x, amid_traps(hidden), weight1, weight2, 0.0, None, 0, True)
+    gradients = ops.feed_forward_backward(*given)
+    of_norm = ops.feed_forward_backward(*given, amid_traps(out), grad, gamma)
+
+    assert all(torch.isfinite(y).all() for y in (out, hidden, normal, *gradients, *of_norm))
 
 
 @every_implementation
@@ -171,6 +248,8 @@ def test_opcheck(implementation):
     tensors = [t.requires_grad_() for t in moved(implementation, inputs(dtype=torch.float32))]
     op = getattr(torch.ops, implementation.namespace).feed_forward.default
     torch.library.opcheck(op, (*tensors, 0.3, SEED.to(implementation.device), SITE))
+    norm = [t.requires_grad_() for t in moved(implementation, torch.randn(2, 13))]
+    torch.library.opcheck(op, (*tensors, 0.3, SEED.to(implementation.device), SITE, None, *norm))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -188,6 +267,48 @@ def test_gradients_are_the_same_bits_every_time(implementation, dtype):
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_kernel
+def test_gradients_of_the_norm_are_the_same_bits_every_time(implementation, dtype):
+    tensors, gradients = with_norm((5000, 20, 30), dtype)
+    tensors, settings = (moved(implementation, x) for x in (tensors, (0.3, SEED, SITE)))
+    op = implementation.op("feed_forward")
+    given = (tensors, settings, None, gradients.to(implementation.device), BOTH)
+    first = run_with_norm(op, *given)
+    if implementation.name == "native":
+        torch.set_num_threads(1)
+    second = run_with_norm(op, *given)
+    torch.set_num_threads(2)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_kernel
+def test_gradients_of_weights_over_many_rows_match_the_reference(implementation, dtype):
+    tensors, gradients = with_norm((4096, 6, 9), dtype)
+
+    def results(tensors, gradients, op):
+        return run_with_norm(op, tensors, (0.0, None, 0), None, gradients, BOTH)[2:]
+
+    op, device = implementation.op("feed_forward"), implementation.device
+    actual = results(moved(implementation, tensors), gradients.to(device), op)
+    wide = [x.double() for x in tensors]
+    exact = results(wide, gradients.double(), reference.feed_forward)
+    in_type = results(tensors, gradients, reference.feed_forward)
+    for x, y, z in zip(actual, exact, in_type, strict=True):
+        assert_close(x, y, z)
+
+
+@every_kernel
+def test_the_norm_has_no_second_derivatives(implementation):
+    tensors, _ = with_norm((3, 4, 5))
+    *layers, gamma, beta = (x.requires_grad_() for x in moved(implementation, tensors))
+    _, _, normal = implementation.op("feed_forward")(*layers, gamma=gamma, beta=beta)
+    (grad,) = torch.autograd.grad(normal.square().sum(), gamma, create_graph=True)
+    with pytest.raises(NotImplementedError, match="feed_forward has no second derivatives"):
+        grad.sum().backward()
+
+
 WRONG = [
     ("x must have 2 dimensions", {"x": torch.ones(3)}),
     ("weight1 must have", {"weight1": torch.ones(4, 2)}),
@@ -200,6 +321,11 @@ WRONG = [
     ("site must be in 0..4294967295, got 4294967296", {"site": 2**32 - 1}),
     ("residual must have", {"residual": torch.ones(2, 4)}),
     ("residual.*[fF]loat", {"residual": torch.ones(2, 3).half()}),
+    ("gamma and beta must be given together", {"gamma": torch.ones(3)}),
+    ("gamma must have", {"gamma": torch.ones(2), "beta": torch.ones(3)}),
+    ("beta must have", {"gamma": torch.ones(3), "beta": torch.ones(1, 3)}),
+    ("gamma.*[fF]loat", {"gamma": torch.ones(3).half(), "beta": torch.ones(3)}),
+    ("eps must be finite and at least 0, got -1", {"eps": -1.0}),
 ]
 
 

@@ -355,3 +355,20 @@ def test_a_wrong_argument_is_a_value_error(implementation, match, change):
     a = replace(arguments(), **change(arguments())).to(implementation.device)
     with pytest.raises(ValueError, match=match):
         implementation.op("multi_head_attention")(*vars(a).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@every_kernel
+def test_gradients_of_weights_over_many_rows_match_the_reference(implementation, dtype):
+    a = arguments(Ragged("", (32,) * 127, spare=32), heads=1, head_size=6).to(dtype=dtype)
+    grad = torch.randn_like(a.x_q)
+    op = implementation.op("multi_head_attention")
+
+    actual = results(a, op, grad, implementation.device)
+
+    exact = results(a.to(dtype=torch.float64), reference.multi_head_attention, grad.double())
+    in_type = results(a, reference.multi_head_attention, grad)
+    names = ["out", "x_q", "x_k", *PARAMETERS]
+    for name, x, y, z in zip(names, actual, exact, in_type, strict=True):
+        if name != "k_bias":  # it is zero, and rounding in others
+            assert_close(x, y, z)

@@ -18,6 +18,7 @@ from support.tolerances import HALF_TYPES, assert_close
 from ssept_ext.ops import reference
 
 every_implementation = pytest.mark.parametrize("implementation", ALL, indirect=True)
+either_way = pytest.mark.parametrize("by_position", [True, False], ids=["positions", "rows"])
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
 SEQ_MAX_LEN = 20
 RAGGED_BATCH = Ragged("ragged", (5, 1, 17, 9, 2))
@@ -51,17 +52,18 @@ class Arguments:
         return replace(self, **{n: getattr(self, n).to(dtype) for n in ("x", "gamma", "beta")})
 
 
-def arguments(ragged=RAGGED_BATCH, width=10, dtype=torch.float64):
+def arguments(ragged=RAGGED_BATCH, width=10, dtype=torch.float64, by_position=True):
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     n = ragged.num_tokens
+    of_parameters = (SEQ_MAX_LEN, width) if by_position else (width,)
     return Arguments(
         x=normal(n, width) + 3,
-        gamma=normal(SEQ_MAX_LEN, width),
-        beta=normal(SEQ_MAX_LEN, width),
+        gamma=normal(*of_parameters),
+        beta=normal(*of_parameters),
         positions=torch.randint(SEQ_MAX_LEN, (n,), generator=generator),
         cu_seqlens=ragged.cu_seqlens(),
     )
@@ -69,21 +71,25 @@ def arguments(ragged=RAGGED_BATCH, width=10, dtype=torch.float64):
 
 def in_plain_pytorch(x, gamma, beta, positions, cu_seqlens, eps):
     normal = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + eps).sqrt()
+    if gamma.dim() == 1:
+        return gamma * normal + beta
     return gamma[positions] * normal + beta[positions]
 
 
 @pytest.mark.parametrize("width", [1, 10, 100, 300])
+@either_way
 @every_implementation
-def test_features_are_normalised_then_scaled_and_shifted_by_position(implementation, width):
-    a = arguments(width=width)
+def test_features_are_normalised_then_scaled_and_shifted(implementation, by_position, width):
+    a = arguments(width=width, by_position=by_position)
     out = a.to(implementation.device).call(implementation.op("position_layer_norm"))
     assert_close(out, a.call(in_plain_pytorch))
 
 
 @pytest.mark.parametrize("ragged", [*RAGGED, Ragged("long", (3000,))], ids=ragged_id)
+@either_way
 @every_kernel
-def test_output_and_gradients_match_the_reference(implementation, ragged):
-    a = arguments(ragged)
+def test_output_and_gradients_match_the_reference(implementation, by_position, ragged):
+    a = arguments(ragged, by_position=by_position)
     grad = torch.randn(a.x.shape, dtype=torch.float64)
     device = implementation.device
     actual = a.to(device).gradients(implementation.op("position_layer_norm"), grad.to(device))
@@ -95,9 +101,10 @@ def test_output_and_gradients_match_the_reference(implementation, ragged):
 # Rows by 1, 2 and 4 elements at a time, and wider than a warp's one look.
 @pytest.mark.parametrize("width", [13, 50, 100, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@either_way
 @every_implementation
-def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype, width):
-    a = arguments(width=width).converted(dtype)
+def test_each_type_is_as_exact_as_the_policy_asks(implementation, by_position, dtype, width):
+    a = arguments(width=width, by_position=by_position).converted(dtype)
     grad = torch.randn(a.x.shape).to(dtype)
     exact = a.converted(torch.float64).gradients(reference.position_layer_norm, grad.double())
     plain = a.gradients(in_plain_pytorch, grad)
@@ -109,6 +116,19 @@ def test_each_type_is_as_exact_as_the_policy_asks(implementation, dtype, width):
 
 
 @every_implementation
+def test_positions_are_not_read_for_one_gamma_and_beta(implementation):
+    a = arguments(by_position=False).to(implementation.device)
+    op = implementation.op("position_layer_norm")
+    expected = a.call(op)
+
+    a.positions.fill_(10**9)
+
+    assert torch.equal(a.call(op), expected)
+    if implementation.is_cuda_kernel:
+        implementation.raise_pending_errors()
+
+
+@every_implementation
 def test_a_constant_token_becomes_beta(implementation):
     a = arguments().to(implementation.device)
     a.x[3] = 7.0
@@ -117,9 +137,12 @@ def test_a_constant_token_becomes_beta(implementation):
 
 
 @senseless_offsets
+@either_way
 @pytest.mark.parametrize("implementation", ALL[2:], indirect=True)
-def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, offsets):
-    a = arguments()
+def test_senseless_offsets_are_not_followed_out_of_the_tensors(
+    implementation, by_position, offsets
+):
+    a = arguments(by_position=by_position)
     tensors = {n: x.to(implementation.device) for n, x in vars(a).items() if n != "eps"}
     a = with_offsets_amid_traps(replace(a, **tensors), offsets)
     out = a.call(implementation.op("position_layer_norm"))
@@ -129,9 +152,11 @@ def test_senseless_offsets_are_not_followed_out_of_the_tensors(implementation, o
     implementation.raise_pending_errors()
 
 
+@either_way
 @every_implementation
-def test_gradcheck(implementation):
-    a = arguments(Ragged("small", (2, 0, 3), spare=1), width=4).to(implementation.device)
+def test_gradcheck(implementation, by_position):
+    small = Ragged("small", (2, 0, 3), spare=1)
+    a = arguments(small, width=4, by_position=by_position).to(implementation.device)
 
     def norm(x, gamma, beta):
         op = implementation.op("position_layer_norm")
@@ -141,9 +166,11 @@ def test_gradcheck(implementation):
     assert torch.autograd.gradcheck(norm, leaves)
 
 
+@either_way
 @every_implementation
-def test_spare_capacity_is_not_read_and_is_written_as_zeros(implementation):
-    a = arguments(Ragged("spare", (3, 2), spare=2)).to(implementation.device)
+def test_spare_capacity_is_not_read_and_is_written_as_zeros(implementation, by_position):
+    a = arguments(Ragged("spare", (3, 2), spare=2), by_position=by_position)
+    a = a.to(implementation.device)
     a.x[5:] = torch.nan
     a.positions[5:] = -1
     grad = torch.ones_like(a.x)
@@ -173,17 +200,20 @@ def test_a_position_outside_the_table_is_an_index_error_that_names_it(implementa
     assert all(torch.equal(x, y) for x, y in zip(with_bad, with_zero, strict=True))
 
 
+@either_way
 @every_kernel
-def test_opcheck(implementation):
-    a = arguments(dtype=torch.float32).to(implementation.device)
+def test_opcheck(implementation, by_position):
+    a = arguments(dtype=torch.float32, by_position=by_position).to(implementation.device)
     leaves = [t.requires_grad_() for t in (a.x, a.gamma, a.beta)]
     op = getattr(torch.ops, implementation.namespace).position_layer_norm.default
     torch.library.opcheck(op, (*leaves, a.positions, a.cu_seqlens, a.eps))
 
 
+@either_way
 @every_kernel
-def test_gradients_are_the_same_bits_every_time(implementation):
-    a = arguments(Ragged("long", (3000, 1000)), 100, torch.float32).to(implementation.device)
+def test_gradients_are_the_same_bits_every_time(implementation, by_position):
+    a = arguments(Ragged("long", (3000, 1000)), 100, torch.float32, by_position)
+    a = a.to(implementation.device)
     grad = torch.randn(a.x.shape).to(implementation.device)
     op = implementation.op("position_layer_norm")
     first = a.gradients(op, grad)
@@ -196,7 +226,10 @@ def test_gradients_are_the_same_bits_every_time(implementation):
 WRONG = [
     ("x must have 2 dimensions", lambda a: {"x": a.x[0]}),
     ("gamma must have", lambda a: {"gamma": a.gamma[:, 1:]}),
+    ("gamma must have", lambda a: {"gamma": a.gamma[None]}),
+    ("gamma must have", lambda a: {"gamma": a.gamma[0, 1:]}),
     ("beta must have", lambda a: {"beta": a.beta[1:]}),
+    ("beta must have", lambda a: {"gamma": a.gamma[0]}),
     ("positions must have", lambda a: {"positions": a.positions[1:]}),
     ("positions must be (int64|Long)", lambda a: {"positions": a.positions.int()}),
     ("gamma.*[fF]loat", lambda a: {"gamma": a.gamma.float()}),

@@ -85,16 +85,17 @@ def test_user_item_embedding(ragged, generator, dtype, item_width, user_width, d
 
 
 @every_batch
-@given(ragged_batches, generators, dtypes, st.integers(8, 130))
-def test_position_layer_norm(ragged, generator, dtype, width):
+@given(ragged_batches, generators, dtypes, st.integers(8, 130), st.booleans())
+def test_position_layer_norm(ragged, generator, dtype, width, by_position):
     n = ragged.num_tokens
+    of_parameters = (SEQ_MAX_LEN, width) if by_position else (width,)
     assert_native_matches_reference(
         "position_layer_norm",
         generator,
         (n, width),
         normal(generator, dtype, n, width),
-        normal(generator, dtype, SEQ_MAX_LEN, width),
-        normal(generator, dtype, SEQ_MAX_LEN, width),
+        normal(generator, dtype, *of_parameters),
+        normal(generator, dtype, *of_parameters),
         torch.randint(SEQ_MAX_LEN, (n,), generator=generator),
         ragged.cu_seqlens(),
     )

@@ -16,6 +16,7 @@ from support.samples import (
 )
 from support.tolerances import HALF_TYPES, assert_close
 
+from ssept_ext import ops
 from ssept_ext.ops import reference
 
 every_kernel = pytest.mark.parametrize("implementation", ALL[1:], indirect=True)
@@ -318,3 +319,62 @@ def test_gradients_of_tables_are_the_same_bits_every_time(implementation):
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(2)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ragged", RAGGED, ids=ragged_id)
+@every_kernel
+def test_what_is_given_is_added_to_the_gradients_of_tables(implementation, ragged, dtype, in_order):
+    a = arguments(ragged, dtype=dtype).to(implementation.device)
+    n, width = len(a.items), a.position_weight.shape[1]
+    grad = torch.randn(n, width).to(dtype).to(implementation.device)
+    more = [torch.randn_like(x) for x in (a.item_weight, a.user_weight)]
+    order = a.items.argsort(stable=True) if in_order else None
+    backward = implementation.op("user_item_embedding_backward")
+
+    with_more = backward(grad, *vars(a).values(), order, *more)
+
+    without = backward(grad, *vars(a).values(), order)
+    for x, y, z in zip(with_more, without, (*more, 0), strict=True):
+        assert_close(x, y + z)
+
+
+def test_the_tables_that_come_with_an_embedding_add_to_its_gradients():
+    a = arguments()
+    for t in (tables := [a.item_weight, a.user_weight, a.position_weight]):
+        t.requires_grad_()
+    expected = ops.user_item_embedding(*vars(a).values(), backend="native")
+    by_autograd = torch.autograd.grad(
+        expected.sum() + a.item_weight.square().sum() + a.user_weight.sum(), tables
+    )
+
+    x, item_weight, user_weight = ops.user_item_embedding_and_tables(
+        *vars(a).values(), backend="native"
+    )
+
+    loss = x.sum() + item_weight.square().sum() + user_weight.sum()
+    assert torch.equal(x, expected)
+    for x, y in zip(torch.autograd.grad(loss, tables), by_autograd, strict=True):
+        assert_close(x, y)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_gradient_of_the_tables_alone_or_of_the_embedding_alone_is_enough(backend):
+    a = arguments(user_width=0)
+    a.item_weight.requires_grad_()
+    x, table, users = ops.user_item_embedding_and_tables(*vars(a).values(), backend=backend)
+    assert users is None
+    for used, expected in ((x, ops.user_item_embedding(*vars(a).values())), (table, a.item_weight)):
+        given = torch.randn_like(used)
+        (actual,) = torch.autograd.grad(used, a.item_weight, given, retain_graph=True)
+        assert_close(actual, torch.autograd.grad(expected, a.item_weight, given)[0])
+
+
+def test_the_embedding_with_tables_has_no_second_derivatives():
+    a = arguments()
+    a.item_weight.requires_grad_()
+    x, *_ = ops.user_item_embedding_and_tables(*vars(a).values(), backend="native")
+    (grad,) = torch.autograd.grad(x.square().sum(), a.item_weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="user_item_embedding has no second derivatives"):
+        grad.sum().backward()

@@ -364,12 +364,8 @@ cudaError_t CausalAttentionKernels<T, kTf32>::backward(const CausalAttentionWith
                                    S::kRows, S::kKeysSlice, S::kThreads, S::kBackwardKeysBytes,
                                    stream, in, g, copy_bytes);
   });
-  if (error != cudaSuccess) return error;
-  if (has_bias(in.bias)) {
-    const cudaError_t error = attention::launch_relative_bias(in, g, bias_rows(size), stream);
-    if (error != cudaSuccess) return error;
-  }
-  return attention::launch_projection_bias<M>(in, g, stream);
+  if (error != cudaSuccess || !has_bias(in.bias)) return error;
+  return attention::launch_relative_bias(in, g, bias_rows(size), stream);
 }
 
 }  // namespace ssept::cuda

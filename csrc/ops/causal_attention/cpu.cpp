@@ -218,7 +218,10 @@ struct MultiHeadAttention {
         multiply_gradients<A>(p, g, g.residual ? real : 0);
       } else {
         if (g.residual) zero_rows_from(g.grad_x_q, real);
-        multiply_gradients(kCpuProducts, p, g);
+        multiply_gradients(kCpuProducts, p, g,
+                           [](const Tensor& weight, const Tensor& grad, const Tensor& x) {
+                             kCpuProducts.multiply(weight, transposed(grad), x);
+                           });
       }
     });
   }

@@ -3,6 +3,7 @@
 
 #include "common/library.h"
 #include "cuda/runtime.h"
+#include "cuda/weight_parts.h"
 #include "ops/causal_attention/args.h"
 #include "ops/causal_attention/launch.h"
 
@@ -123,15 +124,31 @@ struct MultiHeadAttention {
                                                   accumulator_type(p.type));
     dispatch_arithmetic(args, allow_tf32, [&]<class T, bool kTf32>() {
       using A = Accumulator<T>;
+      using Kernels = CausalAttentionKernels<T, kTf32>;
       T* const grad_k = mutable_data<T>(g.grad_kv);
-      launch_backward<kTf32, T>(
-          "multi_head_attention_backward", args,
-          {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), mutable_data<A>(delta),
-           mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
-           g.residual ? mutable_data<T>(g.grad_x_q) : nullptr, mutable_data<A>(g.grad_bias)},
-          g.relative_bias, device);
+      const CausalAttentionGradients<T> gradients{
+          data<T>(g.grad_out),
+          data<T>(g.attended),
+          data<A>(g.lse),
+          mutable_data<A>(delta),
+          mutable_data<T>(g.grad_q),
+          grad_k,
+          grad_k + p.width,
+          2 * p.width,
+          g.residual ? mutable_data<T>(g.grad_x_q) : nullptr,
+          mutable_data<A>(g.grad_bias)};
+      const char* op = "multi_head_attention_backward";
+      launch_backward<kTf32>(op, args, gradients, g.relative_bias, device);
+      WeightParts weights[2];
+      int num_weights = 0;
+      const Products& products = device.products();
+      multiply_gradients(products, p, g, [&](const auto&... x) {
+        weights[num_weights++].multiply(products, x...);
+      });
+      PartsOf<A, 2> parts{};
+      if constexpr (std::is_same_v<T, A>) parts = {{weights[0].sums<A>(), weights[1].sums<A>()}};
+      check_cuda(op, Kernels::finish_projections(args.size, gradients, parts, device.stream()));
     });
-    multiply_gradients(device.products(), p, g);
   }
 };
 

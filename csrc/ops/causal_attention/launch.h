@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "cuda/parts.h"
 #include "ops/causal_attention/params.h"
 
 namespace ssept::cuda {
@@ -23,6 +24,12 @@ struct CausalAttentionKernels {
                              const CausalAttentionOutputs<T>& outputs, cudaStream_t stream);
   static cudaError_t backward(const CausalAttentionWithBias<T>& in,
                               const CausalAttentionGradients<T>& gradients, cudaStream_t stream);
+  using A = Accumulator<T>;
+  // Of `multi_head_attention`, what is left of the gradients of its biases and weights: the latter
+  // may be parts to be added up.
+  static cudaError_t finish_projections(const CausalAttentionSizes& size,
+                                        const CausalAttentionGradients<T>& gradients,
+                                        const PartsOf<A, 2>& weights, cudaStream_t stream);
   // The rows of bias_partial for each head.
   static int64_t bias_rows(const CausalAttentionSizes& size);
 };

@@ -6,6 +6,7 @@
 #include "common/library.h"
 #include "cpu/panels.h"
 #include "cpu/philox.h"
+#include "cpu/row_norm.h"
 #include "cpu/vector_ops.h"
 #include "ops/feed_forward/steps.h"
 
@@ -55,10 +56,23 @@ SSEPT_SIMD_CLONES void start(const BiasDropoutBackward<T>& in, const T* grad, in
   }
 }
 
+// Of rows [begin, end) of a result.
+template <class T>
+void normalise_rows(const ResultNorm<T>& in, const T* x, int64_t width, int64_t begin,
+                    int64_t end) {
+  if (in.gamma == nullptr) return;
+  with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+    for (int64_t row = begin * width; row < end * width; row += width)
+      normalise<S>(x + row, in.gamma, in.beta, width, static_cast<Accumulator<T>>(in.eps),
+                   in.out + row);
+  });
+}
+
 template <class A>
 void forward_fused(const FeedForward& args) {
   const int64_t width = args.width, inner = args.inner;
   const auto after_first = args.after_first<A>(), after_second = args.after_second<A>();
+  const auto norm = args.norm<A>();
   A* const hidden = mutable_data<A>(args.hidden);
   Panels<A> weight1(width, inner), weight2(inner, width);
   weight1.pack_transposed(data<A>(args.weight1), width);
@@ -74,6 +88,7 @@ void forward_fused(const FeedForward& args) {
       finish(after_first, product.get(), row, hidden, begin, end);
       weight2.multiply(false, end - begin, hidden + begin * inner, inner, 1, product.get(), row);
       finish(after_second, product.get(), row, mutable_data<A>(args.out), begin, end);
+      normalise_rows(norm, data<A>(args.out), width, begin, end);
     }
   });
 }
@@ -83,15 +98,16 @@ void forward_fused(const FeedForward& args) {
 template <class A>
 struct Sums {
   int64_t row1, row2;  // elements in a row of weight1, of weight2
-  int64_t weight2, bias1, bias2, end;
+  int64_t weight2, bias1, bias2, norm, end;
 
-  Sums(int64_t width, int64_t inner)
+  Sums(int64_t width, int64_t inner, bool has_norm)
       : row1(whole(width, kMaxLanes<A>)),
         row2(whole(inner, kMaxLanes<A>)),
         weight2(whole(inner, kProductRows) * row1),
         bias1(weight2 + whole(width, kProductRows) * row2),
         bias2(bias1 + inner),
-        end(bias2 + width) {}
+        norm(bias2 + width),
+        end(norm + (has_norm ? 2 * width : 0)) {}
 };
 
 // Rows [begin, end), a block at a time.
@@ -102,7 +118,9 @@ void backward_part(const FeedForwardBackward& args, const Panels<A>& weight1,
   const int64_t width = args.width, inner = args.inner;
   const auto before_first = args.before_first<A>(), before_second = args.before_second<A>();
   const std::vector<A> no_bias(width);
-  const A* const residual = args.x_is_residual ? data<A>(args.grad) : nullptr;
+  const auto norm = args.has_norm ? args.before_norm<A>() : RowNormBackward<A>{};
+  const A* const grad = args.has_norm ? norm.grad_x : data<A>(args.grad);
+  const A* const residual = args.x_is_residual ? grad : nullptr;
   const BiasDropout<A> after_last{no_bias.data(), residual,      {nullptr, 0, 0, 1},
                                   false,          args.num_rows, width};
   std::vector<A> grad_out(kRowsPerBlock * at.row1), grad_hidden(kRowsPerBlock * at.row2);
@@ -110,8 +128,8 @@ void backward_part(const FeedForwardBackward& args, const Panels<A>& weight1,
   for (int64_t last; begin < end; begin = last) {
     last = std::min(end, begin + kRowsPerBlock);
     A *const out = grad_out.data(), *const in = grad_hidden.data();
-    start(before_second, data<A>(args.grad) + begin * width, width, out, at.row1, sums + at.bias2,
-          begin, last);
+    if (args.has_norm) normalise_backward(norm, sums + at.norm, begin, last);
+    start(before_second, grad + begin * width, width, out, at.row1, sums + at.bias2, begin, last);
     hidden.pack(data<A>(args.hidden) + begin * inner, inner, last - begin);
     hidden.multiply(true, whole(width, kProductRows), out, 1, at.row1, sums + at.weight2, at.row2);
     weight2.multiply(false, last - begin, out, at.row1, 1, in, at.row2);
@@ -129,7 +147,7 @@ void backward_fused(const FeedForwardBackward& args) {
   Panels<A> weight1(inner, width), weight2(width, inner);
   weight1.pack(data<A>(args.weight1), width, inner);
   weight2.pack(data<A>(args.weight2), inner, width);
-  const Sums<A> at(width, inner);
+  const Sums<A> at(width, inner, args.has_norm);
   const auto parts = sums_of_parts<A>(args.num_rows, rows_per_part(width + inner), at.end,
                                       [&](A* sums, int64_t begin, int64_t end) {
                                         backward_part(args, weight1, weight2, at, sums, begin, end);
@@ -138,6 +156,9 @@ void backward_fused(const FeedForwardBackward& args) {
   add_parts(parts, at.weight2, at.row2, mutable_data<A>(args.grad_weight2), width, inner);
   add_parts(parts, at.bias1, inner, mutable_data<A>(args.grad_bias1), 1, inner);
   add_parts(parts, at.bias2, width, mutable_data<A>(args.grad_bias2), 1, width);
+  if (!args.has_norm) return;
+  add_parts(parts, at.norm, width, mutable_data<A>(args.grad_gamma), 1, width);
+  add_parts(parts, at.norm + width, width, mutable_data<A>(args.grad_beta), 1, width);
 }
 
 // The steps of the half types.
@@ -146,75 +167,102 @@ class Steps {
  public:
   using A = Accumulator<T>;
 
-  explicit Steps(const FeedForwardArgs& args)
-      : num_biases_(args.inner + args.width),
+  Steps(const FeedForwardArgs& args, int64_t num_sums)
+      : num_sums_(num_sums),
         num_parts_((args.num_rows + kRowsPerPart - 1) / kRowsPerPart),
-        sums_(num_parts_ * num_biases_) {}
+        sums_(num_parts_ * num_sums) {}
 
   const Products& products() const { return kCpuProducts; }
 
-  void finish(const BiasDropout<T>& in, T* x) {
+  void multiply_weight(const Tensor& weight, const Tensor& grad, const Tensor& x) {
+    products().multiply(weight, transposed(grad), x);
+  }
+
+  void finish(const BiasDropout<T>& in, const ResultNorm<T>& norm, T* x) {
     torch::stable::parallel_for(0, in.num_rows, grain(in.width), [&](int64_t begin, int64_t end) {
       cpu::finish(in, x + begin * in.width, in.width, x, begin, end);
+      normalise_rows(norm, x, in.width, begin, end);
     });
   }
 
   void start(const BiasDropoutBackward<T>& in, const T* grad, T* grad_x, T* copy,
-             int64_t first_bias) {
-    torch::stable::parallel_for(0, num_parts_, 1, [&](int64_t first, int64_t last) {
-      for (int64_t part = first; part < last; ++part) {
-        const int64_t begin = part * kRowsPerPart;
-        const int64_t end = std::min(in.num_rows, begin + kRowsPerPart);
-        const int64_t from = begin * in.width;
-        if (copy) std::copy(grad + from, grad + end * in.width, copy + from);
-        cpu::start(in, grad + from, in.width, grad_x + from, in.width,
-                   sums_.data() + part * num_biases_ + first_bias, begin, end);
-      }
+             int64_t first_sum) {
+    for_parts(in, first_sum, [&](A* sums, int64_t begin, int64_t end) {
+      const int64_t from = begin * in.width;
+      if (copy) std::copy(grad + from, grad + end * in.width, copy + from);
+      cpu::start(in, grad + from, in.width, grad_x + from, in.width, sums, begin, end);
     });
   }
 
-  void sum_biases(A* bias1, int64_t inner, A* bias2, int64_t) {
-    for (int64_t i = 0; i < num_biases_; ++i) {
-      A sum = 0;
-      for (int64_t part = 0; part < num_parts_; ++part) sum += sums_[part * num_biases_ + i];
-      (i < inner ? bias1[i] : bias2[i - inner]) = sum;
+  void start_after_norm(const BiasDropoutBackward<T>& in, const RowNormBackward<T>& norm, T* grad_x,
+                        int64_t first_sum) {
+    for_parts(in, first_sum, [&](A* sums, int64_t begin, int64_t end) {
+      const int64_t from = begin * in.width;
+      normalise_backward(norm, sums + in.width, begin, end);
+      cpu::start(in, norm.grad_x + from, in.width, grad_x + from, in.width, sums, begin, end);
+    });
+  }
+
+  void finish_sums(const FeedForwardBackward& args) {
+    const A* from = sums_.data();
+    for (const auto& [sum, columns] : args.sums<A>()) {
+      for (int64_t i = 0; i < columns; ++i) {
+        sum[i] = 0;
+        for (int64_t part = 0; part < num_parts_; ++part) sum[i] += from[part * num_sums_ + i];
+      }
+      from += columns;
     }
   }
 
  private:
   static constexpr int64_t kRowsPerPart = 512;
-  int64_t num_biases_, num_parts_;
+
+  // Calls f(sums, begin, end) on each part of the rows.
+  template <class F>
+  void for_parts(const BiasDropoutBackward<T>& in, int64_t first_sum, F&& f) {
+    torch::stable::parallel_for(0, num_parts_, 1, [&](int64_t first, int64_t last) {
+      for (int64_t part = first; part < last; ++part)
+        f(sums_.data() + part * num_sums_ + first_sum, part * kRowsPerPart,
+          std::min(in.num_rows, (part + 1) * kRowsPerPart));
+    });
+  }
+
+  int64_t num_sums_, num_parts_;
   std::vector<A> sums_;
 };
 
-std::tuple<Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
-                                        const Tensor& weight2, const Tensor& bias2,
-                                        double dropout_p, const std::optional<Tensor>& seed,
-                                        int64_t site, const std::optional<Tensor>& residual) {
-  const FeedForward args(x, weight1, bias1, weight2, bias2, dropout_p, seed, site, residual);
+std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& weight1,
+                                                const Tensor& bias1, const Tensor& weight2,
+                                                const Tensor& bias2, double dropout_p,
+                                                const std::optional<Tensor>& seed, int64_t site,
+                                                const std::optional<Tensor>& residual,
+                                                const std::optional<Tensor>& gamma,
+                                                const std::optional<Tensor>& beta, double eps) {
+  const FeedForward args(x, weight1, bias1, weight2, bias2, dropout_p, seed, site, residual, gamma,
+                         beta, eps);
   if (args.width == 0 && args.inner == 0) return args.results();  // however many rows
   dispatch_floating("x", args.type, [&]<class T>() {
     if constexpr (std::is_same_v<T, Accumulator<T>>)
       forward_fused<T>(args);
     else
-      forward_by_steps<T>(Steps<T>(args), args);
+      forward_by_steps<T>(Steps<T>(args, 0), args);
   });
   return args.results();
 }
 
-FeedForwardBackward::Results feed_forward_backward(const Tensor& grad, const Tensor& x,
-                                                   const Tensor& hidden, const Tensor& weight1,
-                                                   const Tensor& weight2, double dropout_p,
-                                                   const std::optional<Tensor>& seed, int64_t site,
-                                                   bool x_is_residual) {
+FeedForwardBackward::Results feed_forward_backward(
+    const std::optional<Tensor>& grad, const Tensor& x, const Tensor& hidden, const Tensor& weight1,
+    const Tensor& weight2, double dropout_p, const std::optional<Tensor>& seed, int64_t site,
+    bool x_is_residual, const std::optional<Tensor>& out, const std::optional<Tensor>& grad_normal,
+    const std::optional<Tensor>& gamma, double eps) {
   const FeedForwardBackward args(grad, x, hidden, weight1, weight2, dropout_p, seed, site,
-                                 x_is_residual);
+                                 x_is_residual, out, grad_normal, gamma, eps);
   if (args.width == 0 && args.inner == 0) return args.results();
   dispatch_floating("x", args.type, [&]<class T>() {
     if constexpr (std::is_same_v<T, Accumulator<T>>)
       backward_fused<T>(args);
     else
-      backward_by_steps<T>(Steps<T>(args), args);
+      backward_by_steps<T>(Steps<T>(args, args.num_sums()), args);
   });
   return args.results();
 }

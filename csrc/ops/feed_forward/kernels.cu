@@ -1,36 +1,53 @@
 // CUDA kernels of `feed_forward`.
-#include <algorithm>
-
-#include "cuda/column_sums.cuh"
 #include "cuda/dropout.cuh"
+#include "cuda/row_norm.cuh"
 #include "ops/feed_forward/launch.h"
 
 namespace ssept::cuda {
 namespace {
 
+// A quad of what follows a product, in its place.
+template <int VEC, class T>
+__device__ __forceinline__ void finish_quad(const BiasDropout<T>& in, const DropoutMask& mask,
+                                            T* product, int64_t n, int64_t column) {
+  Accumulator<T> x[kQuad], bias[kQuad];
+  load_quad<VEC>(product + n * in.width, column, in.width, x);
+  load_quad<VEC>(in.bias, column, in.width, bias);
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    x[j] += bias[j];
+    if (in.relu && x[j] < 0) x[j] = 0;  // keeps NaN
+  }
+  mask.apply(x, n, column);
+  if (in.residual != nullptr) {
+    Accumulator<T> residual[kQuad];
+    load_quad<VEC>(in.residual + n * in.width, column, in.width, residual);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) x[j] += residual[j];
+  }
+  store_quad<VEC>(product + n * in.width, column, in.width, x);
+}
+
 template <class T, int VEC>
 __global__ void __launch_bounds__(kQuadThreads)
     finish_kernel(BiasDropout<T> in, T* product, int64_t rows_per_block) {
-  using A = Accumulator<T>;
   const DropoutMask mask(in.dropout);
-  for_each_quad(in.num_rows, in.width, rows_per_block, [&](int64_t n, int64_t column) {
-    A x[kQuad], bias[kQuad];
-    load_quad<VEC>(product + n * in.width, column, in.width, x);
-    load_quad<VEC>(in.bias, column, in.width, bias);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) {
-      x[j] += bias[j];
-      if (in.relu && x[j] < 0) x[j] = 0;  // keeps NaN
-    }
-    mask.apply(x, n, column);
-    if (in.residual != nullptr) {
-      A residual[kQuad];
-      load_quad<VEC>(in.residual + n * in.width, column, in.width, residual);
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) x[j] += residual[j];
-    }
-    store_quad<VEC>(product + n * in.width, column, in.width, x);
-  });
+  for_each_quad(in.num_rows, in.width, rows_per_block,
+                [&](int64_t n, int64_t column) { finish_quad<VEC>(in, mask, product, n, column); });
+}
+
+// One warp for one row: each thread reads again what it has written.
+template <class T, int VEC>
+__global__ void __launch_bounds__(kThreadsPerBlock)
+    finish_and_norm_kernel(BiasDropout<T> in, ResultNorm<T> norm, T* product) {
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
+  if (n >= in.num_rows) return;
+  const DropoutMask mask(in.dropout);
+  for (int64_t i = lane * kQuad; i < in.width; i += kWarpSize * kQuad)
+    finish_quad<VEC>(in, mask, product, n, i);
+  normalise<VEC>(product + n * in.width, norm.gamma, norm.beta, in.width,
+                 static_cast<Accumulator<T>>(norm.eps), norm.out + n * in.width);
 }
 
 // grad_x of a part of the rows, block x's, and its column sums. Where there is a ReLU, what it or
@@ -63,46 +80,45 @@ __global__ void __launch_bounds__(kSumThreads)
       store_quad<VEC>(grad_x + n * in.width, sums.column, in.width, g);
     }
   }
-  sums.reduce(sum);
-  if (sums.lane == 0) {
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j)
-      if (sums.column + j < in.width) part_sums[blockIdx.x * part_row + sums.column + j] = sum[j];
-  }
+  sums.write(sum, in.width, part_sums + blockIdx.x * part_row);
 }
 
-// The second stage: adds up the parts. blockIdx.z says of which of the two, that lie side by side
-// in part_sums.
-template <class A>
+// As start_kernel, of the gradient before a norm.
+template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kSumThreads)
-    sum_parts_kernel(const A* __restrict__ part_sums, int64_t num_parts, A* __restrict__ first,
-                     int64_t first_width, A* __restrict__ second, int64_t second_width) {
-  const bool is_first = blockIdx.z == 0;
-  const int64_t width = is_first ? first_width : second_width;
-  const int64_t row = first_width + second_width, begin = is_first ? 0 : first_width;
-  A* const out = is_first ? first : second;
-  if (static_cast<int64_t>(blockIdx.y) * kQuadsPerSumBlock * kQuad >= width) return;
-  const ColumnSums sums(width);
-  A sum[kQuad] = {};
-  if (sums.works()) {
-    for (int64_t part = sums.lane; part < num_parts; part += sums.lanes) {
+    start_after_norm_kernel(BiasDropoutBackward<T> in, RowNormBackward<T> norm,
+                            int64_t rows_of_part, T* grad_x, A* __restrict__ part_sums,
+                            int64_t part_row) {
+  const ColumnSums sums(in.width);
+  const DropoutMask mask(in.dropout);
+  const int64_t begin = blockIdx.x * rows_of_part;
+  const int64_t end = min(begin + rows_of_part, in.num_rows);
+  A sum[kQuad] = {}, to_gamma[kQuad] = {}, to_beta[kQuad] = {};
+  norm_backward<VEC>(norm, begin, end, sums, to_gamma, to_beta, [&](int64_t n) {
+    A g[kQuad];
+    load_quad<VEC>(norm.grad_x + n * in.width, sums.column, in.width, g);
+    mask.apply(g, n, sums.column);
 #pragma unroll
-      for (int j = 0; j < kQuad; ++j)
-        if (sums.column + j < width) sum[j] += part_sums[part * row + begin + sums.column + j];
-    }
-  }
-  sums.reduce(sum);
-  if (sums.lane == 0) {
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j)
-      if (sums.column + j < width) out[sums.column + j] = sum[j];
-  }
+    for (int j = 0; j < kQuad; ++j) sum[j] += g[j];
+    store_quad<VEC>(grad_x + n * in.width, sums.column, in.width, g);
+  });
+  A* const part = part_sums + blockIdx.x * part_row;
+  sums.write(sum, in.width, part);
+  sums.write(to_gamma, in.width, part + in.width);
+  sums.write(to_beta, in.width, part + 2 * in.width);
 }
 
 }  // namespace
 
 template <class T>
-cudaError_t FeedForwardKernels<T>::finish(const BiasDropout<T>& in, T* x, cudaStream_t stream) {
+cudaError_t FeedForwardKernels<T>::finish(const BiasDropout<T>& in, const ResultNorm<T>& norm, T* x,
+                                          cudaStream_t stream) {
+  if (norm.gamma != nullptr && in.num_rows > 0 && in.width > 0)
+    return with_pack_size<T>(
+        {in.width}, {x, in.bias, in.residual, norm.gamma, norm.beta, norm.out}, [&]<int VEC>() {
+          return launch(finish_and_norm_kernel<T, VEC>, blocks_of_warps(in.num_rows),
+                        kThreadsPerBlock, 0, stream, in, norm, x);
+        });
   return with_pack_size<T>({in.width}, {x, in.bias, in.residual}, [&]<int VEC>() {
     return launch_on_quads(finish_kernel<T, VEC>, in.num_rows, in.width, stream, in, x);
   });
@@ -114,20 +130,29 @@ cudaError_t FeedForwardKernels<T>::start(const BiasDropoutBackward<T>& in, const
                                          cudaStream_t stream) {
   if (in.width == 0 || in.num_rows == 0) return cudaSuccess;
   return with_pack_size<T>({in.width}, {grad, in.out, grad_x, copy}, [&]<int VEC>() {
-    const dim3 grid(static_cast<unsigned>(feed_forward_parts(in.num_rows)), sum_blocks(in.width));
+    const dim3 grid(static_cast<unsigned>(num_parts(in.num_rows)), sum_blocks(in.width));
     return launch(start_kernel<T, VEC>, grid, kSumThreads, 0, stream, in,
-                  feed_forward_rows_per_part(in.num_rows), grad, grad_x, copy, part_sums, part_row);
+                  rows_per_part(in.num_rows), grad, grad_x, copy, part_sums, part_row);
   });
 }
 
 template <class T>
-cudaError_t FeedForwardKernels<T>::sum_parts(const A* part_sums, int64_t parts, A* first,
-                                             int64_t first_width, A* second, int64_t second_width,
-                                             cudaStream_t stream) {
-  if (first_width + second_width == 0) return cudaSuccess;
-  const dim3 grid(1, sum_blocks(std::max(first_width, second_width)), 2);
-  return launch(sum_parts_kernel<A>, grid, kSumThreads, 0, stream, part_sums, parts, first,
-                first_width, second, second_width);
+cudaError_t FeedForwardKernels<T>::start_after_norm(const BiasDropoutBackward<T>& in,
+                                                    const RowNormBackward<T>& norm, T* grad_x,
+                                                    A* part_sums, int64_t part_row,
+                                                    cudaStream_t stream) {
+  if (in.width == 0 || in.num_rows == 0) return cudaSuccess;
+  return with_pack_size<T>(
+      {in.width}, {norm.x, norm.gamma, norm.grad, norm.more, norm.grad_x, grad_x}, [&]<int VEC>() {
+        const dim3 grid(static_cast<unsigned>(num_parts(in.num_rows)), sum_blocks(in.width));
+        return launch(start_after_norm_kernel<T, VEC>, grid, kSumThreads, 0, stream, in, norm,
+                      rows_per_part(in.num_rows), grad_x, part_sums, part_row);
+      });
+}
+
+template <class T>
+cudaError_t FeedForwardKernels<T>::finish_sums(const PartsOf<A, 6>& all, cudaStream_t stream) {
+  return launch_sum_parts(all, stream);
 }
 
 template struct FeedForwardKernels<float>;

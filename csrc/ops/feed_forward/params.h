@@ -17,6 +17,15 @@ struct BiasDropout {
   int64_t num_rows, width;  // N, C
 };
 
+// The layer norm of a result, unless gamma is null.
+template <class T>
+struct ResultNorm {
+  const T* gamma;  // (C)
+  const T* beta;   // (C)
+  double eps;
+  T* out;  // (N, C)
+};
+
 template <class T>
 struct BiasDropoutBackward {
   const T* out;  // (N, C), what the forward gave where there is a ReLU, else null

@@ -1,6 +1,7 @@
 // `feed_forward` as products of torch's and kernels between them, on either device. `steps` has
-// products(), torch's; finish and start, the kernels after and before a product; and sum_biases,
-// which adds up what `start` has left of the gradients of biases.
+// products(), torch's; multiply_weight, that of a weight's gradient; finish and start, the kernels
+// after and before a product; and finish_sums, which adds up what is left of the gradients of
+// weights, biases and the norm.
 #pragma once
 #include "common/products.h"
 #include "ops/feed_forward/args.h"
@@ -10,28 +11,31 @@ namespace ssept {
 template <class T, class Steps>
 void forward_by_steps(Steps&& steps, const FeedForward& f) {
   steps.products().multiply(f.hidden, f.x, transposed(f.weight1));
-  steps.finish(f.after_first<T>(), mutable_data<T>(f.hidden));
+  steps.finish(f.after_first<T>(), ResultNorm<T>{}, mutable_data<T>(f.hidden));
   steps.products().multiply(f.out, f.hidden, transposed(f.weight2));
-  steps.finish(f.after_second<T>(), mutable_data<T>(f.out));
+  steps.finish(f.after_second<T>(), f.norm<T>(), mutable_data<T>(f.out));
 }
 
 template <class T, class Steps>
 void backward_by_steps(Steps&& steps, const FeedForwardBackward& f) {
-  using A = Accumulator<T>;
   const Tensor grad_out = f.new_rows(f.width), grad_hidden = f.new_rows(f.inner);
   // The residual's, to which the rest is added last.
   T* const grad_x = f.x_is_residual ? mutable_data<T>(f.grad_x) : nullptr;
-  steps.start(f.before_second<T>(), data<T>(f.grad), mutable_data<T>(grad_out), grad_x, f.inner);
-  steps.products().multiply(f.grad_weight2, transposed(grad_out), f.hidden);
+  if (f.has_norm)
+    steps.start_after_norm(f.before_second<T>(), f.before_norm<T>(), mutable_data<T>(grad_out),
+                           f.inner);
+  else
+    steps.start(f.before_second<T>(), data<T>(f.grad), mutable_data<T>(grad_out), grad_x, f.inner);
+  steps.multiply_weight(f.grad_weight2, grad_out, f.hidden);
   steps.products().multiply(grad_hidden, grad_out, f.weight2);
   steps.start(f.before_first<T>(), data<T>(grad_hidden), mutable_data<T>(grad_hidden),
               static_cast<T*>(nullptr), 0);
-  steps.products().multiply(f.grad_weight1, transposed(grad_hidden), f.x);
+  steps.multiply_weight(f.grad_weight1, grad_hidden, f.x);
   if (f.x_is_residual)
     steps.products().add_product(f.grad_x, grad_hidden, f.weight1);
   else
     steps.products().multiply(f.grad_x, grad_hidden, f.weight1);
-  steps.sum_biases(mutable_data<A>(f.grad_bias1), f.inner, mutable_data<A>(f.grad_bias2), f.width);
+  steps.finish_sums(f);
 }
 
 }  // namespace ssept

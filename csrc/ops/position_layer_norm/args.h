@@ -3,7 +3,7 @@
 #pragma once
 #include <cmath>
 
-#include "common/checks.h"
+#include "common/dtype.h"
 #include "ops/position_layer_norm/params.h"
 
 namespace ssept {
@@ -22,8 +22,14 @@ class PositionLayerNormArgs {
                    {"positions", &positions},
                    {"cu_seqlens", &cu_seqlens}});
     x_ = contiguous("x", x, {kAnySize, kAnySize}, type);
-    gamma_ = contiguous("gamma", gamma, {kAnySize, x.size(1)}, type);
-    beta_ = contiguous("beta", beta, {gamma.size(0), x.size(1)}, type);
+    by_position_ = gamma.dim() != 1;
+    if (by_position_) {
+      gamma_ = contiguous("gamma", gamma, {kAnySize, x.size(1)}, type);
+      beta_ = contiguous("beta", beta, {gamma.size(0), x.size(1)}, type);
+    } else {
+      gamma_ = contiguous("gamma", gamma, {x.size(1)}, type);
+      beta_ = contiguous("beta", beta, {x.size(1)}, type);
+    }
     positions_ = contiguous("positions", positions, {x.size(0)}, ScalarType::Long);
     cu_seqlens_ = contiguous_cu_seqlens("cu_seqlens", cu_seqlens);
   }
@@ -38,9 +44,17 @@ class PositionLayerNormArgs {
             data<int32_t>(cu_seqlens_),
             x_.size(0),
             x_.size(1),
-            gamma_.size(0),
+            by_position_ ? gamma_.size(0) : 1,
             cu_seqlens_.size(0) - 1,
-            eps_};
+            eps_,
+            by_position_};
+  }
+
+  // For the gradient of gamma, or of beta.
+  Tensor new_like_gamma() const {
+    const ScalarType wide = accumulator_type(type);
+    if (!by_position_) return torch::stable::new_empty(gamma_, {gamma_.size(0)}, wide);
+    return torch::stable::new_empty(gamma_, {gamma_.size(0), gamma_.size(1)}, wide);
   }
 
   // The gradient of the output, checked and contiguous.
@@ -51,6 +65,7 @@ class PositionLayerNormArgs {
 
  private:
   Tensor x_, gamma_, beta_, positions_, cu_seqlens_;
+  bool by_position_;
   double eps_;
 };
 

@@ -28,18 +28,18 @@ std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
   const PositionLayerNormArgs args(x, gamma, beta, positions, cu_seqlens, eps);
   const Tensor g = args.contiguous_grad(grad);
   const DeviceOf device(x);
-  const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
-  const Tensor statistics = torch::stable::new_empty(x, {x.size(0), 2}, wide);
-  const Tensor grad_gamma = torch::stable::new_empty(x, {gamma.size(0), gamma.size(1)}, wide);
-  const Tensor grad_beta = torch::stable::new_empty(x, {gamma.size(0), gamma.size(1)}, wide);
+  const Tensor grad_gamma = args.new_like_gamma(), grad_beta = args.new_like_gamma();
   dispatch_floating("x", args.type, [&]<class T>() {
     using A = Accumulator<T>;
+    using Kernels = PositionLayerNormKernels<T>;
+    const auto in = args.kernel_args<T>();
+    const Tensor scratch =
+        torch::stable::new_empty(x, {Kernels::scratch(in)}, accumulator_type(args.type));
     check_cuda("position_layer_norm_backward",
-               PositionLayerNormKernels<T>::backward(
-                   args.kernel_args<T>(), data<T>(g), mutable_data<T>(grad_x),
-                   mutable_data<A>(statistics), mutable_data<A>(grad_gamma),
-                   mutable_data<A>(grad_beta), device.note(), device.stream()));
+               Kernels::backward(in, data<T>(g), mutable_data<T>(grad_x), mutable_data<A>(scratch),
+                                 mutable_data<A>(grad_gamma), mutable_data<A>(grad_beta),
+                                 device.note(), device.stream()));
   });
   return {grad_x, grad_gamma, grad_beta};
 }

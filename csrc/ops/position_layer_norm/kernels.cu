@@ -1,6 +1,6 @@
 // CUDA kernels of `position_layer_norm`.
-#include "cuda/column_sums.cuh"
 #include "cuda/ids.cuh"
+#include "cuda/row_norm.cuh"
 #include "cuda/sequences.cuh"
 #include "ops/position_layer_norm/launch.h"
 
@@ -12,37 +12,11 @@ __device__ __forceinline__ Sequences sequences_of(const PositionLayerNorm<T>& in
   return {in.cu_seqlens, in.num_sequences, in.num_tokens};
 }
 
-// Mean of a row, and 1 / sqrt(variance + eps).
-template <class A>
-struct Statistics {
-  A mean, rstd;
-};
-
-__device__ __forceinline__ float reciprocal_root(float x) { return rsqrtf(x); }
-__device__ __forceinline__ double reciprocal_root(double x) { return rsqrt(x); }
-
-// By one warp, in two passes over the row: the second finds it in the L1 cache.
-template <int VEC, class T, class A = Accumulator<T>>
-__device__ __forceinline__ Statistics<A> statistics_of(const T* row, int64_t width, A eps) {
-  const int first = threadIdx.x % kWarpSize * kQuad;
-  A sum = 0;
-  for (int64_t i = first; i < width; i += kWarpSize * kQuad) {
-    A x[kQuad];
-    load_quad<VEC>(row, i, width, x);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) sum += x[j];
-  }
-  const A mean = group_sum<kWarpSize>(sum) / static_cast<A>(width);
-  A squares = 0;
-  for (int64_t i = first; i < width; i += kWarpSize * kQuad) {
-    A x[kQuad];
-    load_quad<VEC>(row, i, width, x);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j)
-      if (i + j < width) squares += (x[j] - mean) * (x[j] - mean);
-  }
-  const A variance = group_sum<kWarpSize>(squares) / static_cast<A>(width);
-  return {mean, reciprocal_root(variance + eps)};
+// Of gamma and beta, the row that a token has.
+template <class T>
+__device__ __forceinline__ int64_t parameters_row(const PositionLayerNorm<T>& in, int64_t n,
+                                                  BadIdNote* note) {
+  return in.by_position ? usable_position(in.positions[n], in.position_rows, note) : 0;
 }
 
 template <int VEC, class T>
@@ -57,25 +31,16 @@ template <class T, int VEC>
 __global__ void __launch_bounds__(kThreadsPerBlock)
     forward_kernel(PositionLayerNorm<T> in, T* __restrict__ out, BadIdNote* note) {
   using A = Accumulator<T>;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int warp = threadIdx.x / kWarpSize;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (n >= in.num_tokens) return;
   if (n >= sequences_of(in).num_real()) {
     write_zeros<VEC>(out + n * in.width, in.width);
     return;
   }
-  const int64_t position = usable_position(in.positions[n], in.position_rows, note);
-  const T* row = in.x + n * in.width;
-  const auto [mean, rstd] = statistics_of<VEC>(row, in.width, static_cast<A>(in.eps));
-  for (int64_t i = lane * kQuad; i < in.width; i += kWarpSize * kQuad) {
-    A x[kQuad], gamma[kQuad], beta[kQuad];
-    load_quad<VEC>(row, i, in.width, x);
-    load_quad<VEC>(in.gamma + position * in.width, i, in.width, gamma);
-    load_quad<VEC>(in.beta + position * in.width, i, in.width, beta);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) x[j] = (x[j] - mean) * rstd * gamma[j] + beta[j];
-    store_quad<VEC>(out + n * in.width, i, in.width, x);
-  }
+  const int64_t position = parameters_row(in, n, note);
+  normalise<VEC>(in.x + n * in.width, in.gamma + position * in.width, in.beta + position * in.width,
+                 in.width, static_cast<A>(in.eps), out + n * in.width);
 }
 
 // One warp for one token: grad_x, and the statistics for the next kernel.
@@ -91,35 +56,16 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
     return;
   }
   const int64_t position = usable_position(in.positions[n], in.position_rows, note);
-  const T* row = in.x + n * in.width;
-  const T* gamma_row = in.gamma + position * in.width;
-  const auto [mean, rstd] = statistics_of<VEC>(row, in.width, static_cast<A>(in.eps));
+  const T *const row = in.x + n * in.width, *const gamma = in.gamma + position * in.width;
+  const auto slope = NormSlope<A>::template of<VEC>(row, gamma, grad + n * in.width, in.width,
+                                                    static_cast<A>(in.eps));
   if (lane == 0) {
-    statistics[2 * n] = mean;
-    statistics[2 * n + 1] = rstd;
+    statistics[2 * n] = slope.of_row.mean;
+    statistics[2 * n + 1] = slope.of_row.rstd;
   }
-  A sum = 0, dot = 0;
   for (int64_t i = lane * kQuad; i < in.width; i += kWarpSize * kQuad) {
-    A x[kQuad], g[kQuad], gamma[kQuad];
-    load_quad<VEC>(row, i, in.width, x);
-    load_quad<VEC>(grad + n * in.width, i, in.width, g);
-    load_quad<VEC>(gamma_row, i, in.width, gamma);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) {
-      sum += g[j] * gamma[j];  // 0 from the width on
-      dot += g[j] * gamma[j] * (x[j] - mean);
-    }
-  }
-  const A mean_grad = group_sum<kWarpSize>(sum) / static_cast<A>(in.width);
-  const A slope = group_sum<kWarpSize>(dot) / static_cast<A>(in.width) * rstd * rstd;
-  for (int64_t i = lane * kQuad; i < in.width; i += kWarpSize * kQuad) {
-    A x[kQuad], g[kQuad], gamma[kQuad];
-    load_quad<VEC>(row, i, in.width, x);
-    load_quad<VEC>(grad + n * in.width, i, in.width, g);
-    load_quad<VEC>(gamma_row, i, in.width, gamma);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j)
-      g[j] = rstd * (g[j] * gamma[j] - mean_grad - slope * (x[j] - mean));
+    A g[kQuad];
+    slope.template load_gradient<VEC>(row, gamma, grad + n * in.width, i, in.width, g);
     store_quad<VEC>(grad_x + n * in.width, i, in.width, g);
   }
 }
@@ -151,6 +97,30 @@ __global__ void __launch_bounds__(kSumThreads)
   store_quad<VEC>(grad_beta + blockIdx.x * in.width, sums.column, in.width, to_beta);
 }
 
+// With one gamma and beta for all tokens: grad_x of a part of the rows, block x's, and the sums of
+// theirs, (2, D) in `parts`.
+template <class T, int VEC, class A = Accumulator<T>>
+__global__ void __launch_bounds__(kSumThreads)
+    backward_rows_kernel(PositionLayerNorm<T> in, const T* __restrict__ grad, T* grad_x,
+                         A* __restrict__ parts, int64_t rows_of_part) {
+  const ColumnSums sums(in.width);
+  const int64_t begin = blockIdx.x * rows_of_part;
+  const int64_t end = min(begin + rows_of_part, in.num_tokens);
+  const int64_t end_of_real = max(begin, min(end, sequences_of(in).num_real()));
+  A to_gamma[kQuad] = {}, to_beta[kQuad] = {};
+  norm_backward<VEC>(
+      RowNormBackward<T>{in.x, in.gamma, grad, nullptr, grad_x, in.num_tokens, in.width, in.eps},
+      begin, end_of_real, sums, to_gamma, to_beta, [](int64_t) {});
+  if (sums.works()) {
+    const A zeros[kQuad] = {};
+    for (int64_t n = end_of_real + sums.lane; n < end; n += sums.lanes)
+      store_quad<VEC>(grad_x + n * in.width, sums.column, in.width, zeros);
+  }
+  A* const part = parts + blockIdx.x * 2 * in.width;
+  sums.write(to_gamma, in.width, part);
+  sums.write(to_beta, in.width, part + in.width);
+}
+
 }  // namespace
 
 template <class T>
@@ -164,22 +134,41 @@ cudaError_t PositionLayerNormKernels<T>::forward(const PositionLayerNorm<T>& in,
 }
 
 template <class T>
+int64_t PositionLayerNormKernels<T>::scratch(const PositionLayerNorm<T>& in) {
+  return 2 * (in.by_position ? in.num_tokens : num_parts(in.num_tokens) * in.width);
+}
+
+template <class T>
 cudaError_t PositionLayerNormKernels<T>::backward(const PositionLayerNorm<T>& in, const T* grad,
-                                                  T* grad_x, A* statistics, A* grad_gamma,
+                                                  T* grad_x, A* scratch, A* grad_gamma,
                                                   A* grad_beta, BadIdNote* note,
                                                   cudaStream_t stream) {
   if (in.width == 0) return cudaSuccess;
   return with_pack_size<T>({in.width}, {in.x, in.gamma, grad, grad_x}, [&]<int VEC>() {
+    if (!in.by_position) {
+      const int64_t parts = num_parts(in.num_tokens);
+      if (parts > 0) {
+        const cudaError_t error = launch(
+            backward_rows_kernel<T, VEC>, dim3(static_cast<unsigned>(parts), sum_blocks(in.width)),
+            kSumThreads, 0, stream, in, grad, grad_x, scratch, rows_per_part(in.num_tokens));
+        if (error != cudaSuccess) return error;
+      }
+      const int64_t row = 2 * in.width;
+      return launch_sum_parts(
+          PartsOf<A, 2>{{{scratch, parts, row, grad_gamma, in.width},
+                         {scratch + in.width, parts, row, grad_beta, in.width}}},
+          stream);
+    }
     if (in.num_tokens > 0) {
       const cudaError_t error =
           launch(backward_x_kernel<T, VEC>, blocks_of_warps(in.num_tokens), kThreadsPerBlock, 0,
-                 stream, in, grad, grad_x, statistics, note);
+                 stream, in, grad, grad_x, scratch, note);
       if (error != cudaSuccess) return error;
     }
     if (in.position_rows == 0) return cudaSuccess;
     return launch(backward_positions_kernel<T, VEC>,
                   dim3(static_cast<unsigned>(in.position_rows), sum_blocks(in.width)), kSumThreads,
-                  0, stream, in, grad, statistics, grad_gamma, grad_beta);
+                  0, stream, in, grad, scratch, grad_gamma, grad_beta);
   });
 }
 

@@ -16,10 +16,12 @@ struct PositionLayerNormKernels {
   static cudaError_t forward(const PositionLayerNorm<T>& in, T* out, BadIdNote* note,
                              cudaStream_t stream);
 
-  // statistics is scratch, (N, 2). grad_gamma and grad_beta, (T, D), are summed in a fixed order.
-  static cudaError_t backward(const PositionLayerNorm<T>& in, const T* grad, T* grad_x,
-                              A* statistics, A* grad_gamma, A* grad_beta, BadIdNote* note,
-                              cudaStream_t stream);
+  // Elements of scratch that the backward needs.
+  static int64_t scratch(const PositionLayerNorm<T>& in);
+
+  // grad_gamma and grad_beta, like gamma, are summed in a fixed order.
+  static cudaError_t backward(const PositionLayerNorm<T>& in, const T* grad, T* grad_x, A* scratch,
+                              A* grad_gamma, A* grad_beta, BadIdNote* note, cudaStream_t stream);
 };
 
 }  // namespace ssept::cuda

@@ -14,6 +14,7 @@ struct PositionLayerNorm {
   const int32_t* cu_seqlens;  // (B + 1)
   int64_t num_tokens, width, position_rows, num_sequences;
   double eps;
+  bool by_position;  // or all tokens have the one row of gamma and beta
 };
 
 }  // namespace ssept

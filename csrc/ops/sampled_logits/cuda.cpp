@@ -69,10 +69,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_logits, const Ten
   const DeviceOf device(hidden);
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
-  const Tensor grad_item = torch::stable::new_zeros(hidden, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user = users
-                               ? torch::stable::new_zeros(hidden, {s.user_rows, s.user_width}, wide)
-                               : torch::stable::new_empty(hidden, {0, 0}, wide);
+  // Side by side, so that one kernel fills both with zeros.
+  const int64_t of_items = s.item_rows * s.item_width, of_users = s.user_rows * s.user_width;
+  Tensor tables = torch::stable::new_zeros(hidden, {of_items + of_users}, wide);
+  const auto table = [&](int64_t from, int64_t rows, int64_t width) {
+    return torch::stable::view(torch::stable::narrow(tables, 0, from, rows * width), {rows, width});
+  };
+  const Tensor grad_item = table(0, s.item_rows, s.item_width);
+  const Tensor grad_user = table(of_items, s.user_rows, s.user_width);
   const Tensor grad_sum = torch::stable::new_empty(hidden, {s.num_tokens}, wide);
   dispatch_floating("hidden", args.type, [&]<class T>() {
     using A = Accumulator<T>;

@@ -65,7 +65,22 @@ class UserItemEmbeddingArgs {
     return contiguous("grad", grad, {size.num_tokens, size.width}, type);
   }
 
+  // What is added to the gradients of tables, checked and contiguous.
+  std::optional<Tensor> contiguous_more_item(const std::optional<Tensor>& more) const {
+    return contiguous_more("more_item", more, size.item_rows, size.item_width);
+  }
+  std::optional<Tensor> contiguous_more_user(const std::optional<Tensor>& more) const {
+    return contiguous_more("more_user", more, size.user_rows, size.user_width);
+  }
+
  private:
+  std::optional<Tensor> contiguous_more(const char* name, const std::optional<Tensor>& more,
+                                        int64_t rows, int64_t width) const {
+    if (!more) return {};
+    check_devices({{"item_weight", &item_weight_}, {name, &*more}});
+    return contiguous(name, *more, {rows, width}, type);
+  }
+
   Tensor item_weight_, position_weight_, items_, positions_, cu_seqlens_;
   Users users_;
   DropoutSite dropout_;

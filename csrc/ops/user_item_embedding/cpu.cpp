@@ -125,15 +125,23 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
     const Tensor& grad_out, const Tensor& item_weight, const std::optional<Tensor>& user_weight,
     const Tensor& position_weight, const Tensor& items, const std::optional<Tensor>& users,
     const Tensor& positions, const Tensor& cu_seqlens, double dropout_p,
-    const std::optional<Tensor>& seed, int64_t site, const std::optional<Tensor>&) {
+    const std::optional<Tensor>& seed, int64_t site, const std::optional<Tensor>&,
+    const std::optional<Tensor>& more_item, const std::optional<Tensor>& more_user) {
   const UserItemEmbeddingArgs args(item_weight, user_weight, position_weight, items, users,
                                    positions, cu_seqlens, dropout_p, seed, site);
   const auto& s = args.size;
   const Tensor grad_tensor = args.contiguous_grad(grad_out);
   const ScalarType wide = accumulator_type(args.type);
-  const Tensor grad_item = torch::stable::new_zeros(grad_out, {s.item_rows, s.item_width}, wide);
-  const Tensor grad_user = torch::stable::new_zeros(grad_out, {s.user_rows, s.user_width}, wide);
-  const Tensor grad_position = torch::stable::new_zeros(grad_out, {s.position_rows, s.width}, wide);
+  const auto start_with = [&](const std::optional<Tensor>& more, int64_t rows, int64_t width) {
+    if (!more) return torch::stable::new_zeros(grad_out, {rows, width}, wide);
+    Tensor start = torch::stable::new_empty(grad_out, {rows, width}, wide);
+    return torch::stable::copy_(start, *more);
+  };
+  const Tensor grad_item =
+      start_with(args.contiguous_more_item(more_item), s.item_rows, s.item_width);
+  const Tensor grad_user =
+      start_with(args.contiguous_more_user(more_user), s.user_rows, s.user_width);
+  const Tensor grad_position = start_with({}, s.position_rows, s.width);
   dispatch_floating("item_weight", args.type, [&]<class T>() {
     using A = Accumulator<T>;
     const auto in = args.kernel_args<T>();

@@ -30,12 +30,15 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
     const Tensor& grad_out, const Tensor& item_weight, const std::optional<Tensor>& user_weight,
     const Tensor& position_weight, const Tensor& items, const std::optional<Tensor>& users,
     const Tensor& positions, const Tensor& cu_seqlens, double dropout_p,
-    const std::optional<Tensor>& seed, int64_t site, const std::optional<Tensor>& item_order) {
+    const std::optional<Tensor>& seed, int64_t site, const std::optional<Tensor>& item_order,
+    const std::optional<Tensor>& more_item, const std::optional<Tensor>& more_user) {
   const UserItemEmbeddingArgs args(item_weight, user_weight, position_weight, items, users,
                                    positions, cu_seqlens, dropout_p, seed, site);
   const UserItemEmbeddingSizes& s = args.size;
   const Tensor grad = args.contiguous_grad(grad_out);
   check_item_order(item_order, items);
+  const auto of_item = args.contiguous_more_item(more_item);
+  const auto of_user = args.contiguous_more_user(more_user);
   const DeviceOf device(item_weight);
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_item = torch::stable::new_empty(grad, {s.item_rows, s.item_width}, wide);
@@ -46,9 +49,9 @@ std::tuple<Tensor, Tensor, Tensor> user_item_embedding_backward(
     check_cuda(
         "user_item_embedding_backward",
         UserItemEmbeddingKernels<T>::backward(
-            args.kernel_args<T>(), data<T>(grad), item_order ? data<int64_t>(*item_order) : nullptr,
-            mutable_data<A>(grad_item), mutable_data<A>(grad_user), mutable_data<A>(grad_position),
-            device.note(), device.stream()));
+            args.kernel_args<T>(), data<T>(grad), data<int64_t>(item_order), data<T>(of_item),
+            data<T>(of_user), mutable_data<A>(grad_item), mutable_data<A>(grad_user),
+            mutable_data<A>(grad_position), device.note(), device.stream()));
   });
   return {grad_item, grad_user, grad_position};
 }

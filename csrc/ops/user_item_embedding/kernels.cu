@@ -71,14 +71,12 @@ __device__ __forceinline__ void load_undropped(const UserItemEmbedding<T>& in,
   mask.apply(g, n, column);
 }
 
-// One warp for one token: adds its gradient to its item's, by atomics.
-template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kThreadsPerBlock)
-    backward_items_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
-                          A* __restrict__ grad_item) {
+// One warp for token n: adds its gradient to its item's, by atomics.
+template <int VEC, class T, class A = Accumulator<T>>
+__device__ __forceinline__ void add_to_item(const UserItemEmbedding<T>& in, int64_t n,
+                                            const T* grad, A* grad_item) {
   const UserItemEmbeddingSizes& s = in.size;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
+  const int lane = threadIdx.x % kWarpSize;
   if (n >= sequences_of(in).num_real()) return;
   const int64_t item = in.items[n];
   if (item <= 0 || item >= s.item_rows) return;
@@ -96,15 +94,13 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 }
 
 // The same in a fixed order: the warp at the first of an item's tokens sums all of them.
-template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kThreadsPerBlock)
-    backward_items_in_order_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
-                                   const int64_t* __restrict__ item_order,
-                                   A* __restrict__ grad_item) {
+template <int VEC, class T, class A = Accumulator<T>>
+__device__ __forceinline__ void sum_item_in_order(const UserItemEmbedding<T>& in, int64_t begin,
+                                                  const T* grad, const int64_t* item_order,
+                                                  A* grad_item) {
   const UserItemEmbeddingSizes& s = in.size;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
   const int64_t num_real = sequences_of(in).num_real();
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (begin >= s.num_tokens) return;
   const int64_t item = in.items[item_order[begin]];
   if (item <= 0 || item >= s.item_rows) return;
@@ -122,19 +118,17 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)
       if (column + j < s.item_width)
-        grad_item[item * s.item_width + column + j] = sum[j] * static_cast<A>(s.item_scale);
+        grad_item[item * s.item_width + column + j] += sum[j] * static_cast<A>(s.item_scale);
   }
 }
 
-// Block x for the user of sequence x, unless an earlier sequence is the user's: the sum over the
+// A block for the user of sequence b, unless an earlier sequence is the user's: the sum over the
 // tokens of all their sequences, in a fixed order.
-template <class T, int VEC, class A = Accumulator<T>>
-__global__ void __launch_bounds__(kSumThreads)
-    backward_users_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
-                          A* __restrict__ grad_user, BadIdNote* note) {
+template <int VEC, class T, class A = Accumulator<T>>
+__device__ __forceinline__ void sum_user(const UserItemEmbedding<T>& in, int64_t b, const T* grad,
+                                         A* grad_user, BadIdNote* note) {
   const UserItemEmbeddingSizes& s = in.size;
   const Sequences sequences = sequences_of(in);
-  const int64_t b = blockIdx.x;
   const int64_t first = s.item_width / kQuad * kQuad;  // the quad in which the user's columns begin
   const ColumnSums sums(s.width - first);
   const int64_t column = first + sums.column;
@@ -159,19 +153,39 @@ __global__ void __launch_bounds__(kSumThreads)
   for (int j = 0; j < kQuad; ++j) {
     const int64_t of_user = column + j - s.item_width;
     if (of_user >= 0 && of_user < s.user_width)
-      grad_user[user * s.user_width + of_user] = sum[j] * static_cast<A>(s.user_scale);
+      grad_user[user * s.user_width + of_user] += sum[j] * static_cast<A>(s.user_scale);
   }
 }
 
-// Block x for position x. Zeroes the other tables, for the kernels after it.
+// The first blocks for items, by one warp for one token, and the others for a sequence's user each.
+// item_order: for sums in a fixed order, or null.
+template <class T, int VEC, class A = Accumulator<T>>
+__global__ void __launch_bounds__(kSumThreads)
+    backward_items_and_users_kernel(UserItemEmbedding<T> in, int64_t item_blocks,
+                                    const T* __restrict__ grad,
+                                    const int64_t* __restrict__ item_order,
+                                    A* __restrict__ grad_item, A* __restrict__ grad_user,
+                                    BadIdNote* note) {
+  if (blockIdx.x >= item_blocks)
+    return sum_user<VEC>(in, blockIdx.x - item_blocks, grad, grad_user, note);
+  if (blockIdx.y > 0) return;
+  const int64_t n = (int64_t{blockIdx.x} * kSumThreads + threadIdx.x) / kWarpSize;
+  if (item_order == nullptr)
+    add_to_item<VEC>(in, n, grad, grad_item);
+  else
+    sum_item_in_order<VEC>(in, n, grad, item_order, grad_item);
+}
+
+// Block x for position x. Starts the other tables, for the kernel after it.
 template <class T, int VEC, class A = Accumulator<T>>
 __global__ void __launch_bounds__(kSumThreads)
     backward_positions_kernel(UserItemEmbedding<T> in, const T* __restrict__ grad,
+                              const T* __restrict__ more_item, const T* __restrict__ more_user,
                               A* __restrict__ grad_item, A* __restrict__ grad_user,
                               A* __restrict__ grad_position) {
   const UserItemEmbeddingSizes& s = in.size;
-  share_zeroing(grad_item, s.item_rows * s.item_width);
-  share_zeroing(grad_user, s.user_rows * s.user_width);
+  share_start(grad_item, more_item, s.item_rows * s.item_width);
+  share_start(grad_user, more_user, s.user_rows * s.user_width);
   if (s.position_rows == 0) return;
   const ColumnSums sums(s.width);
   const DropoutMask mask(in.dropout);
@@ -205,8 +219,9 @@ cudaError_t UserItemEmbeddingKernels<T>::forward(const UserItemEmbedding<T>& in,
 
 template <class T>
 cudaError_t UserItemEmbeddingKernels<T>::backward(const UserItemEmbedding<T>& in, const T* grad,
-                                                  const int64_t* item_order, A* grad_item,
-                                                  A* grad_user, A* grad_position, BadIdNote* note,
+                                                  const int64_t* item_order, const T* more_item,
+                                                  const T* more_user, A* grad_item, A* grad_user,
+                                                  A* grad_position, BadIdNote* note,
                                                   cudaStream_t stream) {
   const UserItemEmbeddingSizes& s = in.size;
   if (s.width == 0) return cudaSuccess;
@@ -214,21 +229,17 @@ cudaError_t UserItemEmbeddingKernels<T>::backward(const UserItemEmbedding<T>& in
     const dim3 positions(static_cast<unsigned>(std::max<int64_t>(1, s.position_rows)),
                          sum_blocks(s.width));
     cudaError_t error = launch(backward_positions_kernel<T, VEC>, positions, kSumThreads, 0, stream,
-                               in, grad, grad_item, grad_user, grad_position);
-    if (error == cudaSuccess && s.num_tokens > 0 && s.item_width > 0) {
-      const dim3 grid = blocks_of_warps(s.num_tokens);
-      error = item_order == nullptr
-                  ? launch(backward_items_kernel<T, VEC>, grid, kThreadsPerBlock, 0, stream, in,
-                           grad, grad_item)
-                  : launch(backward_items_in_order_kernel<T, VEC>, grid, kThreadsPerBlock, 0,
-                           stream, in, grad, item_order, grad_item);
-    }
-    if (error == cudaSuccess && in.users != nullptr && s.num_sequences > 0 && s.user_width > 0) {
-      const int64_t columns = s.width - s.item_width / kQuad * kQuad;
-      error = launch(backward_users_kernel<T, VEC>,
-                     dim3(static_cast<unsigned>(s.num_sequences), sum_blocks(columns)), kSumThreads,
-                     0, stream, in, grad, grad_user, note);
-    }
+                               in, grad, more_item, more_user, grad_item, grad_user, grad_position);
+    const int64_t columns = s.width - s.item_width / kQuad * kQuad;
+    const int64_t warps = s.item_width > 0 ? s.num_tokens : 0, of_block = kSumThreads / kWarpSize;
+    const int64_t item_blocks = (warps + of_block - 1) / of_block;
+    const int64_t user_blocks = in.users != nullptr && s.user_width > 0 ? s.num_sequences : 0;
+    if (error == cudaSuccess && item_blocks + user_blocks > 0)
+      error = launch(backward_items_and_users_kernel<T, VEC>,
+                     dim3(static_cast<unsigned>(item_blocks + user_blocks),
+                          user_blocks > 0 ? sum_blocks(columns) : 1),
+                     kSumThreads, 0, stream, in, item_blocks, grad, item_order, grad_item,
+                     grad_user, note);
     return error;
   });
 }

@@ -17,10 +17,12 @@ struct UserItemEmbeddingKernels {
                              cudaStream_t stream);
 
   // item_order: stable argsort of the items, for sums in a fixed order, or null. The gradients of
-  // users and positions are always summed in a fixed order.
+  // users and positions are always summed in a fixed order. more_item and more_user, or null, are
+  // added to the gradients of these tables.
   static cudaError_t backward(const UserItemEmbedding<T>& in, const T* grad,
-                              const int64_t* item_order, A* grad_item, A* grad_user,
-                              A* grad_position, BadIdNote* note, cudaStream_t stream);
+                              const int64_t* item_order, const T* more_item, const T* more_user,
+                              A* grad_item, A* grad_user, A* grad_position, BadIdNote* note,
+                              cudaStream_t stream);
 };
 
 }  // namespace ssept::cuda
