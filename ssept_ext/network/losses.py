@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssept_ext import ops
+from ssept_ext._extension import Backend, use_native
+
 LossName = Literal["bce", "gbce", "bpr", "sampled_softmax", "softmax"]
 LogQCorrection = Literal["all", "negatives"]
 """Which logits `sampled_softmax` corrects."""
 
 # `softmax` computes the logits in tiles of this many tokens and items: 16 MiB in float32.
 TILE = (2048, 2048)
+
+MOST_SHARED_ITEMS = 16384
+"""Up to so many items, `softmax` on a CPU is a loss against all of them as shared negatives, whose gradient takes
+memory for 16 tables."""
 
 
 def bce(logits: Tensor, positives: Tensor) -> Tensor:
@@ -117,11 +124,14 @@ def sampled_softmax(
     return _mean(wide.logsumexp(1) - wide[:, 0], positives)
 
 
-def softmax(hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
+def softmax(
+    hidden: Tensor, item_weight: Tensor, positives: Tensor, backend: Backend = "auto"
+) -> Tensor:
     """Cross-entropy of the softmax over the whole catalogue, averaged over the tokens that have a target.
 
-    Only one tile of the (N, I) logits is in memory at a time; the backward pass recomputes each. Under autocast, matrix
-    products use autocast's dtype and sums are float32.
+    Only one tile of the (N, I) logits is in memory at a time. On a CPU, in float32 or float64 and up to
+    `MOST_SHARED_ITEMS` items, `ssept_ext.ops.shared_loss` computes loss and gradient together; else the backward pass
+    recomputes each tile. Under autocast, matrix products use autocast's dtype and sums are float32.
 
     Parameters
     ----------
@@ -131,6 +141,8 @@ def softmax(hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
         (I + 1, Di), same dtype; row 0 is padding and ignored.
     positives
         (N,) int64 in 0..I, 0 where a token has no target.
+    backend
+        Whether to use the kernel of `shared_loss`.
 
     Returns
     -------
@@ -141,6 +153,15 @@ def softmax(hidden: Tensor, item_weight: Tensor, positives: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         hidden, item_weight = hidden.to(dtype), item_weight.to(dtype)
+    num_items = item_weight.shape[0] - 1
+    is_small = device_type == "cpu" and num_items <= MOST_SHARED_ITEMS
+    is_wide = hidden.dtype in (torch.float32, torch.float64)
+    if is_small and is_wide and use_native("shared_loss", hidden.device, backend):
+        everything = torch.arange(1, num_items + 1)[None]  # a positive is no negative of its own
+        whole = torch.tensor([0, hidden.shape[0]], dtype=torch.int32)
+        scored = (hidden, item_weight, None, positives, everything, None)
+        batch = (whole, hidden.shape[0])
+        return ops.shared_loss(*scored, *batch, "sampled_softmax", backend=backend)
     loss: Tensor = _TiledSoftmax.apply(hidden, item_weight, positives)  # type: ignore[no-untyped-call]
     return _mean(loss, positives)
 

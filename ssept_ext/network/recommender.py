@@ -181,7 +181,7 @@ class SequentialRecommender(VectorTables):
             whole = tables.scored if batch.tables is None else self.output_table()
             vectors = self.scores.vectors(whole)
             item_part = queries[:, : vectors.shape[1]]  # the user's part is the same for every item
-            return losses.softmax(item_part, vectors, positives)
+            return losses.softmax(item_part, vectors, positives, self.backend)
         beta = 1.0
         if loss == "gbce":
             beta = losses.gbce_beta(negatives.shape[1], self.item_num, gbce_t)

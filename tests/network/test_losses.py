@@ -149,12 +149,15 @@ def naive_softmax(hidden, weight, positives):
     return F.cross_entropy(logits[rows], positives[rows] - 1)
 
 
-@pytest.mark.parametrize("tile", [(2048, 2048), (4, 7), (11, 23), (1, 1)])
-def test_softmax_over_the_catalogue_and_its_gradients(tile, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "tile"),
+    [("native", None), *(("reference", x) for x in [(2048, 2048), (4, 7), (11, 23), (1, 1)])],
+)
+def test_softmax_over_the_catalogue_and_its_gradients(backend, tile, monkeypatch):
     monkeypatch.setattr(losses, "TILE", tile)
     hidden, weight, positives = catalogue()
 
-    loss = losses.softmax(hidden, weight, positives)
+    loss = losses.softmax(hidden, weight, positives, backend)
     expected = naive_softmax(hidden, weight, positives)
 
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -167,17 +170,47 @@ def test_softmax_over_the_catalogue_and_its_gradients(tile, monkeypatch):
 def test_softmax_gradients_by_finite_differences(monkeypatch):
     monkeypatch.setattr(losses, "TILE", (4, 7))
     hidden, weight, positives = catalogue()
-    assert torch.autograd.gradcheck(lambda h, w: losses.softmax(h, w, positives), (hidden, weight))
+    for backend in ("native", "reference"):
+
+        def loss(h, w, backend=backend):
+            return losses.softmax(h, w, positives, backend)
+
+        assert torch.autograd.gradcheck(loss, (hidden, weight))
 
 
-def test_softmax_is_finite_for_logits_that_overflow_exp():
-    hidden, weight = torch.tensor([[1e4]]), torch.tensor([[0.0], [1.0], [-1.0]])
-    assert losses.softmax(hidden, weight, torch.tensor([2])).item() == pytest.approx(2e4)
+def test_softmax_of_many_tokens_does_not_depend_on_the_number_of_threads():
+    hidden, weight, positives = catalogue(3000, 600, 4, torch.float32)
+
+    def gradients(threads):
+        torch.set_num_threads(threads)
+        loss = losses.softmax(hidden, weight, positives, "native")
+        return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+    before = torch.get_num_threads()
+    try:
+        assert all(map(torch.equal, gradients(1), gradients(3)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(gradients(before)[0].double(), naive_softmax(hidden, weight, positives))
 
 
-def test_softmax_without_any_target_is_zero_with_zero_gradient():
+def test_softmax_of_many_items_goes_tile_by_tile(monkeypatch):
+    monkeypatch.setattr(losses, "MOST_SHARED_ITEMS", 5)
     hidden, weight, positives = catalogue()
-    loss = losses.softmax(hidden, weight, positives * 0)
+    tiled = losses.softmax(hidden, weight, positives, "reference")
+    assert losses.softmax(hidden, weight, positives, "native") == tiled
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_softmax_is_finite_for_logits_that_overflow_exp(backend):
+    hidden, weight = torch.tensor([[1e4]]), torch.tensor([[0.0], [1.0], [-1.0]])
+    assert losses.softmax(hidden, weight, torch.tensor([2]), backend).item() == pytest.approx(2e4)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_softmax_without_any_target_is_zero_with_zero_gradient(backend):
+    hidden, weight, positives = catalogue()
+    loss = losses.softmax(hidden, weight, positives * 0, backend)
     assert loss.item() == 0
     assert not any(x.any() for x in torch.autograd.grad(loss, (hidden, weight)))
 
@@ -208,6 +241,6 @@ def test_softmax_never_holds_all_logits(monkeypatch):
             return out
 
     with Watch():
-        losses.softmax(hidden, weight, positives).backward()
+        losses.softmax(hidden, weight, positives, "reference").backward()
 
     assert max(largest) <= 4 * 4097

@@ -14,6 +14,9 @@
 namespace ssept::cpu {
 namespace {
 
+// Of tokens that all share their negatives, unless there are more than enough for each.
+constexpr int64_t kMostParts = 16;
+
 // Tokens [begin, end), which share a set of negatives.
 struct Part {
   int64_t set, begin, end;
@@ -23,12 +26,15 @@ struct Part {
 std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, int64_t num_sets,
                              int64_t num_negatives) {
   std::vector<Part> parts;
-  if (num_sets == num_sequences) {
+  if (num_sets == num_sequences && num_sets > 1) {
     for (int64_t b = 0; b < num_sequences; ++b)
       if (cu_seqlens[b] < cu_seqlens[b + 1]) parts.push_back({b, cu_seqlens[b], cu_seqlens[b + 1]});
     return parts;
   }
-  const int64_t num_tokens = cu_seqlens[num_sequences], size = rows_per_part(num_negatives);
+  // Many negatives must not leave less than threads can share.
+  const int64_t num_tokens = cu_seqlens[num_sequences];
+  const int64_t size = std::min(rows_per_part(num_negatives),
+                                rows_per_part(whole(num_tokens, kMostParts) / kMostParts));
   for (int64_t n = 0; n < num_tokens; n += size)
     parts.push_back({0, n, std::min(num_tokens, n + size)});
   return parts;
@@ -57,7 +63,7 @@ class Parts {
         item_row_(whole(in.size.item_width, kMaxLanes<A>)),
         row_(kMaxLanes<A> + whole(num_negatives, kMaxLanes<A>)),
         block_rows_(
-            std::clamp<int64_t>(whole(kBlock / row_, kProductRows), kProductRows, kRowsPerBlock)),
+            std::clamp<int64_t>(whole(kBlock / row_, kProductRows), kLeastRows, kRowsPerBlock)),
         vectors_(num_negatives * in.size.item_width + 1),
         shifts_(num_negatives + 1),
         logits_(block_rows_ * row_),
@@ -100,7 +106,8 @@ class Parts {
   }
 
  private:
-  static constexpr int64_t kBlock = 32768;  // logits of a block, so that they stay in cache
+  static constexpr int64_t kBlock = 32768;   // logits of a block, so that they stay in cache
+  static constexpr int64_t kLeastRows = 32;  // that a block of many negatives is read for
 
   // In a row of logits, the positive's stands before those of the negatives, which are aligned.
   A* negatives_of(const Buffer<A>& x) const { return x + kMaxLanes<A>; }
