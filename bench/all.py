@@ -23,6 +23,7 @@ SCRIPTS = (
     "feed_forward.py",
     "gated_residual.py",
     "sampled_logits.py",
+    "softmax.py",
 )
 
 

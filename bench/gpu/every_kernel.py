@@ -94,6 +94,21 @@ def attention(batch: Batch, dtype: torch.dtype, width: int) -> None:
             backward(out, x, *layers)
 
 
+def gradients_by_parts(batch: Batch, dtype: torch.dtype, width: int) -> None:
+    """Of the weights of so many rows that kernels of ours add them up from parts."""
+    num_rows, length = 4096, 64
+    x, y = (batch.leaf(dtype, num_rows, width) for _ in range(2))
+    layers = [batch.leaf(dtype, *shape) for shape in ((7, width), (7,), (width, 7), (width,))]
+    norm = [batch.leaf(dtype, width) for _ in range(2)]
+    both = ops.feed_forward_and_norm(x, *layers, *norm, 0.2, batch.seed, residual=y)
+    backward(torch.cat(both), x, *layers, *norm, y)
+    projections = [batch.leaf(dtype, *shape) for shape in 3 * ((width, width), (width,))]
+    offsets = torch.arange(0, num_rows + 1, length, dtype=torch.int32).to(batch.device)
+    lengths = (offsets, offsets, length, length)
+    out = ops.multi_head_attention(x, x, *projections, *lengths, 1, width**-0.5, 0.2, batch.seed)
+    backward(out, x, *projections)
+
+
 def tables(batch: Batch, dtype: torch.dtype, width: int) -> None:
     user_width = 50
     items = batch.leaf(dtype, NUM_ITEMS, width)
@@ -105,6 +120,8 @@ def tables(batch: Batch, dtype: torch.dtype, width: int) -> None:
         torch.use_deterministic_algorithms(fixed_order)
         tokens = ops.user_item_embedding(items, users, positions, *where, 0.2, batch.seed)
         backward(tokens, items, users, positions)
+        read = ops.user_item_embedding_and_tables(items, users, positions, *where, 0.2, batch.seed)
+        backward(torch.cat([x.flatten() for x in read]), items, users, positions)
         for k in (1, 5, 65):
             scored = batch.ids(NUM_ITEMS, batch.num_tokens, k)
             out = ops.sampled_logits(hidden, items, users, scored, batch.users, batch.cu_seqlens)
@@ -157,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tables(batch, dtype, width)
             updates_of_rows(batch, dtype, width)
             rankings(batch, dtype, width)
+        gradients_by_parts(batch, dtype, widths[0])
     if device.type == "cuda":
         torch.cuda.synchronize()
     ops.raise_pending_errors()

@@ -1,5 +1,6 @@
 // Gradients of weights, gradᵀ · x. cuBLAS splits the rows of so long a product, and launches a
-// kernel to add up the parts: here, a kernel that adds up other sums does that, too.
+// kernel to add up the parts: here, a kernel that adds up other sums does that, too. Not for wide
+// layers, whose parts would take too much memory.
 #pragma once
 #include "common/dtype.h"
 #include "common/products.h"
@@ -15,7 +16,8 @@ class WeightParts {
     weight_ = weight;
     // Those of the half types would be rounded.
     const bool is_wide = accumulator_type(x.scalar_type()) == x.scalar_type();
-    if (!is_wide || x.size(0) % kParts != 0 || x.size(0) < kLeastRows)
+    if (!is_wide || x.size(0) % kParts != 0 || x.size(0) < kLeastRows ||
+        weight.numel() > kMostElements)
       return products.multiply(weight, transposed(grad), x);
     parts_ = torch::stable::new_empty(x, {kParts, grad.size(1), x.size(1)});
     products.multiply_parts(*parts_, grad, x);
@@ -29,7 +31,7 @@ class WeightParts {
   }
 
  private:
-  static constexpr int64_t kParts = 32, kLeastRows = 4096;
+  static constexpr int64_t kParts = 32, kLeastRows = 4096, kMostElements = 512 * 512;
   std::optional<Tensor> weight_, parts_;
 };
 

@@ -125,6 +125,11 @@ class MultiHeadAttention(nn.Module):
         Returns (Nq, D), to which queries.x is added with `residual`.
         """
         by_time = self.time_bias is not None
+        max_queries = queries.max_seqlen
+        if queries.cu_seqlens is keys.cu_seqlens:
+            # Of all tokens, also where no sequence has two: the kernel for one query rounds differently, and what a
+            # history gets must not depend on how long the others of its batch are.
+            max_queries = max(max_queries, 2)
         return ops.multi_head_attention(
             queries.x,
             keys.x,
@@ -136,7 +141,7 @@ class MultiHeadAttention(nn.Module):
             self.V.bias,
             queries.cu_seqlens,
             keys.cu_seqlens,
-            queries.max_seqlen,
+            max_queries,
             keys.max_seqlen,
             self.num_heads,
             (queries.x.shape[1] // self.num_heads) ** -0.5,

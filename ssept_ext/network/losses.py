@@ -16,12 +16,12 @@ LossName = Literal["bce", "gbce", "bpr", "sampled_softmax", "softmax"]
 LogQCorrection = Literal["all", "negatives"]
 """Which logits `sampled_softmax` corrects."""
 
-# `softmax` computes the logits in tiles of this many tokens and items: 16 MiB in float32.
+# Where `softmax` has no kernel, it computes the logits in tiles of this many tokens and items: 16 MiB in float32.
 TILE = (2048, 2048)
 
 MOST_SHARED_ITEMS = 16384
 """Up to so many items, `softmax` on a CPU is a loss against all of them as shared negatives, whose gradient takes
-memory for 16 tables."""
+memory for 16 tables, or for as many rows as there are tokens."""
 
 
 def bce(logits: Tensor, positives: Tensor) -> Tensor:

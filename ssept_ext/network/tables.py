@@ -144,7 +144,8 @@ class VectorTables(nn.Module):
     def item_rows(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Return a table with the vectors by which these items are scored, and which of its rows they are.
 
-        That is the whole table and its ids, unless fewer vectors would have to be made from features.
+        A model with features has the same for reading them. That is the whole table and its ids, unless fewer vectors
+        would have to be made from features.
         """
         table = self.item_embedding_layer.weight
         if self.content is None or items.numel() >= len(table):

@@ -104,7 +104,8 @@ def feed_forward_and_norm(
     out
         (N, D), what `feed_forward` returns.
     normal
-        (N, D), `gamma * (out - mean) / sqrt(variance + eps) + beta`, with the mean and the biased variance of each row.
+        (N, D), `gamma * (out - mean) / sqrt(variance + eps) + beta`, with the mean and the biased variance of each row,
+        tail padding included.
 
     Raises
     ------

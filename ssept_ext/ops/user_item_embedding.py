@@ -135,7 +135,8 @@ def user_item_embedding_and_tables(
     device = item_weight.device
     is_native = use_native("user_item_embedding", device, backend)
     # torch.compile fuses autograd's sums, and `call` refuses what a kernel cannot do.
-    if not is_native or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    is_transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if not is_native or torch.compiler.is_compiling() or is_transformed:
         x = user_item_embedding(
             item_weight,
             user_weight,

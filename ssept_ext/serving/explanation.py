@@ -155,7 +155,7 @@ def _attention(
     finally:
         handle.remove()
     tokens: Tokens = entered[-1]
-    normed = tokens._replace(x=layer.layer_normalization(tokens))
+    normed = tokens.with_states(layer.layer_normalization(tokens))
     keys = normed if isinstance(layer, PreNormLayer) else tokens
     return weights_of(layer.mha, normed.last(), keys).mean(0).cpu().numpy()
 

@@ -10,7 +10,7 @@ from support.factories import perturbed, random_batch, tiny_model
 from support.padded import padded_inputs, tiny
 from support.tolerances import relative_error
 
-from ssept_ext import SASREC, PackedBatch, pack
+from ssept_ext import SASREC, SSEPT, PackedBatch, pack
 from ssept_ext.network import losses
 from ssept_ext.network.config import Architecture
 from ssept_ext.ops import dropout, reference
@@ -28,6 +28,18 @@ def test_a_state_dict_with_missing_extra_or_misshapen_entries_is_torchs_usual_er
     state["layer_normalization.gamma"] = torch.ones(3, 3)
     with pytest.raises(RuntimeError, match=r"size mismatch for layer_normalization.gamma"):
         model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("architecture", ["recommenders", "original"])
+def test_one_event_is_encoded_to_the_same_bits_beside_a_long_history(architecture):
+    torch.manual_seed(0)
+    sizes = {"embedding_dim": 20, "user_embedding_dim": 12, "conv_dims": [32, 32], "num_blocks": 3}
+    model = SSEPT(item_num=9, user_num=3, seq_max_len=8, architecture=architecture, **sizes).eval()
+    items = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 5], [1, 2, 3, 4, 5, 6, 7, 8]])
+    with torch.no_grad():
+        together = model.encode(pack(torch.tensor([1, 2]), items), last_only=True)
+        alone = model.encode(pack(torch.tensor([1]), items[:1]), last_only=True)
+    assert torch.equal(together[:1], alone)
 
 
 def layer_norm(x, gamma, beta):

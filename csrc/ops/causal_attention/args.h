@@ -263,13 +263,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention_
     const std::optional<Tensor>& query_times, const std::optional<Tensor>& key_times) {
   const ProjectionArgs p(x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, num_heads);
   if (k.size(0) != x_k.size(0)) {  // the forward has made no keys: again, for more queries
-    const auto [out, with_residual, of_lse, of_q, of_k, of_v] = multi_head_attention<Device>(
+    const auto [out, of_attended, of_lse, of_q, of_k, of_v] = multi_head_attention<Device>(
         x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, cu_seqlens_q, cu_seqlens_k,
         max_seqlen_q + 1, max_seqlen_k, num_heads, scale, dropout_p, seed, site, residual,
         allow_tf32, position_bias, time_bias, query_times, key_times);
     return multi_head_attention_backward<Device>(
         grad_out, x_q, x_k, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias,
-        residual ? with_residual : p.as_heads(out), of_lse, of_q, of_k, of_v, cu_seqlens_q,
+        residual ? of_attended : p.as_heads(out), of_lse, of_q, of_k, of_v, cu_seqlens_q,
         cu_seqlens_k, max_seqlen_q, max_seqlen_k, num_heads, scale, dropout_p, seed, site, residual,
         allow_tf32, position_bias, time_bias, query_times, key_times);
   }

@@ -14,7 +14,7 @@
 namespace ssept::cpu {
 namespace {
 
-// Of tokens that all share their negatives, unless there are more than enough for each.
+// Of tokens that all share so many negatives that a part's gradients are more than its tokens'.
 constexpr int64_t kMostParts = 16;
 
 // Tokens [begin, end), which share a set of negatives.
@@ -22,7 +22,8 @@ struct Part {
   int64_t set, begin, end;
 };
 
-// Sequences, or of tokens that all share their negatives parts of a fixed size.
+// Sequences, or of tokens that all share their negatives parts whose size depends on the numbers of
+// tokens and negatives only.
 std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, int64_t num_sets,
                              int64_t num_negatives) {
   std::vector<Part> parts;
@@ -33,8 +34,8 @@ std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, i
   }
   // Many negatives must not leave less than threads can share.
   const int64_t num_tokens = cu_seqlens[num_sequences];
-  const int64_t size = std::min(rows_per_part(num_negatives),
-                                rows_per_part(whole(num_tokens, kMostParts) / kMostParts));
+  const int64_t share = whole((num_tokens + kMostParts - 1) / kMostParts, kRowsPerBlock);
+  const int64_t size = std::min(rows_per_part(num_negatives), rows_per_part(share));
   for (int64_t n = 0; n < num_tokens; n += size)
     parts.push_back({0, n, std::min(num_tokens, n + size)});
   return parts;
@@ -62,8 +63,8 @@ class Parts {
         count_(num_negatives),
         item_row_(whole(in.size.item_width, kMaxLanes<A>)),
         row_(kMaxLanes<A> + whole(num_negatives, kMaxLanes<A>)),
-        block_rows_(
-            std::clamp<int64_t>(whole(kBlock / row_, kProductRows), kLeastRows, kRowsPerBlock)),
+        block_rows_(std::clamp<int64_t>(whole(kBlock / row_, kProductRows),
+                                        row_ < kBlock ? kLeastRows : kProductRows, kRowsPerBlock)),
         vectors_(num_negatives * in.size.item_width + 1),
         shifts_(num_negatives + 1),
         logits_(block_rows_ * row_),

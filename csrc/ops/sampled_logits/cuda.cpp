@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_logits, const Ten
   const DeviceOf device(hidden);
   const ScalarType wide = accumulator_type(args.type);
   const Tensor grad_hidden = torch::stable::new_empty(hidden, {s.num_tokens, s.width});
-  // Side by side, so that one kernel fills both with zeros.
+  // Side by side in one allocation, so that one kernel fills both with zeros.
   const int64_t of_items = s.item_rows * s.item_width, of_users = s.user_rows * s.user_width;
   Tensor tables = torch::stable::new_zeros(hidden, {of_items + of_users}, wide);
   const auto table = [&](int64_t from, int64_t rows, int64_t width) {
