@@ -132,7 +132,7 @@ def test_the_best_validation_is_tested_and_training_ends_after_the_seconds(quick
 def test_ours_train_and_are_measured_beside_a_peer(quick):
     cores = os.sched_getaffinity(0)
 
-    out = quick("--models", "sasrec", "sse-pt", "sse-pt-time", "rectools-hstu", "--val-epoch", "3")
+    out = quick("--models", *peers.OURS, "rectools-hstu", "--val-epoch", "3")
 
     curves = [line.split(",") for line in out.split("\n\n")[1].splitlines()[1:]]
     of_ours = [(model, epoch) for model, _, epoch, *_ in curves if model in peers.OURS]
