@@ -157,8 +157,9 @@ def softmax(
     is_small = device_type == "cpu" and num_items <= MOST_SHARED_ITEMS
     is_wide = hidden.dtype in (torch.float32, torch.float64)
     if is_small and is_wide and use_native("shared_loss", hidden.device, backend):
-        everything = torch.arange(1, num_items + 1)[None]  # a positive is no negative of its own
-        whole = torch.tensor([0, hidden.shape[0]], dtype=torch.int32)
+        # A positive is no negative of its own.
+        everything = torch.arange(1, num_items + 1, device=hidden.device)[None]
+        whole = torch.tensor([0, hidden.shape[0]], dtype=torch.int32, device=hidden.device)
         scored = (hidden, item_weight, None, positives, everything, None)
         batch = (whole, hidden.shape[0])
         return ops.shared_loss(*scored, *batch, "sampled_softmax", backend=backend)

@@ -173,7 +173,7 @@ class Remainders(SimpleNamespace):
     def __init__(self):
         weight = torch.zeros(NUM_ITEMS + 1, 4)
         scores = SimpleNamespace(scale=lambda rows: None, backend="auto")
-        super().__init__(item_table=lambda: weight, scores=scores)
+        super().__init__(output_table=lambda: weight, scores=scores)
         for item in range(1, NUM_ITEMS + 1):
             weight[item] = torch.tensor([by_remainder(user, item) for user in range(4)])
 
