@@ -121,12 +121,13 @@ def _attention_flops(products: int, projections: int, a: Arguments, lengths: Ten
 
 
 def _weight_helpers(count: int, a: Arguments, _: Tensor) -> int:
-    """Gradients of weights that our kernels do not add up from parts, as csrc/cuda/weight_parts.h has it."""
+    """Gradients of weights that our kernels do not add up from parts."""
+    return 0 if _in_parts(a) else count
+
+
+def _in_parts(a: Arguments) -> bool:
+    """As csrc/cuda/weight_parts.h decides."""
     x = a["x_k"] if "x_k" in a else a["x"]
-    return 0 if _in_parts(x, a) else count
-
-
-def _in_parts(x: Tensor, a: Arguments) -> bool:
     largest = a["weight1"].numel() if "weight1" in a else 2 * a["k_weight"].numel()
     return x.itemsize >= 4 and len(x) % 32 == 0 and len(x) >= 4096 and largest <= 512 * 512
 
@@ -134,8 +135,7 @@ def _in_parts(x: Tensor, a: Arguments) -> bool:
 def _bytes_of_parts(a: Arguments, _: Tensor) -> int:
     """The 32 parts of weights' gradients, written and read."""
     weights = (a[x] for x in ("q_weight", "k_weight", "v_weight", "weight1", "weight2") if x in a)
-    x = a["x_k"] if "x_k" in a else a["x"]
-    return 2 * 32 * sum(map(size_of, weights)) if _in_parts(x, a) else 0
+    return 2 * 32 * sum(map(size_of, weights)) if _in_parts(a) else 0
 
 
 def _layer_flops(products: int, a: Arguments, _: Tensor) -> int:

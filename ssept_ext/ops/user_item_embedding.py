@@ -136,23 +136,10 @@ def user_item_embedding_and_tables(
     is_native = use_native("user_item_embedding", device, backend)
     # torch.compile fuses autograd's sums, and `call` refuses what a kernel cannot do.
     is_transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    if not is_native or torch.compiler.is_compiling() or is_transformed:
-        x = user_item_embedding(
-            item_weight,
-            user_weight,
-            position_weight,
-            items,
-            users,
-            positions,
-            cu_seqlens,
-            dropout_p,
-            seed,
-            site,
-            backend=backend,
-        )
-        return x, item_weight, user_weight
     tables = (item_weight, user_weight, position_weight)
     args = (*tables, items, users, positions, cu_seqlens, dropout_p, seed, site)
+    if not is_native or torch.compiler.is_compiling() or is_transformed:
+        return user_item_embedding(*args, backend=backend), item_weight, user_weight
     x, item_weight, user_weight = _EmbeddingAndTables.apply(*args)  # type: ignore[no-untyped-call]
     return cast(x, autocast_type(device)), item_weight, user_weight
 

@@ -14,7 +14,8 @@
 namespace ssept::cpu {
 namespace {
 
-// Of tokens that all share so many negatives that a part's gradients are more than its tokens'.
+// How many parts a batch is divided into, at most, where its tokens share very many negatives: each
+// part has gradients of all of them.
 constexpr int64_t kMostParts = 16;
 
 // Tokens [begin, end), which share a set of negatives.
@@ -32,7 +33,7 @@ std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, i
       if (cu_seqlens[b] < cu_seqlens[b + 1]) parts.push_back({b, cu_seqlens[b], cu_seqlens[b + 1]});
     return parts;
   }
-  // Many negatives must not leave less than threads can share.
+  // However many negatives there are, there must be a part for each thread.
   const int64_t num_tokens = cu_seqlens[num_sequences];
   const int64_t share = whole((num_tokens + kMostParts - 1) / kMostParts, kRowsPerBlock);
   const int64_t size = std::min(rows_per_part(num_negatives), rows_per_part(share));
