@@ -6,15 +6,16 @@ that each wait for an answer before they ask again, with one caller of `recommen
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
 import multiprocessing
+import re
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -90,19 +91,58 @@ def in_process(sizes: Sequence[int], count: int, options: Options) -> None:
     print_table(columns + (["median, ms", "p99, ms"] if options.verbose else []), rows)
 
 
-def ask_on(port: int, bodies: Sequence[bytes], until: float) -> tuple[list[float], int]:
-    """Ask until it is time to stop: the seconds that each answer took, and how many were errors."""
-    seconds, errors = [], 0
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    while time.perf_counter() < until:
-        body = bodies[len(seconds) % len(bodies)]
-        start = time.perf_counter()
-        connection.request("POST", "/recommend", body, {"content-type": "application/json"})
-        response = connection.getresponse()
-        response.read()
-        seconds.append(time.perf_counter() - start)
-        errors += response.status != 200
-    return seconds, errors
+class Client(asyncio.Protocol):
+    """Asks on one connection, and again as soon as it has the answer."""
+
+    def __init__(self, bodies: Sequence[bytes], until: float) -> None:
+        head = b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        self._requests = cycle(
+            head + b"content-length: %d\r\n\r\n" % len(body) + body for body in bodies
+        )
+        self._until, self._answer = until, b""
+        self.seconds: list[float] = []
+        self.errors = 0
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._ask()
+
+    def _ask(self) -> None:
+        self._start = time.perf_counter()
+        self._transport.write(next(self._requests))
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, end, body = self._answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if not end or length is None or len(body) < int(length[1]):
+            return
+        now, self._answer = time.perf_counter(), b""
+        self.seconds.append(now - self._start)
+        self.errors += not head.startswith(b"HTTP/1.1 200 ")
+        if now < self._until:
+            self._ask()
+        else:
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.errors += time.perf_counter() < self._until  # the server has ended it
+        self.closed.set_result(None)
+
+
+async def ask_on(
+    port: int, bodies: Sequence[bytes], num_clients: int, until: float
+) -> list[Client]:
+    """Ask until it is time to stop, on one thread: clients take time from the server, which has the same cores."""
+    loop = asyncio.get_running_loop()
+    clients: list[Client] = []
+    for i in range(num_clients):
+        client = Client(bodies[i:] + bodies[:i], until)
+        await loop.create_connection(lambda client=client: client, "127.0.0.1", port)
+        clients.append(client)
+    await asyncio.gather(*(client.closed for client in clients))
+    return clients
 
 
 def start_server(folder: str, ports: Any) -> None:
@@ -127,24 +167,23 @@ def over_http(num_items: int, seconds: float, options: Options) -> None:
     bodies = [json.dumps({"history": items, "k": K}).encode() for items in asked]
     spawn = multiprocessing.get_context("spawn")
     ports = spawn.Queue()
-    with tempfile.TemporaryDirectory() as folder, ThreadPool(NUM_CLIENTS) as clients:
+    with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         server = spawn.Process(target=start_server, args=(folder, ports))
         server.start()
         try:
             port = ports.get(timeout=120)
-            ask_on(port, bodies, time.perf_counter() + seconds / 10)
-            until = time.perf_counter() + seconds
-            parts = [bodies[i:] + bodies[:i] for i in range(NUM_CLIENTS)]
-            found = clients.starmap(ask_on, [(port, part, until) for part in parts])
+            for duration in (seconds / 10, seconds):  # the first warms up
+                until = time.perf_counter() + duration
+                found = asyncio.run(ask_on(port, bodies, NUM_CLIENTS, until))
         finally:
             with suppress(ProcessLookupError):
                 server.terminate()
             server.join()
-    latencies = Latencies([s for part, _ in found for s in part])
+    latencies = Latencies([s for client in found for s in client.seconds])
     rate = len(latencies.seconds) / seconds
     heading(f"`ssept serve`, {num_items:,} items, {NUM_CLIENTS} clients for {seconds:g} s")
-    row = [f"{rate * alone.at(0.5):.2f}", str(sum(errors for _, errors in found))]
+    row = [f"{rate * alone.at(0.5):.2f}", str(sum(client.errors for client in found))]
     if options.verbose:
         row += [f"{rate:.0f}", *(f"{1e3 * latencies.at(q):.1f}" for q in (0.5, 0.99))]
     columns = ["requests for each that one caller of `recommend` gets answered", "errors"]

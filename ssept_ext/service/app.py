@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from ssept_ext.service.answers import RequestError, recommend_all, similar
 from ssept_ext.service.batching import Batcher, OverloadedError
 from ssept_ext.service.current_model import CurrentModel
 from ssept_ext.service.limits import LimitBody
-from ssept_ext.service.metrics import Metrics
+from ssept_ext.service.metrics import CountRequests, Metrics
 from ssept_ext.service.schemas import (
     Health,
     ModelInfo,
@@ -100,14 +100,15 @@ def make_app(settings: ServiceSettings, current: CurrentModel | None = None) -> 
     if current is None:
         device = torch.device(settings.device)
         current = CurrentModel(settings.folder, settings.backend, device, settings.table)
-    service = _Service(current, Metrics(), settings.watch_seconds)
+    metrics = Metrics()
+    service = _Service(current, metrics, settings.watch_seconds)
     app = FastAPI(
         title="ssept_ext",
         description="Recommendations of a sequential model",
         lifespan=service.lifespan,
     )
     app.add_middleware(LimitBody)
-    app.middleware("http")(service.count)
+    app.add_middleware(CountRequests, metrics=metrics)
     app.exception_handler(RequestValidationError)(_refuse_form)
     app.exception_handler(HTTPException)(_refuse_http)
     refusals = problems(400, 408, 413, 422, 503)
@@ -137,7 +138,11 @@ class _Service:
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self._batcher = Batcher(self._recommend_all)
         watching = asyncio.create_task(self._watch())
+        # What lives as long as the server, of torch above all, takes 0.1 s to look through in each full collection.
+        gc.collect()
+        gc.freeze()
         yield
+        gc.unfreeze()
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
@@ -180,22 +185,6 @@ class _Service:
         self._metrics.loaded.set(self._current.loaded.at.timestamp())
         self._metrics.failed_loads.set(self._current.failures)
         return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    async def count(
-        self, request: Request, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        """Count a request by its route and status."""
-        start = time.perf_counter()
-        status = 500
-        try:
-            response = await answer(request)
-            status = response.status_code
-        finally:
-            route = request.scope.get("route")
-            name = "none" if route is None else route.path
-            self._metrics.requests.labels(name, str(status)).inc()
-            self._metrics.seconds.labels(name).observe(time.perf_counter() - start)
-        return response
 
     def _recommend_all(self, requests: Sequence[RecommendRequest]) -> Answers:
         self._metrics.batches.observe(len(requests))

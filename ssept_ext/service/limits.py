@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 8 << 20
 """Bytes of a request."""
 BODY_SECONDS = 10.0
 """How long a request may take to arrive."""
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class _TooLargeError(Exception):
@@ -30,10 +24,10 @@ class _GoneError(Exception):
 class LimitBody:
     """ASGI middleware that reads the whole body first: 413 if it is too large, 408 if it takes too long."""
 
-    def __init__(self, app: App, seconds: float = BODY_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, seconds: float = BODY_SECONDS) -> None:
         self._app, self._seconds = app, seconds
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -57,7 +51,7 @@ class LimitBody:
         await self._app(scope, replay, send)
 
 
-async def _read(scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+async def _read(scope: Scope, receive: Receive) -> bytes:
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > MAX_BODY:
         raise _TooLargeError
@@ -74,9 +68,7 @@ async def _read(scope: MutableMapping[str, Any], receive: Receive) -> bytes:
     return bytes(body)
 
 
-async def _refuse(
-    code: int, reason: str, scope: MutableMapping[str, Any], receive: Receive, send: Send
-) -> None:
+async def _refuse(code: int, reason: str, scope: Scope, receive: Receive, send: Send) -> None:
     # What is left of the body would be taken for the next request.
     answer = JSONResponse({"detail": reason}, code, {"connection": "close"})
     await answer(scope, receive, send)

@@ -1,5 +1,8 @@
 """A server follows its folder, and outlives what happens to that."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -97,3 +100,18 @@ def test_the_vectors_of_items_are_made_of_features_once(tmp_path, table):
     assert served.content is None
     found, expected = (m.recommend({1: [3, 5]}, k=3).items.tolist() for m in (served, saved))
     assert found == expected
+
+
+def test_a_replaced_model_is_freed_without_the_garbage_collector(tmp_path):
+    # A running server has frozen what was there when it began.
+    save(tmp_path)
+    model = current(tmp_path)
+    replaced = weakref.ref(model.loaded.model)
+    gc.freeze()
+    try:
+        save(tmp_path, num_items=12)
+        model.refresh()
+
+        assert replaced() is None
+    finally:
+        gc.unfreeze()
