@@ -237,23 +237,21 @@ SSEPT_INLINE void pack_transposed(const T* x, int64_t x_row, int64_t rows, int64
       Vec block[kLanes], added{};
       for (int64_t i = first; bias && i < std::min(width, first + kLanes); ++i)
         added[i - first] = bias[i];
-#pragma GCC unroll 16
-      for (int64_t r = 0; r < kLanes; ++r) {
-        const T* from = x + (r0 + r) * x_row + first;
-        if (r0 + r >= rows) {
-          block[r] = Vec{};
-          continue;
-        }
+      const bool whole = std::is_same_v<T, A> && r0 + kLanes <= rows && first + kLanes <= width;
+      const T* from = x + r0 * x_row + first;
+      if (whole) {  // nearly all are, and need not be looked at row by row
         if constexpr (std::is_same_v<T, A>) {
-          if (first + kLanes <= width) {  // not by memcpy, which may go through memory
-            block[r] = S::load(from) + added;
-            continue;
-          }
+#pragma GCC unroll 16
+          for (int64_t r = 0; r < kLanes; ++r, from += x_row) block[r] = S::load(from) + added;
         }
-        A row[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i)
-          row[i] = first + i < width ? static_cast<A>(from[i]) : A(0);
-        block[r] = S::load(row) + added;
+      } else {
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < kLanes; ++r, from += x_row) {
+          A row[kLanes];
+          for (int64_t i = 0; i < kLanes; ++i)
+            row[i] = r0 + r < rows && first + i < width ? static_cast<A>(from[i]) : A(0);
+          block[r] = S::load(row) + (r0 + r < rows ? added : Vec{});
+        }
       }
       transpose<S, A>(block);
       for (int64_t i = 0; i < kLanes; ++i)
