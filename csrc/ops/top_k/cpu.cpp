@@ -150,10 +150,12 @@ SSEPT_INLINE void rank(const TopK<T>& in, int64_t first_query, int64_t last_quer
   for (int64_t begin = first, end; begin < last; begin = end) {
     // Where a packed table is divided, but for the first tile, as there is no item 0.
     end = std::min(last, in.candidates ? begin + ITEMS : whole(begin + 1, ITEMS));
-    if (in.candidates)
+    if (in.candidates) {
       tile.template take<S>(in.candidates + begin, end - begin);
-    else
+    } else {
       tile.template take<S>(begin, end - begin);
+      tile.prefetch(end, std::min(last, end + ITEMS));
+    }
     for (int64_t q = first_query, rows; q < last_query; q += rows) {
       rows = std::min(S::kRows, last_query - q);
       tile.template score<S>(in.queries + q * width, rows, tile_scores.get());

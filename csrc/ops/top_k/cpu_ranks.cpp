@@ -78,6 +78,7 @@ SSEPT_INLINE void rank(const ItemRanks<T>& in, int64_t first, int64_t last) {
     // Where a packed table is divided, but for the first tile, as there is no item 0.
     end = std::min(in.num_items + 1, whole(begin + 1, kTileItems));
     tile.template take<S>(begin, end - begin);
+    tile.prefetch(end, std::min(in.num_items + 1, end + kTileItems));
     for (int64_t q = first, rows; q < last; q += rows) {
       rows = std::min(S::kRows, last - q);
       tile.template score<S>(in.queries + q * in.table.width, rows, scores.get());
