@@ -11,7 +11,8 @@ items of the input are left out, and items with the score of the one to find ran
 have the same figures for the same rankings.
 
 The models are trained one after another, all on the same number of cores. Seconds are those of training, without
-validations. The folder --out gets what is printed: `table.md`, and `curves.csv` with a line for each validation.
+validations. The folder --out gets what is printed: `table.md`, and `curves.csv` with a line for each validation, of
+which `curves.png` is a picture.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from ssept_ext.data.synthetic import synthetic
 from ssept_ext.training.callbacks import Progress
 from ssept_ext.training.presets import PRESETS
 from ssept_ext.training.recipe import Recipe
+from ssept_ext.utils.optional import require
 
 OURS: dict[str, tuple[str, Settings]] = {
     "sasrec": ("sasrec-sampled-softmax", {}),
@@ -222,6 +224,23 @@ def curves_csv(runs: Sequence[Run]) -> str:
     return file.getvalue()
 
 
+def plot(runs: Sequence[Run], clock: str, out: Path) -> None:
+    """Plot the validations of all runs, in one colour for each model."""
+    figures = require("matplotlib.figure", "plot")
+    figure = figures.Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    colours: dict[str, str] = {}
+    for run in runs:
+        label = run.model if run.model not in colours else None
+        colour = colours.setdefault(run.model, f"C{len(colours)}")
+        points = [(getattr(x, clock), x.ndcg) for x in run.points]
+        axes.plot(*zip(*points, strict=True), color=colour, marker=".", label=label)
+    axes.set(xlabel=f"{clock} seconds of training", ylabel="validation NDCG@10 among all items")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(out, dpi=150)
+
+
 @contextmanager
 def cores(number: int) -> Iterator[None]:
     """Use this many, for the threads of torch and all others; the system must be Linux."""
@@ -285,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     table = tabulate(runs, options.seconds, options.clock)
                     (options.out / "table.md").write_text(table)
                     (options.out / "curves.csv").write_text(curves_csv(runs))
+                    plot(runs, options.clock, options.out / "curves.png")
     except ModuleNotFoundError as error:
         sys.exit(f'peers: {error}; pip install "ssept_ext[peers]"')
     except (OSError, ValueError, FloatingPointError) as error:

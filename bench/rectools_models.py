@@ -117,6 +117,15 @@ class Peer:
             (timed,) = (x for x in self._model.fit_trainer.callbacks if isinstance(x, Timed))
             is_over = validate(epoch, timed.watch)
 
+    def data_set(self, histories: Histories) -> Dataset:
+        """What RecTools answers from."""
+        return Dataset.construct(to_frame(histories))
+
+    def recommend(self, users: IntArray, data_set: Dataset, k: int) -> pd.DataFrame:
+        """Recommend the k best items that each user has not seen."""
+        with _quiet():
+            return self._model.recommend(users, data_set, k=k, filter_viewed=True)
+
     def scores(self, asked: Questions) -> Scores:
         users, context = asked.inputs.users, None
         if self._model.require_recommend_context:
@@ -126,7 +135,7 @@ class Peer:
         with _quiet():
             found = self._model.recommend(
                 users,
-                Dataset.construct(to_frame(asked.inputs)),
+                self.data_set(asked.inputs),
                 k=self._num_items,
                 filter_viewed=False,
                 add_rank_col=False,

@@ -39,11 +39,11 @@ class Latencies:
         return float(np.quantile(self.seconds, quantile))
 
 
-def model_of(num_items: int, quick: bool) -> SSEPT:
+def model_of(num_items: int, quick: bool, num_users: int = 10) -> SSEPT:
     torch.manual_seed(0)
     return SSEPT(
         item_num=num_items,
-        user_num=10,
+        user_num=num_users,
         seq_max_len=20 if quick else SEQ_MAX_LEN,
         embedding_dim=DIM,
         conv_dims=[2 * DIM, 2 * DIM],

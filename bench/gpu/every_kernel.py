@@ -156,6 +156,7 @@ def rankings(batch: Batch, dtype: torch.dtype, width: int) -> None:
     for rows in (table, table.repeat(200, 1)):
         num_items = len(rows) - 1
         ops.top_k(queries, rows, min(10, num_items), num_items, seen, offsets)
+        ops.item_ranks(queries, rows, seen[:6], num_items, None, seen, offsets)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,9 +16,11 @@ from workload import DIM, DROPOUT, attention_flops, load
 
 from gpu.figures import FILE, read
 from gpu.parts import Run, main
+from ssept_ext import ops
 
 NUM_ITEMS = (1, 65, 256)
 """Scored for each token: a positive and its negatives, of one or 64, or as many as gBCE's."""
+NUM_QUERIES = (1, 256)
 HEAD_SIZES = (64, 128)
 PRECISIONS = {"TF32": torch.float32, "bfloat16": torch.bfloat16}
 WAYS = {"forward": False, "forward+backward": True}
@@ -88,6 +90,21 @@ def logits(run: Run) -> None:
             of_bandwidth(run, f"sampled_logits, K={k}, {way}", call, num_bytes)
 
 
+def ranking(run: Run) -> None:
+    """One query, which must read the table, and many, which share what is read."""
+    num_items, device = 2000 if run.options.quick else 1_000_000, run.options.device
+    table = torch.randn(num_items + 1, DIM, device=device)
+    for num_queries in NUM_QUERIES:
+        queries = torch.randn(num_queries, DIM, device=device)
+        targets = torch.arange(1, num_queries + 1, device=device)
+        calls = {
+            "top_k": partial(ops.top_k, queries, table, 10, num_items),
+            "item_ranks": partial(ops.item_ranks, queries, table, targets, num_items),
+        }
+        for name, call in calls.items():
+            of_bandwidth(run, f"{name}, B={num_queries}", call, table.nbytes)
+
+
 def on_lengths_of_ml1m(
     run: Run, name: str, of: Callable[..., Call], dropouts: tuple[float, ...]
 ) -> None:
@@ -120,6 +137,7 @@ if __name__ == "__main__":
             "norm": norm,
             "feed-forward": both_layers,
             "logits": logits,
+            "ranking": ranking,
             "attention": partial(
                 on_lengths_of_ml1m, name="attention", of=ours, dropouts=(0.0, DROPOUT)
             ),

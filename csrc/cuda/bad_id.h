@@ -15,6 +15,7 @@ enum class IdArgument {
   kNegatives,
   kSeenItems,
   kCandidates,
+  kTargets,
   kOrder
 };
 

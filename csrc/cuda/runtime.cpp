@@ -124,8 +124,8 @@ void raise_pending_errors() {
     const BadIdNote copy = note;
     __atomic_store_n(&note.claimed, 0, __ATOMIC_RELEASE);
     if (copy.argument == IdArgument::kOrder) check_ascending("ids", copy.table_rows, copy.id);
-    constexpr std::array kNames = {"items",     "users",     "positions",  "ids",
-                                   "positives", "negatives", "seen_items", "candidates"};
+    constexpr std::array kNames = {"items",     "users",      "positions",  "ids",    "positives",
+                                   "negatives", "seen_items", "candidates", "targets"};
     // as in IdArgument
     throw_bad_id(kNames[static_cast<size_t>(copy.argument)], copy.id, copy.table_rows);
   }

@@ -129,12 +129,13 @@ def test_the_best_validation_is_tested_and_training_ends_after_the_seconds(quick
     assert (tmp_path / "curves.csv").read_text() == curves
 
 
-def test_ours_train_and_are_measured_beside_a_peer(quick):
+def test_ours_train_and_are_measured_beside_a_peer(quick, tmp_path):
     cores = os.sched_getaffinity(0)
 
     out = quick("--models", *peers.OURS, "rectools-hstu", "--val-epoch", "3")
 
     curves = [line.split(",") for line in out.split("\n\n")[1].splitlines()[1:]]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     of_ours = [(model, epoch) for model, _, epoch, *_ in curves if model in peers.OURS]
     assert of_ours == [(name, epoch) for name in peers.OURS for epoch in ("3", "4")]
     seconds = [float(wall) for model, _, _, wall, *_ in curves if model == "sse-pt"]

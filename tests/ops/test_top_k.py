@@ -333,6 +333,35 @@ def test_parts_of_the_items_and_full_buffers_change_nothing(implementation):
     assert torch.equal(scores.double(), expected[1])
 
 
+@every_kernel
+def test_counts_of_parts_of_the_items_add_up(implementation):
+    given = arguments(1, 9000, 3) | {"targets": torch.tensor([4321])}
+
+    ranks, _ = called(implementation, "item_ranks", given)
+
+    assert ranks.tolist() == ranks_by_definition(given)
+
+
+@pytest.mark.parametrize("id_", [-1, 10, 2**62])
+@pytest.mark.parametrize("name", ["seen_items", "targets"])
+@every_implementation
+def test_a_bad_id_among_ranks_is_an_error_that_names_it(implementation, name, id_):
+    given = arguments(2, 9, 4) | {"targets": torch.tensor([3, 5])}
+    given |= {"seen_items": torch.tensor([1, 2]), "seen_offsets": torch.tensor([0, 2, 2])}
+    expected = called(implementation, "item_ranks", given)
+    given[name] = torch.cat([given[name][:1], torch.tensor([id_])])
+
+    message = f"{name} has id {id_}, outside its table of 10 rows"
+    if not implementation.is_cuda_kernel:
+        with pytest.raises(IndexError, match=message):
+            called(implementation, "item_ranks", given)
+        return
+    found = called(implementation, "item_ranks", given)
+    with pytest.raises(IndexError, match=message):
+        implementation.raise_pending_errors()
+    assert name == "seen_items" or torch.equal(found[0][0], expected[0][0])  # others are right
+
+
 VALUES = [  # which a GPU does not read on the host
     ("seen_offsets must rise from 0 to at most 2, got an end of 3", {"seen_offsets": [0, 3]}),
     ("seen_offsets must rise", {"seen_offsets": [1, 2]}),

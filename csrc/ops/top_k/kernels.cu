@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <climits>
 
-#include "cuda/ids.cuh"
-#include "cuda/launch.cuh"
 #include "cuda/shared_memory.h"
 #include "ops/top_k/launch.h"
+#include "ops/top_k/scores.cuh"
 
 namespace ssept::cuda {
 namespace {
@@ -17,9 +16,6 @@ constexpr int kThreads = 128;
 // On a multiprocessor: without this limit, ptxas spills registers to fit more blocks.
 constexpr int kBlocksAtOnce = 8;
 constexpr int64_t kBlocksWanted = 512, kLeastItems = 16 * kThreads;
-
-template <class A>
-constexpr int kQueriesPerBlock = sizeof(A) == 4 ? 4 : 2;
 
 template <class A>
 __device__ __forceinline__ A lowest() {
@@ -120,16 +116,6 @@ int capacity_for(int64_t k) {
   return capacity;
 }
 
-template <class T>
-__device__ __forceinline__ bool has_seen(const TopK<T>& in, int64_t query, int64_t id) {
-  if (in.seen_offsets == nullptr) return false;
-  const int64_t begin = max(int64_t{0}, in.seen_offsets[query]);
-  const int64_t end = min(in.num_seen, in.seen_offsets[query + 1]);
-  for (int64_t i = begin; i < end; ++i)
-    if (in.seen_items[i] == id) return true;
-  return false;
-}
-
 // Block (x, y) ranks part y of the items for the x-th few queries.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
@@ -139,38 +125,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   constexpr int kQueries = kQueriesPerBlock<A>;
   const int64_t first_query = static_cast<int64_t>(blockIdx.x) * kQueries;
   const int64_t first = blockIdx.y * part_size, last = min(in.num_items, first + part_size);
-  const int64_t width = in.table.width;
   Best<A, kQueries> best(smem_raw, static_cast<int>(in.k), capacity);
   A* queries = reinterpret_cast<A*>(
       smem_raw + kQueries * ((capacity + 1) * sizeof(A) + (capacity + 2) * sizeof(int)));
   const int64_t count = min(static_cast<int64_t>(kQueries), in.num_queries - first_query);
-  for (int64_t i = threadIdx.x; i < kQueries * width; i += kThreads)
-    queries[i] = i < count * width ? in.queries[first_query * width + i] : A(0);
-  // Each id is looked at once, though they are only compared.
-  if (blockIdx.x == 0 && blockIdx.y == 0)
-    for (int64_t i = threadIdx.x; i < in.num_seen; i += kThreads)
-      usable(in.seen_items[i], in.table.rows, IdArgument::kSeenItems, note);
+  copy_queries<kQueries>(in, first_query, count, queries);
+  if (blockIdx.x == 0 && blockIdx.y == 0) look_at_seen(in, note);
   __syncthreads();
-  const int64_t stride = in.table.packed ? kPackedItems : 1;
   for (int64_t start = first; start < last; start += kThreads) {
     const int64_t place = start + threadIdx.x;
     int64_t id = 0;
     if (place < last) id = in.candidates == nullptr ? place + 1 : in.candidates[place];
     if (place < last && usable(id, in.table.rows, IdArgument::kCandidates, note)) {
-      const T* row = in.table.data +
-                     (in.table.packed ? id / kPackedItems * width * kPackedItems + id % kPackedItems
-                                      : id * width);
-      A sum[kQueries]{};
-      for (int64_t d = 0; d < width; ++d) {
-        const A x = widen(row[d * stride]);
-#pragma unroll
-        for (int q = 0; q < kQueries; ++q) sum[q] = fma(queries[q * width + d], x, sum[q]);
-      }
-      const A scale = in.table.scale == nullptr ? A(1) : in.table.scale[id];
+      A scores[kQueries];
+      score_item(in.table, id, queries, scores);
 #pragma unroll
       for (int q = 0; q < kQueries; ++q) {
         if (q >= count) break;
-        const A score = sum[q] * scale;
+        const A score = scores[q];
         if (!isfinite(score))
           atomicExch(&best.broken[q], 1);
         else if (score > best.bounds[q] && !has_seen(in, first_query + q, id))
@@ -213,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
 
 }  // namespace
 
-int64_t top_k_parts(int64_t num_queries, int64_t num_items) {
+int64_t ranking_parts(int64_t num_queries, int64_t num_items) {
   const int64_t blocks = std::max<int64_t>(1, num_queries / 4);
   return std::max<int64_t>(1, std::min(kBlocksWanted / blocks, num_items / kLeastItems));
 }
