@@ -15,7 +15,7 @@ from dataclasses import MISSING, fields
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from papers import RUNS, gated, losses, papers, papers_over_draws, preset_table
+from papers import RUNS, five_minutes, gated, losses, papers, papers_over_draws, preset_table
 from results import RESULTS, ROOT, table
 
 from ssept_ext.network import SSEPTConfig
@@ -25,7 +25,7 @@ from ssept_ext.training.recipe import FROM_DATA
 from ssept_ext.training.updating import UpdateOptions
 
 AMD = "2026-11-26-amd-epyc-2-cores.txt"
-AMD_STEP = "2026-11-28-amd-epyc-2-cores-train-step.txt"
+AMD_STEP = "2026-11-29-amd-epyc-2-cores-train-step.txt"
 """Measured again after larger ops and gathered rows; Intel's are from before."""
 AMD_LOGITS = "2026-11-26-amd-epyc-2-cores-sampled-logits.txt"
 """Measured again after `sampled_logits` became faster; Intel's are from before."""
@@ -35,7 +35,7 @@ DIFFERENCES = "differences-2026-11-28.md"
 CONTENT = "content-2026-11-29.md"
 LARGE_TABLES = "2026-11-28-amd-epyc-2-cores-large-tables.txt"
 LARGE_DATA = "2026-11-28-amd-epyc-2-cores-large-data.txt"
-FIFTY_COLUMNS = "2026-11-28-amd-epyc-2-cores-fifty-columns.txt"
+FIFTY_COLUMNS = "2026-11-29-amd-epyc-2-cores-fifty-columns.txt"
 SHARED_NEGATIVES = "2026-11-28-amd-epyc-2-cores-shared-negatives.txt"
 
 MARKER = re.compile(r"(<!-- figures: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -320,6 +320,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "presets": preset_table,
     "gated": gated,
+    "five-minutes": five_minutes,
     "speed-fifty": lambda: ratio(case(FIFTY_COLUMNS, "ML-1M"), "eager baseline"),
     "shared-op": lambda: shared("sequence, the op", "ours", "16 of each event's own"),
     "shared-step": lambda: shared("a training step with", "ours", "16 of each event's own"),

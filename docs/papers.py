@@ -12,6 +12,7 @@ from ssept_ext.training.presets import PRESETS
 REPRODUCED = "reproduce-2026-11-26.md"
 REPRODUCED_OVER_DRAWS = "reproduce-2026-11-28.md"
 GATED = "gated-2026-11-29.md"
+FIVE_MINUTES = "five-minutes-2026-11-29.md"
 
 
 def reproduced(section: str, file: str = REPRODUCED, **cells: str) -> dict[str, str]:
@@ -140,4 +141,10 @@ def preset_table() -> str:
 def gated() -> str:
     """HR@10 / NDCG@10 among all items of ML-1M."""
     row = reproduced("ML-1M", GATED, run=PRESET_RUNS["sse-pt++-gated"])
+    return short(row, "full HR@10", "full NDCG@10")
+
+
+def five_minutes() -> str:
+    """The same after five minutes of training."""
+    row = reproduced("ML-1M", FIVE_MINUTES, run="three seeds")
     return short(row, "full HR@10", "full NDCG@10")
