@@ -1,4 +1,4 @@
-"""Benchmark ranking a catalogue for one query, over its size: exactly, by compressed vectors, and by faiss.
+"""Benchmark ranking a catalogue for one query, over its size: exactly, by compressed vectors, by PyTorch and by faiss.
 
 Times are the shortest of several, and compared with reading float32 vectors once. Vectors and queries are normal
 numbers, without a structure that an index could use. Recall is the share of the 10 best items that are found, over 50
@@ -38,7 +38,8 @@ from ssept_ext.network.scores import Scores
 K = 10
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7)
 NUM_QUERIES = 50
-FAISS, READING = "faiss, product quantisation", "reading float32 vectors"
+PLAIN, FAISS = "PyTorch, product and topk", "faiss, product quantisation"
+READING = "reading float32 vectors"
 Search = Callable[[Tensor], Tensor]
 """From (n, DIM) queries to (n, K) items."""
 
@@ -52,6 +53,11 @@ def compressed(table: Tensor, dtype: torch.dtype) -> Search:
     small = CompressedTable.of(table, dtype, scores, version=0)
     num_items = len(table) - 1
     return lambda queries: ops.top_k(queries, small.vectors, K, num_items, scale=small.scale)[0]
+
+
+def plain(table: Tensor) -> Search:
+    """As most libraries rank, with a score for each item in memory."""
+    return lambda queries: (queries @ table[1:].T).topk(K).indices + 1
 
 
 def by_faiss(table: Tensor, rescored: int = 2000) -> Search:
@@ -70,6 +76,7 @@ def searches(table: Tensor) -> dict[str, Search]:
     found |= {
         f"ours, {dtype}": compressed(table, getattr(torch, dtype)) for dtype in ("float16", "int8")
     }
+    found[PLAIN] = plain(table)
     if len(table) > 10**5 and importlib.util.find_spec("faiss") is not None:
         found[FAISS] = by_faiss(table)
     return found
