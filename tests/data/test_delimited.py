@@ -95,7 +95,10 @@ def test_text_that_is_not_utf_8_is_named(csv):
         (b"", "log.csv is empty"),
         (b"user,item,timestamp\n", "log.csv: it holds no events"),
         (b"user,user,item,timestamp\n1,1,1,1\n", "log.csv has 2 columns 'user'"),
-        (gzip.compress(b"user,item,timestamp\n" + b"1,2,3\n" * 9, mtime=0)[:-9], "log.csv is damaged"),
+        (
+            gzip.compress(b"user,item,timestamp\n" + b"1,2,3\n" * 9, mtime=0)[:-9],
+            "log.csv is damaged",
+        ),
     ],
     ids=["empty", "a header alone", "a column twice", "cut gzip"],
 )
