@@ -1,5 +1,5 @@
-// Launchers of the kernels of `top_k` and `item_ranks`. They queue work on `stream`, never wait, and return the
-// first error.
+// Launchers of the kernels of `top_k` and `item_ranks`. They queue work on `stream`, never wait,
+// and return the first error.
 #pragma once
 #include <cuda_runtime_api.h>
 
