@@ -237,20 +237,30 @@ SSEPT_INLINE void pack_transposed(const T* x, int64_t x_row, int64_t rows, int64
       Vec block[kLanes], added{};
       for (int64_t i = first; bias && i < std::min(width, first + kLanes); ++i)
         added[i - first] = bias[i];
-      const bool whole = std::is_same_v<T, A> && r0 + kLanes <= rows && first + kLanes <= width;
-      const T* from = x + r0 * x_row + first;
-      if (whole) {  // nearly all are, and need not be looked at row by row
+      const bool is_direct = std::is_same_v<T, A> && first + kLanes <= width;
+      const T* const from = x + r0 * x_row + first;
+      if (is_direct && r0 + kLanes <= rows) {  // apart, without a look at each row
         if constexpr (std::is_same_v<T, A>) {
 #pragma GCC unroll 16
-          for (int64_t r = 0; r < kLanes; ++r, from += x_row) block[r] = S::load(from) + added;
+          for (int64_t r = 0; r < kLanes; ++r) block[r] = S::load(from + r * x_row) + added;
         }
       } else {
 #pragma GCC unroll 16
-        for (int64_t r = 0; r < kLanes; ++r, from += x_row) {
+        for (int64_t r = 0; r < kLanes; ++r) {
+          if (r0 + r >= rows) {
+            block[r] = Vec{};
+            continue;
+          }
+          if constexpr (std::is_same_v<T, A>) {
+            if (is_direct) {  // not by memcpy, which may go through memory
+              block[r] = S::load(from + r * x_row) + added;
+              continue;
+            }
+          }
           A row[kLanes];
           for (int64_t i = 0; i < kLanes; ++i)
-            row[i] = r0 + r < rows && first + i < width ? static_cast<A>(from[i]) : A(0);
-          block[r] = S::load(row) + (r0 + r < rows ? added : Vec{});
+            row[i] = first + i < width ? static_cast<A>(from[r * x_row + i]) : A(0);
+          block[r] = S::load(row) + added;
         }
       }
       transpose<S, A>(block);
