@@ -4,37 +4,29 @@
     python bench/beside_replay.py
 
 Both have two blocks, 50 features, 200 events at most and dropout .2, and learn by Adam. RePlay's network is called
-directly, on padded tensors that are ready: its data loaders and Lightning would take more.
+directly, on padded tensors that are ready: its data loaders and Lightning would take more. It hides the newest 200
+items of a user, ours all of them.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from measure import OURS, compare, heading, options_from, parser, print_title
+from serving import K
+from serving_peers import NUM_HISTORIES, in_turn
 from torch import Tensor
 from train_step import step_of
 from workload import DIM, DROPOUT, load
 
 from ssept_ext import SASREC
 
-K, NUM_HISTORIES, USERS_AT_A_TIME = 10, 50, 256
-REPLAY = "RePlay"
-
-
-def in_turn(answer: Callable[[int], object]) -> Callable[[], None]:
-    """A call for a few histories, one by one."""
-
-    def call() -> None:
-        for row in range(NUM_HISTORIES):
-            answer(row)
-
-    return call
+USERS_AT_A_TIME, REPLAY = 256, "RePlay"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     events = data.histories("all")
     padded = padded_on_the_left(events.items, events.offsets, length)
-    rows = np.random.default_rng(0).permutation(len(padded))[:NUM_HISTORIES]
+    rows = np.random.default_rng(0).integers(len(padded), size=NUM_HISTORIES)
     lists = [padded[row][padded[row] > 0].tolist() for row in rows]
     heading(f"{NUM_HISTORIES} live histories, one by one, k={K}, {data.itemnum:,} items")
     answers = {
-        OURS: in_turn(lambda i: ours.recommend({1: lists[i % len(lists)]}, k=K)),
-        REPLAY: in_turn(lambda i: peer.best(padded[rows[i % len(rows)]][None], K)),
+        OURS: in_turn(lambda i: ours.recommend({1: lists[i]}, k=K)),
+        REPLAY: in_turn(lambda i: peer.best(padded[rows[i]][None], K)),
     }
     compare(answers, {}, options)
 

@@ -292,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs: list[Run] = []
     try:
         reference, data = _rectools().ndcg_and_hr, load(options)
+        require("matplotlib.figure", "plot")  # before hours of training
         has_times = data.histories("train").times is not None
         fitting = [x for x in (*OURS, *_PEERS[:-1]) if has_times or x not in WITH_TIME]
         options.out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ class Replay:
             padding_value=num_items,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its new class of the same network is not faster
+            warnings.simplefilter("ignore")  # it is deprecated
             self._module = SasRec(
                 TensorSchema([item]),
                 hidden_size=width,

@@ -157,7 +157,7 @@ def start_server(folder: str, ports: Any) -> None:
             ports.put(self.servers[0].sockets[0].getsockname()[1])
 
     app = make_app(ServiceSettings(folder, watch_seconds=0))
-    Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False)).run()
+    Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, http="h11")).run()
 
 
 def over_http(num_items: int, seconds: float, options: Options) -> None:

@@ -1,7 +1,7 @@
-"""Time answers of RecTools' SASRec and of ours: to one live history, and to all users of ML-1M, seen items hidden.
+"""Time RecTools' SASRec and our SSE-PT: answers to one live history, and to all users of ML-1M, seen items hidden.
 
     pip install "ssept_ext[peers]"
-    python bench/serving_peers.py --verbose
+    python bench/serving_peers.py
 
 RecTools' model has the settings that its authors recommend (64 features, two blocks, 200 events), ours 50 + 50. Both
 are hardly trained, which costs them nothing. RecTools answers from a data set of its own, which is given to it ready,
@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import importlib
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from measure import heading, options_from, parser, print_table, print_title
-from serving import K, Latencies, model_of, timed
+from measure import OURS, compare, heading, options_from, parser, print_title
+from serving import K, model_of
 from workload import load
 
-from ssept_ext.data.histories import Histories
-
-NUM_HISTORIES, NUM_WARM_UPS, NUM_ROUNDS = 100, 5, 3
-"""Histories that are asked for one by one, and rounds of all users in turn."""
+NUM_HISTORIES = 50
 
 
-def one_by_one(answer: Callable[[Histories], object], asked: Sequence[Histories]) -> Latencies:
-    return Latencies(timed(answer, asked).seconds[NUM_WARM_UPS:])
+def in_turn(answer: Callable[[int], object]) -> Callable[[], None]:
+    """A call that asks for `NUM_HISTORIES` histories, one by one."""
 
+    def call() -> None:
+        for row in range(NUM_HISTORIES):
+            answer(row)
 
-def seconds_of(answer: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    answer()
-    return time.perf_counter() - start
+    return call
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,34 +44,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     peer = peers.make("rectools-sasrec-softmax", events, data.itemnum, 1, options.quick)
     peer.train(0, lambda *_: True)  # for an epoch
     model = model_of(data.itemnum, options.quick, data.usernum)
-    users = np.random.default_rng(0).permutation(events.users)
-    asked = [events.of(users[i : i + 1]) for i in range(min(NUM_HISTORIES, len(users)))]
-    ready = {id(history): peer.data_set(history) for history in asked}
-    answers: dict[str, Callable[[Histories], object]] = {
-        "ours": lambda history: model.recommend({1: history.items.tolist()}, k=K),
-        "RecTools, from a data set": lambda x: peer.recommend(x.users, ready[id(x)], K),
-        "RecTools, from a history": lambda x: peer.recommend(x.users, peer.data_set(x), K),
+
+    rows = np.random.default_rng(0).integers(len(events.users), size=NUM_HISTORIES)
+    asked = [events.of(events.users[[row]]) for row in rows]
+    lists = [history.items.tolist() for history in asked]
+    ready = [peer.data_set(history) for history in asked]
+    heading(f"{NUM_HISTORIES} live histories, one by one, k={K}, {data.itemnum:,} items")
+    answers = {
+        OURS: in_turn(lambda i: model.recommend({1: lists[i]}, k=K)),
+        "RecTools, from a data set": in_turn(lambda i: peer.recommend(asked[i].users, ready[i], K)),
+        "RecTools, from a history": in_turn(
+            lambda i: peer.recommend(asked[i].users, peer.data_set(asked[i]), K)
+        ),
     }
-    found = {name: one_by_one(answer, asked) for name, answer in answers.items()}
-    heading(f"One live history, k={K}, {data.itemnum:,} items")
-    rows = [
-        [name, f"{x.at(0.5) / found['ours'].at(0.5):.1f}", f"{1e3 * x.at(0.5):.2f}"]
-        for name, x in found.items()
-    ]
-    print_table(["", "median / ours", "median, ms"], rows)
+    compare(answers, {}, options)
+
     whole = peer.data_set(events)
-    everyone: dict[str, Callable[[], object]] = {
-        "ours": lambda: model.recommend(data, k=K),
+    heading(f"All {len(events.users):,} users, k={K}")
+    everyone = {
+        OURS: lambda: model.recommend(data, k=K),
         "RecTools": lambda: peer.recommend(events.users, whole, K),
     }
-    rounds = [[seconds_of(answer) for answer in everyone.values()] for _ in range(NUM_ROUNDS)]
-    seconds = np.median(rounds, 0)
-    heading(f"All {len(users):,} users, k={K}, median of {NUM_ROUNDS} rounds")
-    rows = [
-        [name, f"{x / seconds[0]:.1f}", f"{x:.2f}"]
-        for name, x in zip(everyone, seconds, strict=True)
-    ]
-    print_table(["", "time / ours", "seconds"], rows)
+    compare(everyone, {}, options)
 
 
 if __name__ == "__main__":

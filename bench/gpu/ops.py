@@ -91,7 +91,7 @@ def logits(run: Run) -> None:
 
 
 def ranking(run: Run) -> None:
-    """One query, which must read the table, and many, which share what is read."""
+    """One query, which must read the table, and many, which share what is read; beside plain PyTorch."""
     num_items, device = 2000 if run.options.quick else 1_000_000, run.options.device
     table = torch.randn(num_items + 1, DIM, device=device)
     for num_queries in NUM_QUERIES:
@@ -103,6 +103,8 @@ def ranking(run: Run) -> None:
         }
         for name, call in calls.items():
             of_bandwidth(run, f"{name}, B={num_queries}", call, table.nbytes)
+            plain = partial(call, backend="reference")
+            of_bandwidth(run, f"{name} by plain PyTorch, B={num_queries}", plain, table.nbytes)
 
 
 def on_lengths_of_ml1m(

@@ -239,7 +239,7 @@ SSEPT_INLINE void pack_transposed(const T* x, int64_t x_row, int64_t rows, int64
         added[i - first] = bias[i];
       const bool is_direct = std::is_same_v<T, A> && first + kLanes <= width;
       const T* const from = x + r0 * x_row + first;
-      if (is_direct && r0 + kLanes <= rows) {  // apart, without a look at each row
+      if (is_direct && r0 + kLanes <= rows) {  // a whole block: no check of each row
         if constexpr (std::is_same_v<T, A>) {
 #pragma GCC unroll 16
           for (int64_t r = 0; r < kLanes; ++r) block[r] = S::load(from + r * x_row) + added;

@@ -49,6 +49,7 @@ def serve(options: argparse.Namespace) -> int:
             "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
             "backlog": _BACKLOG,
             "access_log": False,
+            "http": "h11",  # not httptools, which takes headers of any size
         }
         if options.workers == 1:
             uvicorn.run(make_app(settings, current), **http)

@@ -25,7 +25,7 @@ def item_ranks(
 ) -> tuple[Tensor, Tensor]:
     """Count, for each query, the other items that score higher than its target, and those that score at least the same.
 
-    Scores are those of `top_k`, bit by bit on the CPU. The op is no part of autograd.
+    Scores are those of `top_k` by the same backend, bit by bit. The op is no part of autograd.
 
     Parameters
     ----------

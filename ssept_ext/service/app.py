@@ -76,6 +76,8 @@ def app_from_environment() -> FastAPI:
 def make_app(settings: ServiceSettings, current: CurrentModel | None = None) -> FastAPI:
     """Make the ASGI app that answers from the model in a folder, or from one that is loaded already.
 
+    While it runs, the garbage collector leaves out (`gc.freeze`) what was there when it started.
+
     Raises
     ------
     OSError, ValueError
@@ -138,7 +140,7 @@ class _Service:
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self._batcher = Batcher(self._recommend_all)
         watching = asyncio.create_task(self._watch())
-        # What lives as long as the server, of torch above all, takes 0.1 s to look through in each full collection.
+        # Each full collection would look through what lives as long as the server, torch above all.
         gc.collect()
         gc.freeze()
         yield

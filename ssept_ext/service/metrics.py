@@ -80,18 +80,21 @@ class CountRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), "none"  # for a client that has gone
 
         async def send_and_look(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = str(message["status"])
             await send(message)
 
         try:
             await self._app(scope, receive, send_and_look)
+        except Exception:
+            status = "500"
+            raise
         finally:
             route = scope.get("route")
             name = "none" if route is None else route.path
-            self._metrics.requests.labels(name, str(status)).inc()
+            self._metrics.requests.labels(name, status).inc()
             self._metrics.seconds.labels(name).observe(time.perf_counter() - start)

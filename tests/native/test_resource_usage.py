@@ -18,11 +18,8 @@ from cuda_emulation.build import CSRC, ROOT
 
 from ssept_ext._extension import native
 
-# Without kernels of attention that take long to compile: those of double are exempt, those of float16 bfloat16's, and
-# those of float32 without tensor cores, which few ask for on the GPUs that have them, alike on all.
-LEFT_OUT = {
-    CSRC / "ops" / "causal_attention" / f"{name}.cu" for name in ("double", "half", "float")
-}
+# Without kernels of attention that take long to compile: those of double are exempt, and those of float16 bfloat16's.
+LEFT_OUT = {CSRC / "ops" / "causal_attention" / f"{name}.cu" for name in ("double", "half")}
 SOURCES = sorted(set(CSRC.glob("ops/*/*.cu")) - LEFT_OUT)
 # What may use local memory, and why.
 EXEMPT = {

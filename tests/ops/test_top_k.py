@@ -334,6 +334,18 @@ def test_parts_of_the_items_and_full_buffers_change_nothing(implementation):
 
 
 @every_kernel
+def test_a_target_has_the_score_by_which_it_is_ranked(implementation):
+    given = random_arguments(7, 400, 50, 1, torch.float32)
+    items, scores = called(implementation, "top_k", given)
+    del given["k"]
+
+    ranks, of_targets = called(implementation, "item_ranks", given | {"targets": items[:, 0]})
+
+    assert torch.equal(of_targets, scores[:, 0])
+    assert not ranks.any()
+
+
+@every_kernel
 def test_counts_of_parts_of_the_items_add_up(implementation):
     given = arguments(1, 9000, 3) | {"targets": torch.tensor([4321])}
 

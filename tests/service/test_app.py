@@ -1,6 +1,8 @@
 """What the server answers."""
 
+import asyncio
 import json
+from contextlib import suppress
 from uuid import UUID
 
 import narwhals as nw
@@ -15,7 +17,8 @@ from support.served import fitted, served
 
 from ssept_ext import SASREC, SSEPT, Interactions
 from ssept_ext.service.app import ServiceSettings, make_app
-from ssept_ext.service.limits import MAX_BODY
+from ssept_ext.service.limits import MAX_BODY, LimitBody
+from ssept_ext.service.metrics import CountRequests, Metrics
 from ssept_ext.service.schemas import MAX_HISTORY, MAX_K
 
 
@@ -240,6 +243,36 @@ def test_figures_count_requests_by_route_and_status(tmp_path, model):
     assert 'ssept_requests_total{route="/recommend",status="422"} 1.0' in figures
     assert 'ssept_requests_total{route="none",status="404"} 1.0' in figures
     assert "ssept_batch_size_count 1.0" in figures
+
+
+def answer_of(app):
+    """What an ASGI app under `CountRequests` answers to a client that goes away, and the counts."""
+    metrics, sent = Metrics(), []
+
+    async def send(message):
+        sent.append(message)
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    with suppress(ZeroDivisionError):
+        asyncio.run(CountRequests(app, metrics)({"type": "http", "headers": []}, gone, send))
+    return sent, metrics.text().decode()
+
+
+async def failing(scope, receive, send):
+    raise ZeroDivisionError
+
+
+def test_an_error_counts_as_one():
+    assert 'ssept_requests_total{route="none",status="500"} 1.0' in answer_of(failing)[1]
+
+
+def test_a_client_that_goes_away_is_no_error():
+    sent, figures = answer_of(LimitBody(failing))
+
+    assert sent == []
+    assert 'ssept_requests_total{route="none",status="none"} 1.0' in figures
 
 
 def test_openapi_describes_the_routes(client):

@@ -111,6 +111,16 @@ def test_workers_add_up_their_figures_and_end_with_the_server(tmp_path):
     assert 'ssept_requests_total{route="/recommend",status="200"} 20.0' in figures
 
 
+def test_headers_without_end_are_refused_before_they_fill_the_memory(tmp_path):
+    fitted().save_pretrained(tmp_path)
+    with server(tmp_path) as (port, _):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
+            with pytest.raises(ConnectionError):
+                client.sendall(b"x: %s\r\n" % (b"a" * 100_000_000))
+        assert ask(port, "/health")["status"] == "ok"
+
+
 def test_a_folder_without_a_model_is_an_error_in_one_line(tmp_path, capsys):
     assert main(["serve", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -117,8 +117,8 @@ class Tile {
     if (table_.scale) std::copy_n(table_.scale + first, count, scale_.get());
   }
 
-  // Asks memory for rows that will be taken next: blocks of a transposition do not read in the
-  // order that hardware foresees, as packed tables do.
+  // Prefetches rows that are taken next. A transposition reads them in an order that the hardware
+  // does not follow; packed tables are read in sequence and need none.
   SSEPT_INLINE void prefetch(int64_t first, int64_t last) const {
     if (table_.packed) return;
     const auto* end = reinterpret_cast<const char*>(table_.row(last));

@@ -1,6 +1,8 @@
 // CUDA kernels of `item_ranks`. The first scores the targets; in the second, a block scores a part
 // of the items for a few queries, an item a thread, and adds up how many of them beat the target.
 // Counts are integers, so that the order of the sum changes nothing.
+#include <algorithm>
+
 #include "cuda/shared_memory.h"
 #include "ops/top_k/launch.h"
 #include "ops/top_k/scores.cuh"
@@ -9,19 +11,21 @@ namespace ssept::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+// Of the first kernel, unless there are more queries.
+constexpr int64_t kMostThreads = 64 << 10;
 
-// The count of a block, which CUDA adds to as this type.
+// Adds a warp's counts. CUDA adds atomically to no int64_t, but to this type.
 __device__ __forceinline__ void add_to_rank(int64_t* rank, int count) {
   const int sum = group_sum<kWarpSize>(count);
   if (threadIdx.x % kWarpSize == 0 && sum != 0)
     atomicAdd(reinterpret_cast<unsigned long long*>(rank), sum);
 }
 
-// A thread scores the target of a query, and starts its ranks.
+// A thread scores the target of a query, and starts its ranks. All share the look at what was seen.
 template <class T>
 __global__ void __launch_bounds__(kThreads) target_scores_kernel(ItemRanks<T> in, BadIdNote* note) {
   const int64_t query = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (blockIdx.x == 0) look_at_seen(in, note);
+  look_at_seen(in, query, static_cast<int64_t>(gridDim.x) * kThreads, note);
   if (query >= in.num_queries) return;
   Accumulator<T> score[1]{};
   const int64_t target = in.targets[query];
@@ -56,7 +60,8 @@ __global__ void __launch_bounds__(kThreads) item_ranks_kernel(ItemRanks<T> in, i
     score_item(in.table, id, queries, scores);
 #pragma unroll
     for (int q = 0; q < kQueries; ++q) {
-      // Few items beat the target of a good model: only for these is it looked up what was seen.
+      // A good model has few items above the target, and only they are searched for in what was
+      // seen.
       if (q >= count || !(scores[q] >= bounds[q]) || id == targets[q]) continue;
       if (has_seen(in, first_query + q, id)) continue;
       higher[q] += scores[q] > bounds[q];
@@ -83,8 +88,9 @@ cudaError_t launch_item_ranks(const ItemRanks<T>& in, int64_t parts, BadIdNote* 
   using A = Accumulator<T>;
   constexpr int kQueries = kQueriesPerBlock<A>;
   if (in.num_queries == 0) return cudaSuccess;
-  cudaError_t error = launch(target_scores_kernel<T>, blocks(in.num_queries, kThreads), kThreads, 0,
-                             stream, in, note);
+  const int64_t threads = std::max(in.num_queries, std::min(in.num_seen, kMostThreads));
+  cudaError_t error =
+      launch(target_scores_kernel<T>, blocks(threads, kThreads), kThreads, 0, stream, in, note);
   if (error != cudaSuccess || in.num_items == 0) return error;
   const size_t bytes = kQueries * in.table.width * sizeof(A);
   const auto kernel = item_ranks_kernel<T>;

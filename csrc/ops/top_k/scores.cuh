@@ -50,10 +50,12 @@ __device__ __forceinline__ bool has_seen(const Ranking<T>& in, int64_t query, in
   return false;
 }
 
-// By the threads of one block: notes ids outside the table, which are only compared.
+// By `num_threads` threads: notes seen ids outside the table, as they are compared but never looked
+// up.
 template <class T>
-__device__ __forceinline__ void look_at_seen(const Ranking<T>& in, BadIdNote* note) {
-  for (int64_t i = threadIdx.x; i < in.num_seen; i += blockDim.x)
+__device__ __forceinline__ void look_at_seen(const Ranking<T>& in, int64_t thread,
+                                             int64_t num_threads, BadIdNote* note) {
+  for (int64_t i = thread; i < in.num_seen; i += num_threads)
     usable(in.seen_items[i], in.table.rows, IdArgument::kSeenItems, note);
 }
 
