@@ -15,7 +15,7 @@ from dataclasses import MISSING, fields
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from papers import RUNS, five_minutes, gated, losses, papers, papers_over_draws, preset_table
+from papers import RUNS, five_minutes, games, gated, losses, papers, papers_over_draws, preset_table
 from results import RESULTS, ROOT, table
 
 from ssept_ext.network import SSEPTConfig
@@ -36,6 +36,8 @@ CONTENT = "content-2026-11-29.md"
 LARGE_TABLES = "2026-11-28-amd-epyc-2-cores-large-tables.txt"
 LARGE_DATA = "2026-11-28-amd-epyc-2-cores-large-data.txt"
 FIFTY_COLUMNS = "2026-11-29-amd-epyc-2-cores-fifty-columns.txt"
+SERVING = "2026-11-29-amd-epyc-2-cores-serving.txt"
+PEERS = "2026-11-29-amd-epyc-2-cores-peers.txt"
 SHARED_NEGATIVES = "2026-11-28-amd-epyc-2-cores-shared-negatives.txt"
 
 MARKER = re.compile(r"(<!-- figures: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -321,6 +323,15 @@ FIGURES: dict[str, Callable[[], str]] = {
     "presets": preset_table,
     "gated": gated,
     "five-minutes": five_minutes,
+    "games": games,
+    "served": lambda: number((RESULTS / SERVING).read_text(), r"(?m)^  ([\d.]+) +0$"),
+    "history-rectools": lambda: ratio(
+        case(PEERS, "RecTools", "one by one"), "RecTools, from a history"
+    ),
+    "users-rectools": lambda: ratio(case(PEERS, "RecTools", "All 6,040 users"), "RecTools"),
+    "history-replay": lambda: ratio(case(PEERS, "RePlay", "one by one"), "RePlay"),
+    "users-replay": lambda: ratio(case(PEERS, "RePlay", "All 6,040 users"), "RePlay"),
+    "softmax-replay": lambda: ratio(case(PEERS, "RePlay", "A training step"), "RePlay"),
     "speed-fifty": lambda: ratio(case(FIFTY_COLUMNS, "ML-1M"), "eager baseline"),
     "shared-op": lambda: shared("sequence, the op", "ours", "16 of each event's own"),
     "shared-step": lambda: shared("a training step with", "ours", "16 of each event's own"),

@@ -13,6 +13,7 @@ REPRODUCED = "reproduce-2026-11-26.md"
 REPRODUCED_OVER_DRAWS = "reproduce-2026-11-28.md"
 GATED = "gated-2026-11-29.md"
 FIVE_MINUTES = "five-minutes-2026-11-29.md"
+GAMES = "games-gated-2026-11-29.md"
 
 
 def reproduced(section: str, file: str = REPRODUCED, **cells: str) -> dict[str, str]:
@@ -148,3 +149,8 @@ def five_minutes() -> str:
     """The same after five minutes of training."""
     row = reproduced("ML-1M", FIVE_MINUTES, run="three seeds")
     return short(row, "full HR@10", "full NDCG@10")
+
+
+def games() -> str:
+    """The same among all items of Games."""
+    return short(reproduced("Games", GAMES, run="three seeds"), "full HR@10", "full NDCG@10")
