@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class Replay:
-    """Of two blocks and 200 events at most, RePlay's defaults, as are softmax and Adam. Items count from 0."""
+    """With RePlay's defaults of two blocks and a softmax over all items. Items are numbered from 1, 0 is padding."""
 
     def __init__(self, num_items: int, width: int, seq_max_len: int, dropout_rate: float) -> None:
-        self._num_items, self._seq_max_len = num_items, seq_max_len
+        self._num_items = num_items
         item = TensorFeatureInfo(
             "item_id",
             FeatureType.CATEGORICAL,
