@@ -80,7 +80,7 @@ class CountRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), "none"  # for a client that has gone
+        start, status = time.perf_counter(), "none"  # if the client leaves first
 
         async def send_and_look(message: Message) -> None:
             nonlocal status

@@ -117,8 +117,8 @@ class Tile {
     if (table_.scale) std::copy_n(table_.scale + first, count, scale_.get());
   }
 
-  // Prefetches rows that are taken next. A transposition reads them in an order that the hardware
-  // does not follow; packed tables are read in sequence and need none.
+  // Prefetches the rows to take next. The hardware prefetcher does not follow the order in which a
+  // transposition reads them; packed tables are read in sequence and need none.
   SSEPT_INLINE void prefetch(int64_t first, int64_t last) const {
     if (table_.packed) return;
     const auto* end = reinterpret_cast<const char*>(table_.row(last));

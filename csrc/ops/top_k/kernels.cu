@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
       smem_raw + kQueries * ((capacity + 1) * sizeof(A) + (capacity + 2) * sizeof(int)));
   const int64_t count = min(static_cast<int64_t>(kQueries), in.num_queries - first_query);
   copy_queries<kQueries>(in, first_query, count, queries);
-  if (blockIdx.x == 0 && blockIdx.y == 0) look_at_seen(in, threadIdx.x, kThreads, note);
+  if (blockIdx.x == 0 && blockIdx.y == 0) note_bad_seen(in, threadIdx.x, kThreads, note);
   __syncthreads();
   for (int64_t start = first; start < last; start += kThreads) {
     const int64_t place = start + threadIdx.x;

@@ -11,21 +11,21 @@ namespace ssept::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Of the first kernel, unless there are more queries.
+// Threads of the first kernel, unless there are more queries.
 constexpr int64_t kMostThreads = 64 << 10;
 
-// Adds a warp's counts. CUDA adds atomically to no int64_t, but to this type.
+// Adds a warp's counts: atomicAdd has no overload for int64_t.
 __device__ __forceinline__ void add_to_rank(int64_t* rank, int count) {
   const int sum = group_sum<kWarpSize>(count);
   if (threadIdx.x % kWarpSize == 0 && sum != 0)
     atomicAdd(reinterpret_cast<unsigned long long*>(rank), sum);
 }
 
-// A thread scores the target of a query, and starts its ranks. All share the look at what was seen.
+// A thread scores the target of a query and zeroes its ranks. All of them check the seen ids.
 template <class T>
 __global__ void __launch_bounds__(kThreads) target_scores_kernel(ItemRanks<T> in, BadIdNote* note) {
   const int64_t query = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  look_at_seen(in, query, static_cast<int64_t>(gridDim.x) * kThreads, note);
+  note_bad_seen(in, query, static_cast<int64_t>(gridDim.x) * kThreads, note);
   if (query >= in.num_queries) return;
   Accumulator<T> score[1]{};
   const int64_t target = in.targets[query];
@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(kThreads) item_ranks_kernel(ItemRanks<T> in, i
     score_item(in.table, id, queries, scores);
 #pragma unroll
     for (int q = 0; q < kQueries; ++q) {
-      // A good model has few items above the target, and only they are searched for in what was
-      // seen.
+      // Few items beat the target of a good model, and only those are looked up among the seen.
       if (q >= count || !(scores[q] >= bounds[q]) || id == targets[q]) continue;
       if (has_seen(in, first_query + q, id)) continue;
       higher[q] += scores[q] > bounds[q];

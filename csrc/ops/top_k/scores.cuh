@@ -1,4 +1,5 @@
-// What the kernels of `top_k` and `item_ranks` share: the scores of an item, and what was seen.
+// What the kernels of `top_k` and `item_ranks` share: the scores of an item, and the items that a
+// query has seen.
 #pragma once
 #include "cuda/ids.cuh"
 #include "cuda/launch.cuh"
@@ -50,11 +51,10 @@ __device__ __forceinline__ bool has_seen(const Ranking<T>& in, int64_t query, in
   return false;
 }
 
-// By `num_threads` threads: notes seen ids outside the table, as they are compared but never looked
-// up.
+// By `num_threads` threads: notes seen ids outside the table. They are compared, never looked up.
 template <class T>
-__device__ __forceinline__ void look_at_seen(const Ranking<T>& in, int64_t thread,
-                                             int64_t num_threads, BadIdNote* note) {
+__device__ __forceinline__ void note_bad_seen(const Ranking<T>& in, int64_t thread,
+                                              int64_t num_threads, BadIdNote* note) {
   for (int64_t i = thread; i < in.num_seen; i += num_threads)
     usable(in.seen_items[i], in.table.rows, IdArgument::kSeenItems, note);
 }
