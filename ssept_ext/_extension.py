@@ -82,7 +82,7 @@ class BuildInfo:
     cuda: str
     """CUDA architectures that the extension was built for, or why there are none; empty if it did not load."""
     simd: str
-    """Instructions that attention and dropout use on the CPU: the widest of "baseline", "avx2" and "avx512" that the
+    """Instructions that the ops use on the CPU: the widest of "baseline", "avx2", "avx512" and "avx512_bf16" that the
     CPU has and the environment variable SSEPT_SIMD allows; empty if the extension did not load."""
     backend: Backend
     """The backend that `set_backend` chose."""

@@ -38,6 +38,20 @@ void dispatch_floating(const char* name, ScalarType type, F&& f) {
 // multiplications.
 inline int64_t grain(int64_t work_per_row) { return 1 + 16384 / (1 + work_per_row); }
 
+// Calls f(i, memory) for i in 0..count-1, on torch's threads: each takes the next as soon as it is
+// free, and has memory of its own, as make() returns it.
+template <class Make, class F>
+void for_each_part(int64_t count, Make&& make, F&& f) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    auto memory = make();
+    for (int64_t i = next++; i < count; i = next++) f(i, memory);
+  });
+}
+
+inline int no_memory() { return 0; }
+
 // Zeroes what kernels do not write: the rows of spare capacity, from `first_row` on.
 inline void zero_rows_from(const Tensor& x, int64_t first_row) {
   if (x.numel() == 0) return;

@@ -140,7 +140,7 @@ void philox_words_baseline(uint32_t* words, const PhiloxBlock& block, uint32_t s
 
 void philox_words(uint32_t* words, const PhiloxBlock& block, uint32_t site, int64_t seed) {
 #ifdef SSEPT_PHILOX_AVX512
-  if (simd_level() == SimdLevel::kAvx512) return philox_words_avx512(words, block, site, seed);
+  if (simd_level() >= SimdLevel::kAvx512) return philox_words_avx512(words, block, site, seed);
 #endif
   philox_words_baseline(words, block, site, seed);
 }

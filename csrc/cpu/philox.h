@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/dropout.h"
-#include "cpu/parallel.h"
+#include "cpu/registers.h"
 
 namespace ssept::cpu {
 
@@ -31,6 +31,21 @@ SSEPT_INLINE void drop(A* x, int64_t n, const uint32_t* words, const DropoutSite
   for (int64_t i = 0; i < n; ++i) x[i] = words[i] < dropout.threshold ? A(0) : x[i];
 }
 
+// x, with zeros in the lanes that dropout drops. Null words drop none.
+template <class S, class A>
+SSEPT_INLINE typename S::template Vec<A> dropped(typename S::template Vec<A> x,
+                                                 const uint32_t* words, uint32_t threshold) {
+  using Vec = typename S::template Vec<A>;
+  if (words == nullptr) return x;
+  if constexpr (sizeof(A) == sizeof(uint32_t)) {
+    const auto bits = S::load(words);
+    return bits < typename S::template Vec<uint32_t>{} + threshold ? Vec{} : x;
+  } else {
+    for (int64_t i = 0; i < S::template kLanes<A>; ++i) x[i] = words[i] < threshold ? A(0) : x[i];
+    return x;
+  }
+}
+
 // Dropout of whole rows that are visited in rising order, up to `last_row`.
 class RowDropout {
  public:
@@ -43,9 +58,14 @@ class RowDropout {
 
   template <class A>
   SSEPT_INLINE void apply(A* x, int64_t n, int64_t row) {
-    if (!dropout_.seed || n == 0) return;
+    if (const uint32_t* const of_row = words(row); of_row != nullptr) drop(x, n, of_row, dropout_);
+  }
+
+  // Those of a row, or null where nothing is dropped.
+  SSEPT_INLINE const uint32_t* words(int64_t row) {
+    if (!dropout_.seed || quads_ == 0) return nullptr;
     if (row >= drawn_through_) draw(row);
-    drop(x, n, words_.data() + (row - first_drawn_) * 4 * quads_, dropout_);
+    return words_.data() + (row - first_drawn_) * 4 * quads_;
   }
 
  private:

@@ -3,10 +3,11 @@
 
 namespace ssept::cpu {
 
-enum class SimdLevel { kBaseline, kAvx2, kAvx512 };
+enum class SimdLevel { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The widest that this machine has, and at most what the environment variable SSEPT_SIMD says:
-// "baseline", "avx2" or "avx512". Read once. Throws std::invalid_argument for anything else.
+// "baseline", "avx2", "avx512" or "avx512_bf16". Read once. Throws std::invalid_argument for
+// anything else.
 SimdLevel simd_level();
 
 // `simd_level` as SSEPT_SIMD would say it.

@@ -7,77 +7,73 @@
 #include <new>
 #include <utility>
 
-#include "cpu/parallel.h"
-#include "cpu/simd.h"
+#include "cpu/halves.h"
 
 namespace ssept::cpu {
-
-// What a kernel is compiled for: vectors of BYTES bytes, and how many rows of a product are kept in
-// registers at once, with two vectors each.
-template <int BYTES, int ROWS>
-struct Simd {
-  static constexpr int64_t kRows = ROWS;
-
-  template <class A>
-  static constexpr int64_t kLanes = BYTES / sizeof(A);
-
-  template <class A>
-  struct VecOf {
-    typedef A type __attribute__((vector_size(BYTES), aligned(sizeof(A)), may_alias));
-  };
-  template <class A>
-  using Vec = typename VecOf<A>::type;
-
-  // By value: Clang takes what a function returns a reference to for aligned as a whole vector.
-  template <class A>
-  SSEPT_INLINE static Vec<A> load(const A* x) {
-    return *reinterpret_cast<const Vec<A>*>(x);
-  }
-  template <class A>
-  SSEPT_INLINE static void store(A* x, Vec<A> vector) {
-    *reinterpret_cast<Vec<A>*>(x) = vector;
-  }
-
-  SSEPT_INLINE static int64_t whole_rows(int64_t n) { return (n + ROWS - 1) / ROWS * ROWS; }
-  template <class A>
-  SSEPT_INLINE static int64_t whole_vectors(int64_t n) {
-    return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-  }
-};
-
-// Runs f(Simd) compiled for the registers of `simd_level`. Unlike SSEPT_SIMD_CLONES, f knows how
-// wide they are: vectors wider than that would be computed in memory, dozens of times slower. f and
-// all it calls must be SSEPT_INLINE.
-#if defined(__x86_64__) && defined(__GNUC__)
-template <class F>
-[[gnu::target("arch=x86-64-v4")]] void run_with_avx512(F& f) {
-  f(Simd<64, 8>());
-}
-template <class F>
-[[gnu::target("arch=x86-64-v3")]] void run_with_avx2(F& f) {
-  f(Simd<32, 4>());
-}
-template <class F>
-void with_simd(F&& f) {
-  switch (simd_level()) {
-    case SimdLevel::kAvx512:
-      return run_with_avx512(f);
-    case SimdLevel::kAvx2:
-      return run_with_avx2(f);
-    case SimdLevel::kBaseline:
-      return f(Simd<16, 4>());
-  }
-}
-#else
-template <class F>
-void with_simd(F&& f) {
-  f(Simd<16, 4>());
-}
-#endif
 
 // Elements that rows of tiles are rounded up to, at most.
 template <class A>
 constexpr int64_t kMaxLanes = 64 / sizeof(A);
+
+// Calls f(i, keep) for vectors that cover n elements, at least one vector's: the last overlaps the
+// one before, and keep(v) clears the lanes of a v that an earlier vector had.
+template <class S, class A, class F>
+SSEPT_INLINE void for_vectors(int64_t n, F&& f) {
+  using Vec = typename S::template Vec<A>;
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) f(i, [](Vec v) SSEPT_INLINE_LAMBDA { return v; });
+  if (i == n) return;
+  Vec lane;
+  for (int64_t l = 0; l < kLanes; ++l) lane[l] = static_cast<A>(l);
+  const auto first = static_cast<A>(kLanes - (n - i));
+  f(n - kLanes, [&](Vec v) SSEPT_INLINE_LAMBDA { return lane < first ? Vec{} : v; });
+}
+
+// One element as a vector, for rows that have fewer than those of S: n elements of A, which may be
+// none, fit in whole vectors that overlap, or they do not.
+template <class A>
+using Single = Simd<sizeof(A), 1>;
+template <class S, class A>
+SSEPT_INLINE bool fits(int64_t n) {
+  return S::template kLanes<A> == 1 || n >= S::template kLanes<A>;
+}
+
+// out = what f(L, i) returns for vectors of L that cover n elements; where there are too few, for
+// each element as a vector. The last may overlap the one before, and is computed first, so that f
+// may read what is written.
+template <class S, class T, class A = Accumulator<T>, class F>
+SSEPT_INLINE void write_lanes(int64_t n, T* out, F&& f) {
+  if (!fits<S, A>(n)) return write_lanes<Single<A>>(n, out, f);
+  if (n == 0) return;
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  const int64_t last = n - kLanes;
+  const auto of_last = f(S(), last);
+  for (int64_t i = 0; i < last; i += kLanes) store_rounded<S>(out + i, f(S(), i));
+  store_rounded<S>(out + last, of_last);
+}
+
+// sums += what f(L, i) returns for such vectors. Those of the last are read before they are written
+// as part of the one before: a load waits for a store of which it needs a part.
+template <class S, class A, class F>
+SSEPT_INLINE void add_lanes(int64_t n, A* sums, F&& f) {
+  if (!fits<S, A>(n)) return add_lanes<Single<A>>(n, sums, f);
+  if (n == 0) return;
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  const int64_t last = n - kLanes;
+  const auto of_last = S::load(sums + last);
+  for (int64_t i = 0; i < last; i += kLanes) S::store(sums + i, S::load(sums + i) + f(S(), i));
+  S::store(sums + last, of_last + f(S(), last));
+}
+
+// out = scale · row, and `more` unless it is null.
+template <class S, class T, class A>
+SSEPT_INLINE void round_row(const A* row, A scale, const T* more, int64_t width, T* out) {
+  write_lanes<S>(width, out, [&]<class L>(L, int64_t i) SSEPT_INLINE_LAMBDA {
+    const auto x = L::load(row + i) * scale;
+    return more ? x + load_wide<L>(more + i) : x;
+  });
+}
 
 // Uninitialised memory for tiles, aligned to a cache line.
 template <class A>
@@ -87,6 +83,11 @@ class Buffer {
       : memory_(static_cast<A*>(::operator new(count * sizeof(A), std::align_val_t(64)))) {}
   A* get() const { return memory_.get(); }
   A* operator+(int64_t i) const { return memory_.get() + i; }
+  template <class E>
+  E* as() const {
+    static_assert(sizeof(E) == sizeof(A));
+    return reinterpret_cast<E*>(memory_.get());
+  }
 
  private:
   struct Delete {
@@ -96,34 +97,34 @@ class Buffer {
 };
 
 // ROWS rows of C = A · B, or of C += A · B: VECS vectors and a narrower one of TAIL bytes, all of
-// them in registers.
-template <class S, int ROWS, int VECS, int TAIL, class A>
-SSEPT_INLINE void multiply_block(bool add, int64_t depth, const A* a, int64_t a_row,
-                                 int64_t a_column, const A* b, int64_t b_row, A* c, int64_t c_row) {
-  using Vec = typename S::template Vec<A>;
+// them in registers. A and B are of elements E, of which `depth` are added up.
+template <class S, int ROWS, int VECS, int TAIL, class E, class A>
+SSEPT_INLINE void multiply_block(bool add, int64_t depth, const E* a, int64_t a_row,
+                                 int64_t a_column, const E* b, int64_t b_row, A* c, int64_t c_row) {
   using Narrow = Simd<TAIL ? TAIL : 16, 1>;
-  using Tail = typename Narrow::template Vec<A>;
   constexpr int64_t kLanes = S::template kLanes<A>, kTail = VECS * kLanes;
-  Vec sum[ROWS][VECS + 1];
-  Tail tail[ROWS];
+  typename S::template Vec<A> sum[ROWS][VECS + 1];
+  typename Narrow::template Vec<A> tail[ROWS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 3
-    for (int v = 0; v < VECS; ++v) sum[r][v] = add ? S::load(c + r * c_row + v * kLanes) : Vec{};
-    if constexpr (TAIL > 0) tail[r] = add ? Narrow::load(c + r * c_row + kTail) : Tail{};
+    for (int v = 0; v < VECS; ++v)
+      sum[r][v] = add ? S::load(c + r * c_row + v * kLanes) : typename S::template Vec<A>{};
+    if constexpr (TAIL > 0)
+      tail[r] = add ? Narrow::load(c + r * c_row + kTail) : typename Narrow::template Vec<A>{};
   }
   for (int64_t d = 0; d < depth; ++d, a += a_column, b += b_row) {
-    Vec row[VECS + 1];
-    Tail row_tail{};
+    typename S::template Vec<E> row[VECS + 1];
+    typename Narrow::template Vec<E> row_tail{};
 #pragma GCC unroll 3
     for (int v = 0; v < VECS; ++v) row[v] = S::load(b + v * kLanes);
     if constexpr (TAIL > 0) row_tail = Narrow::load(b + kTail);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const A factor = a[r * a_row];
+      const E factor = a[r * a_row];
 #pragma GCC unroll 3
-      for (int v = 0; v < VECS; ++v) sum[r][v] += factor * row[v];
-      if constexpr (TAIL > 0) tail[r] += factor * row_tail;
+      for (int v = 0; v < VECS; ++v) sum[r][v] = add_product<S, A>(sum[r][v], factor, row[v]);
+      if constexpr (TAIL > 0) tail[r] = add_product<Narrow, A>(tail[r], factor, row_tail);
     }
   }
 #pragma GCC unroll 8
@@ -137,9 +138,9 @@ SSEPT_INLINE void multiply_block(bool add, int64_t depth, const A* a, int64_t a_
 // kRows rows of C = A · B, or of C += A · B: (kRows, columns) of (kRows, depth) and (depth,
 // columns). `columns` are rounded up to vectors, which B and C must have room for. Transposed A is
 // a matter of its strides.
-template <class S, bool ADD, class A>
-SSEPT_INLINE void multiply_rows(int64_t columns, int64_t depth, const A* a, int64_t a_row,
-                                int64_t a_column, const A* b, int64_t b_row, A* c, int64_t c_row) {
+template <class S, bool ADD, class E, class A>
+SSEPT_INLINE void multiply_rows(int64_t columns, int64_t depth, const E* a, int64_t a_row,
+                                int64_t a_column, const E* b, int64_t b_row, A* c, int64_t c_row) {
   constexpr int64_t kLanes = S::template kLanes<A>;
   int64_t i = 0;
   for (; i + kLanes < columns; i += 2 * kLanes)
@@ -150,15 +151,15 @@ SSEPT_INLINE void multiply_rows(int64_t columns, int64_t depth, const A* a, int6
 
 // kRows rows of C += A · B, in which a zero of A hides a row of B: unless all of B is finite, that
 // has to be looked at, as 0 · NaN is NaN.
-template <class S, class A>
-SSEPT_INLINE void add_product(bool finite, int64_t columns, int64_t depth, const A* a,
-                              int64_t a_row, int64_t a_column, const A* b, int64_t b_row, A* c,
-                              int64_t c_row) {
+template <class S, class E, class A>
+SSEPT_INLINE void add_products(bool finite, int64_t columns, int64_t depth, const E* a,
+                               int64_t a_row, int64_t a_column, const E* b, int64_t b_row, A* c,
+                               int64_t c_row) {
   if (finite) return multiply_rows<S, true>(columns, depth, a, a_row, a_column, b, b_row, c, c_row);
   for (int64_t r = 0; r < S::kRows; ++r)
     for (int64_t d = 0; d < depth; ++d)
-      if (const A factor = a[r * a_row + d * a_column]; factor != 0)
-        for (int64_t i = 0; i < columns; ++i) c[r * c_row + i] += factor * b[d * b_row + i];
+      for (int64_t i = 0; i < columns; ++i)
+        add_unhidden(c[r * c_row + i], a[r * a_row + d * a_column], b[d * b_row + i]);
 }
 
 // Rows of x, plus `bias` if there is one, as (tile_rows, width in whole vectors), zeros where there
@@ -179,19 +180,6 @@ SSEPT_INLINE bool pack_rows(const T* x, int64_t x_row, int64_t rows, int64_t wid
     for (int64_t i = filled; i < tile_width; ++i) out[i] = 0;
   }
   return zero == 0;
-}
-
-// The lanes INDEX of x and, counted on from there, of y.
-template <class S, class A, size_t... INDEX>
-SSEPT_INLINE typename S::template Vec<A> shuffle(typename S::template Vec<A> x,
-                                                 typename S::template Vec<A> y) {
-#ifdef __clang__
-  return __builtin_shufflevector(x, y, INDEX...);
-#else
-  using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-  typedef Index Indices __attribute__((vector_size(sizeof(x))));
-  return __builtin_shuffle(x, y, Indices{static_cast<Index>(INDEX)...});
-#endif
 }
 
 // Every other COUNT lanes of x and of y, in turn: the even ones, or the odd ones.
@@ -308,11 +296,10 @@ SSEPT_INLINE typename S::template Vec<A> lanes_from(typename S::template Vec<A> 
 template <class S, class A, size_t HALF = static_cast<size_t>(S::template kLanes<A>) / 2, class F>
 SSEPT_INLINE A fold(typename S::template Vec<A> x, F combine) {
   constexpr auto kIndices = std::make_index_sequence<static_cast<size_t>(S::template kLanes<A>)>();
-  x = combine(x, lanes_from<S, A, HALF>(x, kIndices));
-  if constexpr (HALF > 1)
-    return fold<S, A, HALF / 2>(x, combine);
-  else
+  if constexpr (HALF == 0)
     return x[0];
+  else
+    return fold<S, A, HALF / 2>(combine(x, lanes_from<S, A, HALF>(x, kIndices)), combine);
 }
 
 template <class S, class A>
@@ -323,6 +310,51 @@ SSEPT_INLINE A horizontal_sum(typename S::template Vec<A> x) {
 template <class S, class A>
 SSEPT_INLINE A horizontal_max(typename S::template Vec<A> x) {
   return fold<S, A>(x, [](auto a, auto b) SSEPT_INLINE_LAMBDA { return a > b ? a : b; });
+}
+
+// Rows of x, plus `bias` if there is one, in pairs of neighbours in a row, (tile_rows, width in
+// whole vectors of pairs), and in a column, (tile_rows / 2, width in whole vectors), zeros where
+// there is nothing. Returns whether all pairs of columns, if wanted, are finite.
+template <class S, bool ACROSS, bool DOWN>
+SSEPT_INLINE bool pack_pairs(const BFloat16* x, int64_t x_row, int64_t rows, int64_t width,
+                             int64_t tile_rows, Pair* across, Pair* down,
+                             const float* bias = nullptr) {
+  constexpr int64_t kLanes = S::template kLanes<float>;
+  const int64_t across_row = S::template whole_vectors<Pair>(elements_of<Pair>(width));
+  const int64_t down_row = S::template whole_vectors<Pair>(width);
+  typename S::template Vec<float> zero{};
+  for (int64_t i = 0; i < width; i += 2 * kLanes) {
+    int64_t count[2];
+    typename S::template Vec<float> added[2]{};
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < 2; ++v) {
+      count[v] = std::clamp<int64_t>(width - i - v * kLanes, 0, kLanes);
+      for (int64_t j = 0; bias && j < count[v]; ++j) added[v][j] = bias[i + v * kLanes + j];
+    }
+    for (int64_t r = 0; r < tile_rows; r += 2) {
+      HalfVec<S> half[2][2]{};
+#pragma GCC unroll 2
+      for (int64_t n = 0; n < 2; ++n) {
+        if (r + n < rows)
+#pragma GCC unroll 2
+          for (int64_t v = 0; v < 2; ++v) {
+            half[n][v] = load_first<S>(x + (r + n) * x_row + i + v * kLanes, count[v]);
+            if (bias) half[n][v] = rounded<S>(widened_bfloat16<S>(half[n][v]) + added[v]);
+          }
+        if constexpr (ACROSS)
+          S::store(across + (r + n) * across_row + i / 2, pairs_across<S>(half[n][0], half[n][1]));
+      }
+      if constexpr (DOWN)
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < 2; ++v)
+          if (count[v] > 0) {
+            const auto pairs = pairs_down<S>(half[0][v], half[1][v]);
+            zero = add_product<S, float>(zero, Pair(0), pairs);
+            S::store(down + r / 2 * down_row + i + v * kLanes, pairs);
+          }
+    }
+  }
+  return horizontal_sum<S, float>(zero) == 0;
 }
 
 }  // namespace ssept::cpu

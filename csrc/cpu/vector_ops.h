@@ -10,25 +10,14 @@
 namespace ssept::cpu {
 
 // x · y
-template <class S, class T, class A>
-SSEPT_INLINE A dot(const A* x, const T* y, int64_t n) {
-  A sum = 0;
-  if constexpr (std::is_same_v<T, A>) {
-    constexpr int64_t kLanes = S::template kLanes<A>;
-    if (n >= kLanes) {
-      typename S::template Vec<A> lane, products{};
-      for (int64_t i = 0; i < kLanes; ++i) lane[i] = static_cast<A>(i);
-      const int64_t rest = n % kLanes, last = n - kLanes;
-      for (int64_t i = 0; i <= last; i += kLanes) products += S::load(x + i) * S::load(y + i);
-      // What is left over are the upper lanes of a vector that overlaps the one before.
-      const auto of_last = S::load(x + last) * S::load(y + last);
-      products = lane < static_cast<A>(kLanes - rest) ? products : products + of_last;
-      return horizontal_sum<S, A>(products);
-    }
-  }
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * static_cast<A>(y[i]);
-  return sum;
+template <class S, class T, class U, class A = Accumulator<T>>
+SSEPT_INLINE A dot(const T* x, const U* y, int64_t n) {
+  if (!fits<S, A>(n)) return dot<Single<A>>(x, y, n);
+  typename S::template Vec<A> products{};
+  for_vectors<S, A>(n, [&](int64_t i, auto keep) SSEPT_INLINE_LAMBDA {
+    products += keep(load_wide<S>(x + i) * load_wide<S>(y + i));
+  });
+  return horizontal_sum<S, A>(products);
 }
 
 // y += a * x

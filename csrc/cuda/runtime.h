@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "common/dtype.h"
-#include "common/products.h"
 #include "cuda/bad_id.h"
+#include "cuda/products.h"
 
 namespace ssept::cuda {
 

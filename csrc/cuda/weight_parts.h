@@ -3,8 +3,8 @@
 // layers, whose parts would take too much memory.
 #pragma once
 #include "common/dtype.h"
-#include "common/products.h"
 #include "cuda/parts.h"
+#include "cuda/products.h"
 
 namespace ssept::cuda {
 

@@ -23,7 +23,7 @@ def room(path):
         return "module"
     if folder != "ops":
         return folder
-    if path.name in ("params.h", "args.h", "steps.h"):
+    if path.name in ("params.h", "args.h"):
         return "op"
     return "op on CPU" if path.name.startswith("cpu") else "op on CUDA"
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 from support.building import ROOT
-from support.implementations import NARROWER_SIMD
+from support.implementations import NARROWER_REGISTERS
 from support.sanitizers import build, run_python, run_tests
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def passed(done):
     return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
-@pytest.mark.parametrize("simd", NARROWER_SIMD)
+@pytest.mark.parametrize("simd", NARROWER_REGISTERS)
 def test_attention_stays_within_its_memory_on_narrower_registers(simd):
     done = run_tests("address", "-k", ENDS, *ATTENTION, variables={"SSEPT_SIMD": simd})
     assert passed(done) >= 90, "the selection has lost its tests"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from support.building import run_python
-from support.implementations import NARROWER_SIMD, SIMD
+from support.implementations import NARROWER_REGISTERS, NARROWER_SIMD, SIMD
 
 TESTS = [
     "ops/test_philox.py",
@@ -23,18 +23,23 @@ TESTS = [
 ]
 
 
-@pytest.mark.parametrize("level", NARROWER_SIMD)
-def test_kernels_pass_their_tests_on_narrower_registers(level):
+def assert_passes(level, selection, at_least):
     done = run_python(
-        {"SSEPT_SIMD": level},
-        *("-m", "pytest", "-q", *TESTS),
-        *("-k", "native and not opcheck or philox or definition"),
-        timeout=300,
+        {"SSEPT_SIMD": level}, *("-m", "pytest", "-q", *TESTS), *("-k", selection), timeout=300
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 100, (
-        "the selection has lost its tests"
-    )
+    passed = int(re.search(r"(\d+) passed", done.stdout)[1])
+    assert passed >= at_least, "the selection has lost its tests"
+
+
+@pytest.mark.parametrize("level", NARROWER_REGISTERS)
+def test_kernels_pass_their_tests_on_narrower_registers(level):
+    assert_passes(level, "native and not opcheck or philox or definition", at_least=100)
+
+
+@pytest.mark.skipif(SIMD[-2] not in NARROWER_SIMD, reason="no instructions for bfloat16")
+def test_kernels_pass_their_tests_of_bfloat16_without_its_instructions():
+    assert_passes(SIMD[-2], "native and not opcheck and bfloat16", at_least=30)
 
 
 def test_the_best_items_have_the_same_bits_on_all_registers():
@@ -64,4 +69,7 @@ def test_info_tells_the_registers_used(level):
 def test_unknown_registers_are_refused():
     done = run_python({"SSEPT_SIMD": "AVX"}, "-c", "import ssept_ext.ops")
     assert done.returncode == 1
-    assert 'ValueError: SSEPT_SIMD must be baseline, avx2 or avx512, got "AVX"' in done.stderr
+    assert (
+        'ValueError: SSEPT_SIMD must be baseline, avx2, avx512 or avx512_bf16, got "AVX"'
+        in done.stderr
+    )

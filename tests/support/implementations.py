@@ -16,9 +16,11 @@ from ssept_ext.ops import reference, row_update_reference
 CPU = ("reference", "native")
 ALL = ("reference", "native", "emulated", pytest.param("cuda", marks=pytest.mark.cuda))
 
-SIMD = ("baseline", "avx2", "avx512")
+SIMD = ("baseline", "avx2", "avx512", "avx512_bf16")
 NARROWER_SIMD = SIMD[: SIMD.index(build_info().simd or "baseline")]
 """What SSEPT_SIMD can hold the CPU kernels to, short of what they use anyway on this machine."""
+NARROWER_REGISTERS = NARROWER_SIMD[:2]
+"""Those with other code for each type: "avx512_bf16" has another one than "avx512" for bfloat16 only."""
 
 
 @dataclass(frozen=True)

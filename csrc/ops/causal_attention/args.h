@@ -6,7 +6,6 @@
 #include <tuple>
 
 #include "common/dtype.h"
-#include "common/products.h"
 #include "ops/causal_attention/params.h"
 
 namespace ssept {
@@ -205,25 +204,6 @@ struct MultiHeadGradients {
   BiasGradients relative_bias;
   bool residual;
 };
-
-// From grad_q and grad_kv on, by torch's products. grad_x_q has the residual's gradient already.
-// multiply_weight(weight, grad, x) makes gradᵀ · x.
-template <class MultiplyWeight>
-void multiply_gradients(const Products& products, const ProjectionArgs& p,
-                        const MultiHeadGradients& g, MultiplyWeight&& multiply_weight) {
-  Tensor grad_kv = g.grad_kv;
-  const Tensor grad_k = torch::stable::narrow(grad_kv, 1, 0, p.width);
-  const Tensor grad_v = torch::stable::narrow(grad_kv, 1, p.width, p.width);
-  if (g.residual)
-    products.add_product(g.grad_x_q, g.grad_q, p.q_weight);
-  else
-    products.multiply(g.grad_x_q, g.grad_q, p.q_weight);
-  products.multiply(g.grad_x_k, grad_k, p.k_weight);
-  products.add_product(g.grad_x_k, grad_v, p.v_weight);
-  Tensor of_weights = g.grad_weight;
-  multiply_weight(torch::stable::narrow(of_weights, 0, 0, p.width), g.grad_q, p.x_q);
-  multiply_weight(torch::stable::narrow(of_weights, 0, p.width, 2 * p.width), g.grad_kv, p.x_k);
-}
 
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_head_attention(

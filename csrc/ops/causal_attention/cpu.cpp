@@ -11,21 +11,12 @@
 namespace ssept::cpu {
 namespace {
 
-// delta of each query and head: what every weight's gradient has in common. Copies grad_out for the
-// residual while it is there.
-template <class T, class A = Accumulator<T>>
-SSEPT_SIMD_CLONES void backward_delta(const CausalAttentionGradients<T>& g, int64_t head_size,
-                                      int64_t begin, int64_t end) {
-  for (int64_t e = begin; e < end; ++e) {
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = e * head_size; i < (e + 1) * head_size; ++i)
-      sum += static_cast<A>(g.grad_out[i]) * static_cast<A>(g.out[i]);
-    g.delta[e] = sum;
-  }
-  if (g.grad_residual)
-    std::copy_n(g.grad_out + begin * head_size, (end - begin) * head_size,
-                g.grad_residual + begin * head_size);
+// delta of each query and head: what every weight's gradient has in common.
+template <class S, class T, class A = Accumulator<T>>
+SSEPT_INLINE void backward_delta(const CausalAttentionGradients<T>& g, int64_t head_size,
+                                 int64_t begin, int64_t end) {
+  for (int64_t e = begin; e < end; ++e)
+    g.delta[e] = dot<S>(g.grad_out + e * head_size, g.out + e * head_size, head_size);
 }
 
 template <class T>
@@ -46,7 +37,7 @@ void compute_outputs(const attention::Inputs<T>& in, const CausalAttentionOutput
   auto units = attention::forward_units(in);
   attention::for_each_unit<attention::ForwardTiles<A>>(
       units, in.size.head_size, [&](const auto& unit, auto& tiles) {
-        with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+        with_simd<T>([&]<class S>(S) SSEPT_INLINE_LAMBDA {
           attention::compute_output<S>(in, unit, tiles, outputs);
         });
       });
@@ -63,7 +54,8 @@ void compute_all_gradients(const attention::Inputs<T>& in, CausalAttentionGradie
   std::vector<A> delta(real);
   g.delta = delta.data();
   torch::stable::parallel_for(0, real, grain(s.head_size), [&](int64_t begin, int64_t end) {
-    backward_delta<T>(g, s.head_size, begin, end);
+    with_simd<T>([&]<class S>(S)
+                     SSEPT_INLINE_LAMBDA { backward_delta<S>(g, s.head_size, begin, end); });
   });
 
   auto units = attention::backward_units(in);
@@ -76,7 +68,7 @@ void compute_all_gradients(const attention::Inputs<T>& in, CausalAttentionGradie
         A* const own = sums.data() + (&unit - units.data()) * row;
         const attention::UnitSums<A> unit_sums{width ? own : nullptr,
                                                relative ? own + 2 * width : nullptr};
-        with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+        with_simd<T>([&]<class S>(S) SSEPT_INLINE_LAMBDA {
           attention::compute_gradients<S>(in, g, unit, tiles, unit_sums);
         });
       });
@@ -187,14 +179,8 @@ struct MultiHeadAttention {
              data<T>(p.v_weight), mutable_data<T>(to.q)},
             outputs);
       }
-      if constexpr (std::is_same_v<T, A>) {
-        project(p.x_q, data<A>(p.q_weight), {to.q});
-        project(p.x_k, stacked<A>(p.k_weight, p.v_weight).data(), {to.k, to.v});
-      } else {
-        kCpuProducts.multiply(p.rows(to.q), p.x_q, transposed(p.q_weight));
-        kCpuProducts.multiply(p.rows(to.k), p.x_k, transposed(p.k_weight));
-        kCpuProducts.multiply(p.rows(to.v), p.x_k, transposed(p.v_weight));
-      }
+      project(p.x_q, data<T>(p.q_weight), {to.q});
+      project(p.x_k, stacked<T>(p.k_weight, p.v_weight).data(), {to.k, to.v});
       compute_outputs<T>(in, outputs);
     });
   }
@@ -202,7 +188,6 @@ struct MultiHeadAttention {
   static void backward(const ProjectionArgs& p, const CausalAttentionArgs& args,
                        const MultiHeadGradients& g, bool /*allow_tf32*/) {
     dispatch(p, args, [&]<class T, class A>(const attention::Inputs<T>& in) {
-      constexpr bool kOwnProducts = std::is_same_v<T, A>;
       const int64_t real = in.cu_seqlens_q[in.size.num_sequences];
       zero_rows_from(g.grad_q, real);
       zero_rows_from(g.grad_kv, in.cu_seqlens_k[in.size.num_sequences]);
@@ -211,18 +196,9 @@ struct MultiHeadAttention {
       compute_all_gradients<T>(in,
                                {data<T>(g.grad_out), data<T>(g.attended), data<A>(g.lse), nullptr,
                                 mutable_data<T>(g.grad_q), grad_k, grad_k + p.width, 2 * p.width,
-                                kOwnProducts || !g.residual ? nullptr : mutable_data<T>(g.grad_x_q),
-                                mutable_data<A>(g.grad_bias)},
+                                nullptr, mutable_data<A>(g.grad_bias)},
                                g.relative_bias);
-      if constexpr (kOwnProducts) {
-        multiply_gradients<A>(p, g, g.residual ? real : 0);
-      } else {
-        if (g.residual) zero_rows_from(g.grad_x_q, real);
-        multiply_gradients(kCpuProducts, p, g,
-                           [](const Tensor& weight, const Tensor& grad, const Tensor& x) {
-                             kCpuProducts.multiply(weight, transposed(grad), x);
-                           });
-      }
+      multiply_gradients<T>(p, g, g.residual ? real : 0);
     });
   }
 };

@@ -46,15 +46,19 @@ std::vector<Unit> backward_units(const Inputs<T>& in) {
 
 template <class A>
 struct BackwardTiles {
-  Buffer<A> q, grad_out, k, k_transposed, v_transposed;
+  RowTile<A> q, grad_out;  // all queries of a unit, if there is room
+  RowTile<A> k, v;
+  Buffer<A> k_transposed, v_transposed;
   Buffer<A> weights, grad_scores;  // grad_scores: at first the gradient of the weights
-  Buffer<A> grad_q, grad_k, grad_v;
+  Buffer<A> grad_q, grad_k, grad_v, pairs;
   Buffer<uint32_t> words;
+  bool q_finite = false, grad_finite = false;
 
   explicit BackwardTiles(int64_t head_size)
-      : q(kTile * tile_width<A>(head_size)),
-        grad_out(kTile * tile_width<A>(head_size)),
-        k(kTile * tile_width<A>(head_size)),
+      : q(kWholeBackward, head_size),
+        grad_out(kWholeBackward, head_size),
+        k(kTile, head_size),
+        v(kTile, head_size),
         k_transposed(kTile * tile_width<A>(head_size)),
         v_transposed(kTile * tile_width<A>(head_size)),
         weights(kTile * kTile),
@@ -62,43 +66,61 @@ struct BackwardTiles {
         grad_q(kWholeBackward * tile_width<A>(head_size)),
         grad_k(kTile * tile_width<A>(head_size)),
         grad_v(kTile * tile_width<A>(head_size)),
+        pairs(kTile * kTile),
         words(kTile * kTile + kPhiloxSlack) {}
 };
 
-// Adds the rows to `sum`, if there is one.
+// x = scale · rows of a tile, which are added to `sum`, too, if there is one.
 template <class S, class T, class A>
 SSEPT_INLINE void unpack_rows(const A* tile, int64_t rows, int64_t width, A scale, T* x,
                               int64_t x_row, A* sum) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const A* row = tile + r * S::template whole_vectors<A>(width);
-    for (int64_t i = 0; i < width; ++i) x[r * x_row + i] = static_cast<T>(scale * row[i]);
-    for (int64_t i = 0; sum && i < width; ++i) sum[i] += scale * row[i];
+  const int64_t tile_row = S::template whole_vectors<A>(width);
+  for (int64_t r = 0; r < rows; ++r)
+    round_row<S, T>(tile + r * tile_row, scale, nullptr, width, x + r * x_row);
+  for (int64_t i = 0; sum && i < width; i += S::template kLanes<A>) {
+    typename S::template Vec<A> total{};
+    for (int64_t r = 0; r < rows; ++r) total += S::load(tile + r * tile_row + i) * scale;
+    for (int64_t l = 0; l < std::min(S::template kLanes<A>, width - i); ++l) sum[i + l] += total[l];
   }
 }
 
 // From a row of scores and of the gradient of its weights after dropout, to the weights after
-// dropout and the gradient of the scores. `keep` is what dropout multiplies each weight by.
+// dropout and the gradient of the scores, for the first `visible` of its columns.
 template <class S, class A>
-SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_scores, const A* keep, int64_t visible,
-                                       int64_t columns, A lse, A delta) {
+SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_scores, const uint32_t* words,
+                                       const DropoutSite& dropout, int64_t visible, int64_t columns,
+                                       A lse, A delta) {
   constexpr int64_t kLanes = S::template kLanes<A>;
   constexpr A kInfinity = std::numeric_limits<A>::infinity();
   if (lse == -kInfinity) lse = kInfinity;  // all scores are -infinity, and weights 0
+  const auto kept = typename S::template Vec<A>{} + static_cast<A>(dropout.scale);
   for (int64_t j = 0; j < columns; j += kLanes) {
     const auto weight = exponential<S, A>(S::load(weights + j) - lse);
-    S::store(grad_scores + j, weight * (S::load(grad_scores + j) * S::load(keep + j) - delta));
-    S::store(weights + j, weight * S::load(keep + j));
+    const auto keep = dropped<S, A>(kept, words ? words + j : nullptr, dropout.threshold);
+    const auto of_score = weight * (S::load(grad_scores + j) * keep - delta);
+    S::store(grad_scores + j, first_lanes<S, A>(of_score, visible - j, A(0)));
+    S::store(weights + j, first_lanes<S, A>(weight * keep, visible - j, A(0)));
   }
-  for (int64_t j = visible; j < columns; ++j) weights[j] = grad_scores[j] = 0;
+}
+
+// Rows of queries and of their gradients, packed.
+template <class S, class T, class A = Accumulator<T>>
+SSEPT_INLINE void pack_queries(const HeadOf<T>& x, const T* grad_out, A scale, int64_t head_size,
+                               int64_t first, int64_t rows, BackwardTiles<A>& tile) {
+  tile.q_finite = tile.q.template pack<S, true, true>(x.q + first * x.row, x.row, rows, head_size,
+                                                      scale, S::whole_rows(rows), x.q_bias);
+  tile.grad_finite = tile.grad_out.template pack<S, true, true>(
+      grad_out + first * x.row, x.row, rows, head_size, A(1), S::whole_rows(rows));
 }
 
 // A tile of a unit's queries and a tile of keys.
 struct TilePair {
   int64_t first_row, rows, keys;  // first_row: the first query's, within the unit
+  int64_t packed_row;             // the same, among the packed rows
   int64_t first_token;            // the first query's, among all tokens
   int64_t first_key;              // within the sequence
   int64_t visible;                // keys that the first query sees, maybe below 0
-  bool k_finite, q_finite = false, grad_finite = false;
+  bool k_finite;
 };
 
 // Computes the tile's weights and the gradient of its scores, and adds to the queries' gradient and
@@ -108,55 +130,67 @@ SSEPT_INLINE void score_gradients(const Inputs<T>& in, const HeadOf<T>& x,
                                   const CausalAttentionGradients<T>& g, const Unit& unit,
                                   const TilePair& pair, const TileDropout& dropout,
                                   BackwardTiles<A>& tile, A* bias_sums) {
+  using E = Element<S, T>;
   const auto& s = in.size;
   const int64_t width = S::template whole_vectors<A>(s.head_size);
-  A keep[kTile];
+  const int64_t depth = elements_of<E>(s.head_size), row = S::template whole_vectors<A>(depth);
   TimeBuckets buckets;
-  std::fill_n(keep, kTile, A(1));
   for (int64_t r0 = 0; r0 < pair.rows; r0 += S::kRows) {
     const int64_t seen = seen_by_group<S>(pair.visible, r0, pair.keys);
     if (seen == 0) continue;
     const int64_t columns = columns_for<S, A>(seen);
-    multiply_rows<S, false>(seen, s.head_size, tile.q + r0 * width, width, 1,
-                            tile.k_transposed.get(), kTile, tile.weights + r0 * kTile, kTile);
-    multiply_rows<S, false>(seen, s.head_size, tile.grad_out + r0 * width, width, 1,
-                            tile.v_transposed.get(), kTile, tile.grad_scores + r0 * kTile, kTile);
-    for (int64_t r = r0; r < std::min(r0 + S::kRows, pair.rows); ++r) {
-      const int64_t row_visible = clamp(pair.visible + r, 0, pair.keys);
+    multiply_rows<S, false>(seen, depth, tile.q.template across<E>() + (pair.packed_row + r0) * row,
+                            row, 1, tile.k_transposed.template as<E>(), kTile,
+                            tile.weights + r0 * kTile, kTile);
+    multiply_rows<S, false>(
+        seen, depth, tile.grad_out.template across<E>() + (pair.packed_row + r0) * row, row, 1,
+        tile.v_transposed.template as<E>(), kTile, tile.grad_scores + r0 * kTile, kTile);
+    const int64_t rows = std::min(S::kRows, pair.rows - r0);
+    for (int64_t r = r0; r < r0 + whole_elements<E>(rows); ++r) {
+      const int64_t row_visible = r < pair.rows ? clamp(pair.visible + r, 0, pair.keys) : 0;
       if (row_visible == 0) {
         std::fill_n(tile.weights + r * kTile, columns, A(0));
         std::fill_n(tile.grad_scores + r * kTile, columns, A(0));
         continue;
       }
-      if (dropout.words) {
-        std::fill_n(keep, kTile, static_cast<A>(in.dropout.scale));
-        drop(keep, row_visible, dropout.words + r * dropout.stride, dropout.site);
-      }
       const int64_t entry = (pair.first_token + r) * s.num_heads + unit.head;
       const int64_t query = unit.first_query + pair.first_row + r;
+      scale_scores<S, E>(tile.weights + r * kTile, row_visible, static_cast<A>(s.scale));
       add_bias(x, query, pair.first_key, row_visible, tile.weights + r * kTile, buckets);
-      softmax_backward_row<S, A>(tile.weights + r * kTile, tile.grad_scores + r * kTile, keep,
-                                 row_visible, columns, g.lse[entry], g.delta[entry]);
+      softmax_backward_row<S, A>(tile.weights + r * kTile, tile.grad_scores + r * kTile,
+                                 dropout.row(r), in.dropout, row_visible, columns, g.lse[entry],
+                                 g.delta[entry]);
       if (bias_sums)
         add_bias_gradient(x, query, pair.first_key, row_visible, tile.grad_scores + r * kTile,
                           buckets, bias_sums);
     }
     if (unit.wants_query_gradient)
-      add_product<S>(pair.k_finite, width, seen, tile.grad_scores + r0 * kTile, kTile, 1,
-                     tile.k.get(), width, tile.grad_q + (pair.first_row + r0) * width, width);
+      add_products<S>(pair.k_finite, width, elements_of<E>(seen),
+                      elements_across<S, E>(tile.grad_scores + r0 * kTile, rows, tile.pairs.get()),
+                      kTile, 1, tile.k.template down<E>(), width,
+                      tile.grad_q + (pair.first_row + r0) * width, width);
+    if (unit.wants_key_gradient) {
+      make_elements_down<S, E>(tile.weights.get(), r0, whole_elements<E>(rows));
+      make_elements_down<S, E>(tile.grad_scores.get(), r0, whole_elements<E>(rows));
+    }
   }
 }
 
 // Adds what the tile's queries contribute to the gradients of its keys and values.
-template <class S, class A>
+template <class S, class E, class A>
 SSEPT_INLINE void add_key_gradients(const TilePair& pair, int64_t width, BackwardTiles<A>& tile) {
   for (int64_t j = 0; j < pair.keys; j += S::kRows) {
     // Rows before this one see none of these keys.
-    const int64_t r = clamp(j + 1 - pair.visible, 0, pair.rows);
-    add_product<S>(pair.grad_finite, width, pair.rows - r, tile.weights + r * kTile + j, 1, kTile,
-                   tile.grad_out + r * width, width, tile.grad_v + j * width, width);
-    add_product<S>(pair.q_finite, width, pair.rows - r, tile.grad_scores + r * kTile + j, 1, kTile,
-                   tile.q + r * width, width, tile.grad_k + j * width, width);
+    const int64_t r = clamp(j + 1 - pair.visible, 0, pair.rows) / kNumbers<E>;
+    const int64_t depth = elements_of<E>(pair.rows) - r;
+    const auto add = [&](bool finite, const Buffer<A>& left, const RowTile<A>& right,
+                         const Buffer<A>& to) SSEPT_INLINE_LAMBDA {
+      add_products<S>(finite, width, depth, left.template as<E>() + r * kTile + j, 1, kTile,
+                      right.template down<E>() + (pair.packed_row / kNumbers<E> + r) * width, width,
+                      to + j * width, width);
+    };
+    add(tile.grad_finite, tile.weights, tile.grad_out, tile.grad_v);
+    add(tile.q_finite, tile.grad_scores, tile.q, tile.grad_k);
   }
 }
 
@@ -171,21 +205,28 @@ template <class S, class T, class A = Accumulator<T>>
 SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGradients<T>& g,
                                     const Unit& unit, BackwardTiles<A>& tile,
                                     const UnitSums<A>& sums) {
+  using E = Element<S, T>;
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
+  const A scale = static_cast<A>(s.scale);
   const int64_t head_offset = unit.head * s.head_size;
   const int64_t num_queries = unit.last_query - unit.first_query;
   if (unit.wants_query_gradient)
     std::fill_n(tile.grad_q.get(), S::whole_rows(num_queries) * width, A(0));
+  const T* const grad_out = g.grad_out + x.query_start * x.row + head_offset;
+  const bool packs_all = num_queries <= kWholeBackward;
+  if (packs_all)
+    pack_queries<S>(x, grad_out, scale, s.head_size, unit.first_query, num_queries, tile);
 
   for (int64_t k0 = unit.first_key; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
     const T* k = x.k + k0 * x.row;
-    const bool k_finite = pack_rows<S>(k, x.row, keys, s.head_size, A(1), keys, tile.k.get());
-    pack_transposed<S>(k, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
-    pack_transposed<S>(x.v + k0 * x.row, x.row, keys, s.head_size, kTile, tile.v_transposed.get(),
-                       x.v_bias);
+    const bool k_finite = tile.k.template pack<S, false, true>(k, x.row, keys, s.head_size, A(1),
+                                                               whole_elements<E>(keys));
+    transpose_rows<S>(k, x.row, keys, s.head_size, tile.k, tile.k_transposed);
+    transpose_rows<S>(x.v + k0 * x.row, x.row, keys, s.head_size, tile.v, tile.v_transposed,
+                      x.v_bias);
     std::fill_n(tile.grad_k.get(), S::whole_rows(keys) * width, A(0));
     std::fill_n(tile.grad_v.get(), S::whole_rows(keys) * width, A(0));
 
@@ -193,29 +234,26 @@ SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGr
     for (int64_t r0 = first / kTile * kTile; r0 < num_queries; r0 += kTile) {
       const int64_t q0 = unit.first_query + r0;
       const int64_t rows = std::min(kTile, unit.last_query - q0);
-      TilePair pair{r0, rows, keys, x.query_start + q0, k0, x.visible(q0, k0), k_finite};
+      const TilePair pair{
+          r0, rows, keys, packs_all ? r0 : 0, x.query_start + q0, k0, x.visible(q0, k0), k_finite};
+      if (!packs_all) pack_queries<S>(x, grad_out, scale, s.head_size, q0, rows, tile);
       const TileDropout dropout(in, pair.first_token, rows, unit.head, k0,
                                 clamp(pair.visible + rows - 1, 0, keys), tile.words.get());
-      pair.q_finite =
-          pack_rows<S>(x.q + q0 * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
-                       S::whole_rows(rows), tile.q.get(), x.q_bias);
-      pair.grad_finite =
-          pack_rows<S>(g.grad_out + pair.first_token * x.row + head_offset, x.row, rows,
-                       s.head_size, A(1), S::whole_rows(rows), tile.grad_out.get());
       score_gradients<S>(in, x, g, unit, pair, dropout, tile,
                          unit.wants_key_gradient ? sums.relative_bias : nullptr);
-      if (unit.wants_key_gradient) add_key_gradients<S>(pair, width, tile);
+      if (unit.wants_key_gradient) add_key_gradients<S, E>(pair, width, tile);
     }
     if (unit.wants_key_gradient) {
       const int64_t offset = (x.key_start + k0) * g.grad_kv_row + head_offset;
-      unpack_rows<S>(tile.grad_k.get(), keys, s.head_size, A(1), g.grad_k + offset, g.grad_kv_row,
-                     static_cast<A*>(nullptr));
+      const A scale_k = std::is_same_v<E, A> ? A(1) : scale;  // q is scaled, unless in pairs
+      unpack_rows<S>(tile.grad_k.get(), keys, s.head_size, scale_k, g.grad_k + offset,
+                     g.grad_kv_row, static_cast<A*>(nullptr));
       unpack_rows<S>(tile.grad_v.get(), keys, s.head_size, A(1), g.grad_v + offset, g.grad_kv_row,
                      sums.projection_bias ? sums.projection_bias + s.head_size : nullptr);
     }
   }
   if (unit.wants_query_gradient)
-    unpack_rows<S>(tile.grad_q.get(), num_queries, s.head_size, static_cast<A>(s.scale),
+    unpack_rows<S>(tile.grad_q.get(), num_queries, s.head_size, scale,
                    g.grad_q + (x.query_start + unit.first_query) * x.row + head_offset, x.row,
                    sums.projection_bias);
 }

@@ -23,46 +23,59 @@ std::vector<Unit> forward_units(const Inputs<T>& in) {
 
 template <class A>
 struct ForwardTiles {
-  Buffer<A> q, k_transposed, v, scores, out, maximum, sum;
+  RowTile<A> q, k, v;
+  Buffer<A> k_transposed, scores, out, maximum, sum;
   Buffer<uint32_t> words;
 
   explicit ForwardTiles(int64_t head_size)
-      : q(kQueryChunk * tile_width<A>(head_size)),
+      : q(kQueryChunk, head_size),
+        k(kTile, head_size),
+        v(kTile, head_size),
         k_transposed(kTile * tile_width<A>(head_size)),
-        v(kTile * tile_width<A>(head_size)),
         scores(kTile * kTile),
         out(kQueryChunk * tile_width<A>(head_size)),
         maximum(kQueryChunk),
-        sum(kQueryChunk),
+        sum(kQueryChunk * kMaxLanes<A>),
         words(kTile * kTile + kPhiloxSlack) {}
 };
 
-// Turns a row of scores, of which `columns` are looked at, into e^(score - maximum so far) and
-// rescales what was summed with an older maximum.
+// A maximum that is too low by less than this may stay: what is summed is larger by a factor that
+// no type minds.
+template <class A>
+constexpr A kMaximumLag = 8;
+
+// Turns a row of scores, of which `columns` are looked at and the first `visible` are seen, into
+// e^(score - maximum so far), without what `words`, unless they are null, drop. Rescales what was
+// summed with an older maximum: `out`, and a vector of sums.
 template <class S, class A>
-SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns, A& maximum,
-                                     A& sum, A* out, int64_t width) {
+SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns,
+                                     const uint32_t* words, uint32_t threshold, A& maximum, A* sums,
+                                     A* out, int64_t width) {
   constexpr int64_t kLanes = S::template kLanes<A>;
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
   using Vec = typename S::template Vec<A>;
-  for (int64_t j = visible; j < columns; ++j) scores[j] = -std::numeric_limits<A>::infinity();
-  Vec largest = S::load(scores);
-  for (int64_t j = kLanes; j < columns; j += kLanes)
-    largest = largest > S::load(scores + j) ? largest : S::load(scores + j);
-  const A new_maximum = std::max(maximum, horizontal_max<S, A>(largest));
-  // Where all scores are -infinity, they stay it.
-  const A subtracted = new_maximum == -std::numeric_limits<A>::infinity() ? A(0) : new_maximum;
-  Vec total{};
+  Vec largest = Vec{} - kInfinity;
   for (int64_t j = 0; j < columns; j += kLanes) {
-    S::store(scores + j, exponential<S, A>(S::load(scores + j) - subtracted));
-    total += S::load(scores + j);
+    const Vec seen = first_lanes<S, A>(S::load(scores + j), visible - j, -kInfinity);
+    S::store(scores + j, seen);
+    largest = largest > seen ? largest : seen;
   }
-  if (maximum != new_maximum) {
+  const A new_maximum = horizontal_max<S, A>(largest);
+  Vec total = S::load(sums);
+  if (new_maximum > maximum + kMaximumLag<A>) {
     const A correction = std::exp(maximum - new_maximum);
-    sum *= correction;
+    total *= correction;
     for (int64_t i = 0; i < width; i += kLanes) S::store(out + i, S::load(out + i) * correction);
     maximum = new_maximum;
   }
-  sum += horizontal_sum<S, A>(total);
+  // Where all scores are -infinity, they stay it.
+  const A subtracted = maximum == -kInfinity ? A(0) : maximum;
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    const Vec weights = exponential<S, A>(S::load(scores + j) - subtracted);
+    total += weights;
+    S::store(scores + j, dropped<S, A>(weights, words ? words + j : nullptr, threshold));
+  }
+  S::store(sums, total);
 }
 
 // The output of a unit's queries, also with the residual added, and the logarithm of their scores'
@@ -70,23 +83,27 @@ SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns
 template <class S, class T, class A = Accumulator<T>>
 SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardTiles<A>& tile,
                                  const CausalAttentionOutputs<T>& outputs) {
+  using E = Element<S, T>;
+  constexpr int64_t kLanes = S::template kLanes<A>;
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
+  const int64_t depth = elements_of<E>(s.head_size), q_row = S::template whole_vectors<A>(depth);
   const int64_t rows = unit.last_query - unit.first_query;
   const int64_t whole_rows = S::whole_rows(rows);
-  pack_rows<S>(x.q + unit.first_query * x.row, x.row, rows, s.head_size, static_cast<A>(s.scale),
-               whole_rows, tile.q.get(), x.q_bias);
+  const A scale = static_cast<A>(s.scale);
+  tile.q.template pack<S, true, false>(x.q + unit.first_query * x.row, x.row, rows, s.head_size,
+                                       scale, whole_rows, x.q_bias);
   std::fill_n(tile.out.get(), whole_rows * width, A(0));
   std::fill_n(tile.maximum.get(), rows, -std::numeric_limits<A>::infinity());
-  std::fill_n(tile.sum.get(), rows, A(0));
+  std::fill_n(tile.sum.get(), rows * kLanes, A(0));
   TimeBuckets buckets;
 
   for (int64_t k0 = 0; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
-    pack_transposed<S>(x.k + k0 * x.row, x.row, keys, s.head_size, kTile, tile.k_transposed.get());
-    const bool finite = pack_rows<S>(x.v + k0 * x.row, x.row, keys, s.head_size, A(1), keys,
-                                     tile.v.get(), x.v_bias);
+    transpose_rows<S>(x.k + k0 * x.row, x.row, keys, s.head_size, tile.k, tile.k_transposed);
+    const bool finite = tile.v.template pack<S, false, true>(
+        x.v + k0 * x.row, x.row, keys, s.head_size, A(1), whole_elements<E>(keys), x.v_bias);
     const int64_t first = clamp(x.first_query_seeing(k0) - unit.first_query, 0, rows);
     for (int64_t r0 = first / kTile * kTile; r0 < rows; r0 += kTile) {
       const int64_t tile_rows = std::min(kTile, rows - r0);
@@ -97,8 +114,8 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
         const int64_t seen = seen_by_group<S>(visible, g, keys);
         if (seen == 0) continue;
         A* group = tile.scores + g * kTile;
-        multiply_rows<S, false>(seen, s.head_size, tile.q + (r0 + g) * width, width, 1,
-                                tile.k_transposed.get(), kTile, group, kTile);
+        multiply_rows<S, false>(seen, depth, tile.q.template across<E>() + (r0 + g) * q_row, q_row,
+                                1, tile.k_transposed.template as<E>(), kTile, group, kTile);
         for (int64_t r = g; r < std::min(g + S::kRows, tile_rows); ++r) {
           A* scores = tile.scores + r * kTile;
           const int64_t row_visible = clamp(visible + r, 0, keys);
@@ -106,15 +123,17 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
             std::fill_n(scores, columns_for<S, A>(seen), A(0));
             continue;
           }
+          scale_scores<S, E>(scores, row_visible, scale);
           add_bias(x, unit.first_query + r0 + r, k0, row_visible, scores, buckets);
-          online_softmax_row<S, A>(scores, row_visible, columns_for<S, A>(seen),
-                                   tile.maximum.get()[r0 + r], tile.sum.get()[r0 + r],
-                                   tile.out + (r0 + r) * width, width);
-          if (dropout.words)
-            drop(scores, row_visible, dropout.words + r * dropout.stride, dropout.site);
+          online_softmax_row<S, A>(scores, row_visible, columns_for<S, A>(seen), dropout.row(r),
+                                   dropout.site.threshold, tile.maximum.get()[r0 + r],
+                                   tile.sum + (r0 + r) * kLanes, tile.out + (r0 + r) * width,
+                                   width);
         }
-        add_product<S>(finite, width, seen, group, kTile, 1, tile.v.get(), width,
-                       tile.out + (r0 + g) * width, width);
+        add_products<S>(finite, width, elements_of<E>(seen),
+                        elements_across<S, E>(group, std::min(S::kRows, tile_rows - g), group),
+                        kTile, 1, tile.v.template down<E>(), width, tile.out + (r0 + g) * width,
+                        width);
       }
     }
   }
@@ -122,14 +141,13 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
   const A kept = static_cast<A>(in.dropout.scale);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t token = x.query_start + unit.first_query + r;
-    const A sum = tile.sum.get()[r];
+    const A sum = horizontal_sum<S, A>(S::load(tile.sum + r * kLanes));
     const A factor = sum > 0 ? kept / sum : A(0);
     const int64_t offset = token * x.row + unit.head * s.head_size;
-    for (int64_t i = 0; i < s.head_size; ++i)
-      outputs.out[offset + i] = static_cast<T>(factor * tile.out.get()[r * width + i]);
-    for (int64_t i = 0; outputs.residual && i < s.head_size; ++i)
-      outputs.sum[offset + i] = static_cast<T>(factor * tile.out.get()[r * width + i] +
-                                               static_cast<A>(outputs.residual[offset + i]));
+    const A* const row = tile.out + r * width;
+    round_row<S, T>(row, factor, nullptr, s.head_size, outputs.out + offset);
+    if (outputs.residual)
+      round_row<S, T>(row, factor, outputs.residual + offset, s.head_size, outputs.sum + offset);
     outputs.lse[token * s.num_heads + unit.head] = tile.maximum.get()[r] + std::log(sum);
   }
 }

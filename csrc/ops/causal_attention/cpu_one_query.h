@@ -39,10 +39,10 @@ SSEPT_INLINE std::pair<A, A> weigh_keys(const HeadOf<T>& x, const A* absorbed, c
   for (int64_t j = 0; j < x.num_keys; ++j) scores[j] = dot<S>(absorbed, keys + j * width, width);
   for (int64_t j = 0; j < x.num_keys; j += kTile)
     add_bias(x, 0, j, std::min(kTile, x.num_keys - j), scores + j, buckets);
-  A maximum = -std::numeric_limits<A>::infinity(), sum = 0;
-  online_softmax_row<S, A>(scores, x.num_keys, S::template whole_vectors<A>(x.num_keys), maximum,
-                           sum, nullptr, 0);
-  return {maximum, sum};
+  A maximum = -std::numeric_limits<A>::infinity(), sums[kMaxLanes<A>] = {};
+  online_softmax_row<S, A>(scores, x.num_keys, S::template whole_vectors<A>(x.num_keys), nullptr, 0,
+                           maximum, sums, nullptr, 0);
+  return {maximum, horizontal_sum<S, A>(S::load(sums))};
 }
 
 // What the query of a sequence gets.

@@ -3,16 +3,14 @@
 // own, so results do not depend on the number of threads.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "cpu/philox.h"
-#include "cpu/tiles.h"
 #include "ops/causal_attention/args.h"
+#include "ops/causal_attention/cpu_row_tile.h"
 
 namespace ssept::cpu::attention {
 
-constexpr int64_t kTile = 32;
 // Queries that one unit of the forward takes through all keys: enough to pay for packing the keys,
 // few enough that their state stays in the L2 cache.
 constexpr int64_t kQueryChunk = 8 * kTile;
@@ -33,12 +31,9 @@ template <class Tiles, class F>
 void for_each_unit(std::vector<Unit>& units, int64_t head_size, F&& f) {
   std::stable_sort(units.begin(), units.end(),
                    [](const Unit& x, const Unit& y) { return x.cost() > y.cost(); });
-  std::atomic<size_t> next{0};
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), units.size());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    Tiles tiles(head_size);
-    for (size_t i = next++; i < units.size(); i = next++) f(units[i], tiles);
-  });
+  for_each_part(
+      static_cast<int64_t>(units.size()), [&] { return Tiles(head_size); },
+      [&](int64_t i, Tiles& tiles) { f(units[i], tiles); });
 }
 
 template <class T>
@@ -97,6 +92,8 @@ struct TileDropout {
   int64_t stride;
   DropoutSite site;
 
+  SSEPT_INLINE const uint32_t* row(int64_t r) const { return words ? words + r * stride : nullptr; }
+
   // For the first `keys` keys from `first_key` on, of rows of queries from `first_token` on.
   template <class T>
   SSEPT_INLINE TileDropout(const Inputs<T>& in, int64_t first_token, int64_t rows, int64_t head,
@@ -109,9 +106,13 @@ struct TileDropout {
   }
 };
 
-template <class A>
-int64_t tile_width(int64_t head_size) {
-  return (head_size + kMaxLanes<A> - 1) / kMaxLanes<A> * kMaxLanes<A>;
+// The first `count` lanes of x, which may be none or all, and `other` in those behind them.
+template <class S, class A>
+SSEPT_INLINE typename S::template Vec<A> first_lanes(typename S::template Vec<A> x, int64_t count,
+                                                     A other) {
+  typename S::template Vec<A> lane;
+  for (int64_t l = 0; l < S::template kLanes<A>; ++l) lane[l] = static_cast<A>(l);
+  return lane < static_cast<A>(count) ? x : typename S::template Vec<A>{} + other;
 }
 
 // Keys that the last of a group of rows sees in a tile, where the tile's first row sees `visible`
@@ -126,6 +127,15 @@ SSEPT_INLINE int64_t seen_by_group(int64_t visible, int64_t first_row, int64_t k
 template <class S, class A>
 SSEPT_INLINE int64_t columns_for(int64_t seen) {
   return S::whole_rows(S::template whole_vectors<A>(seen));
+}
+
+// Queries are scaled as they are packed, but pairs are not, which would round them once more: then
+// their scores are.
+template <class S, class E, class A>
+SSEPT_INLINE void scale_scores(A* scores, int64_t columns, A scale) {
+  if constexpr (std::is_same_v<E, Pair>)
+    for (int64_t j = 0; j < columns; j += S::template kLanes<A>)
+      S::store(scores + j, S::load(scores + j) * scale);
 }
 
 // Units for all sequences and heads. add(units, x, unit) appends those of the head x, of which

@@ -100,6 +100,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_attention_backward(
   return {grad_q, grad_k, grad_v, of_bias.position, of_bias.time};
 }
 
+// From grad_q and grad_kv on. grad_x_q has the residual's gradient already; `weights` are those of
+// queries, and of keys and values.
+void multiply_gradients(const Products& products, const ProjectionArgs& p,
+                        const MultiHeadGradients& g, WeightParts (&weights)[2]) {
+  Tensor grad_kv = g.grad_kv, of_weights = g.grad_weight;
+  const Tensor grad_k = torch::stable::narrow(grad_kv, 1, 0, p.width);
+  const Tensor grad_v = torch::stable::narrow(grad_kv, 1, p.width, p.width);
+  if (g.residual)
+    products.add_product(g.grad_x_q, g.grad_q, p.q_weight);
+  else
+    products.multiply(g.grad_x_q, g.grad_q, p.q_weight);
+  products.multiply(g.grad_x_k, grad_k, p.k_weight);
+  products.add_product(g.grad_x_k, grad_v, p.v_weight);
+  weights[0].multiply(products, torch::stable::narrow(of_weights, 0, 0, p.width), g.grad_q, p.x_q);
+  weights[1].multiply(products, torch::stable::narrow(of_weights, 0, p.width, 2 * p.width),
+                      g.grad_kv, p.x_k);
+}
+
 struct MultiHeadAttention {
   static bool projects_keys(int64_t /*max_seqlen_q*/, double /*dropout_p*/) { return true; }
 
@@ -140,11 +158,7 @@ struct MultiHeadAttention {
       const char* op = "multi_head_attention_backward";
       launch_backward<kTf32>(op, args, gradients, g.relative_bias, device);
       WeightParts weights[2];
-      int num_weights = 0;
-      const Products& products = device.products();
-      multiply_gradients(products, p, g, [&](const auto&... x) {
-        weights[num_weights++].multiply(products, x...);
-      });
+      multiply_gradients(device.products(), p, g, weights);
       PartsOf<A, 2> parts{};
       if constexpr (std::is_same_v<T, A>) parts = {{weights[0].sums<A>(), weights[1].sums<A>()}};
       check_cuda(op, Kernels::finish_projections(args.size, gradients, parts, device.stream()));

@@ -2,67 +2,65 @@
 #include "common/library.h"
 #include "cuda/runtime.h"
 #include "cuda/weight_parts.h"
+#include "ops/feed_forward/args.h"
 #include "ops/feed_forward/launch.h"
-#include "ops/feed_forward/steps.h"
 
 namespace ssept::cuda {
 namespace {
 
 template <class T>
-class Steps {
- public:
+void forward(const FeedForward& f, const DeviceOf& device) {
+  using Kernels = FeedForwardKernels<T>;
+  const auto finish = [&](const BiasDropout<T>& in, const ResultNorm<T>& norm, const Tensor& x) {
+    check_cuda("feed_forward", Kernels::finish(in, norm, mutable_data<T>(x), device.stream()));
+  };
+  device.products().multiply(f.hidden, f.x, transposed(f.weight1));
+  finish(f.after_first<T>(), {}, f.hidden);
+  device.products().multiply(f.out, f.hidden, transposed(f.weight2));
+  finish(f.after_second<T>(), f.norm<T>(), f.out);
+}
+
+template <class T>
+void backward(const FeedForwardBackward& f, const DeviceOf& device) {
   using A = Accumulator<T>;
   using Kernels = FeedForwardKernels<T>;
+  const char* op = "feed_forward_backward";
+  const Products& products = device.products();
+  const int64_t num_sums = f.num_sums(), parts = num_parts(f.num_rows);
+  const Tensor part_sums =
+      torch::stable::new_empty(f.x, {parts, num_sums}, accumulator_type(f.type));
+  A *const of_first = mutable_data<A>(part_sums), *const of_second = of_first + f.inner;
+  const Tensor grad_out = f.new_rows(f.width), grad_hidden = f.new_rows(f.inner);
+  T *const out = mutable_data<T>(grad_out), *const hidden = mutable_data<T>(grad_hidden);
+  WeightParts weight1, weight2;
 
-  Steps(const FeedForwardArgs& args, int64_t num_sums, const DeviceOf& device)
-      : device_(device),
-        num_sums_(num_sums),
-        num_parts_(num_parts(args.num_rows)),
-        part_sums_(torch::stable::new_empty(args.x, {num_parts_, num_sums},
-                                            accumulator_type(args.type))) {}
+  // The residual's gradient is written first, and the rest added last.
+  if (f.has_norm)
+    check_cuda(op, Kernels::start_after_norm(f.before_second<T>(), f.before_norm<T>(), out,
+                                             of_second, num_sums, device.stream()));
+  else
+    check_cuda(op, Kernels::start(f.before_second<T>(), data<T>(f.grad), out,
+                                  f.x_is_residual ? mutable_data<T>(f.grad_x) : nullptr, of_second,
+                                  num_sums, device.stream()));
+  weight2.multiply(products, f.grad_weight2, grad_out, f.hidden);
+  products.multiply(grad_hidden, grad_out, f.weight2);
+  check_cuda(op, Kernels::start(f.before_first<T>(), hidden, hidden, nullptr, of_first, num_sums,
+                                device.stream()));
+  weight1.multiply(products, f.grad_weight1, grad_hidden, f.x);
+  if (f.x_is_residual)
+    products.add_product(f.grad_x, grad_hidden, f.weight1);
+  else
+    products.multiply(f.grad_x, grad_hidden, f.weight1);
 
-  const Products& products() const { return device_.products(); }
-
-  void multiply_weight(const Tensor& weight, const Tensor& grad, const Tensor& x) {
-    weights_[num_weights_++].multiply(products(), weight, grad, x);
+  PartsOf<A, 6> all{{weight2.sums<A>(), weight1.sums<A>()}};
+  const A* from = of_first;
+  int i = 2;
+  for (const auto& [sum, columns] : f.sums<A>()) {
+    all.of[i++] = {from, parts, num_sums, sum, columns};
+    from += columns;
   }
-
-  void finish(const BiasDropout<T>& in, const ResultNorm<T>& norm, T* x) {
-    check_cuda("feed_forward", Kernels::finish(in, norm, x, device_.stream()));
-  }
-
-  void start(const BiasDropoutBackward<T>& in, const T* grad, T* grad_x, T* copy,
-             int64_t first_sum) {
-    A* sums = mutable_data<A>(part_sums_) + first_sum;
-    check_cuda("feed_forward_backward",
-               Kernels::start(in, grad, grad_x, copy, sums, num_sums_, device_.stream()));
-  }
-
-  void start_after_norm(const BiasDropoutBackward<T>& in, const RowNormBackward<T>& norm, T* grad_x,
-                        int64_t first_sum) {
-    A* sums = mutable_data<A>(part_sums_) + first_sum;
-    check_cuda("feed_forward_backward",
-               Kernels::start_after_norm(in, norm, grad_x, sums, num_sums_, device_.stream()));
-  }
-
-  void finish_sums(const FeedForwardBackward& args) {
-    PartsOf<A, 6> all{{weights_[0].sums<A>(), weights_[1].sums<A>()}};
-    const A* from = data<A>(part_sums_);
-    int i = 2;
-    for (const auto& [sum, columns] : args.sums<A>()) {
-      all.of[i++] = {from, num_parts_, num_sums_, sum, columns};
-      from += columns;
-    }
-    check_cuda("feed_forward_backward", Kernels::finish_sums(all, device_.stream()));
-  }
-
- private:
-  const DeviceOf& device_;
-  int64_t num_sums_, num_parts_;
-  Tensor part_sums_;
-  WeightParts weights_[2];
-  int num_weights_ = 0;
-};
+  check_cuda(op, Kernels::finish_sums(all, device.stream()));
+}
 
 std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& weight1,
                                                 const Tensor& bias1, const Tensor& weight2,
@@ -74,8 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& x, const Tensor& w
   const FeedForward args(x, weight1, bias1, weight2, bias2, dropout_p, seed, site, residual, gamma,
                          beta, eps);
   const DeviceOf device(x);
-  dispatch_floating("x", args.type,
-                    [&]<class T>() { forward_by_steps<T>(Steps<T>(args, 0, device), args); });
+  dispatch_floating("x", args.type, [&]<class T>() { forward<T>(args, device); });
   return args.results();
 }
 
@@ -87,9 +84,7 @@ FeedForwardBackward::Results feed_forward_backward(
   const FeedForwardBackward args(grad, x, hidden, weight1, weight2, dropout_p, seed, site,
                                  x_is_residual, out, grad_normal, gamma, eps);
   const DeviceOf device(x);
-  dispatch_floating("x", args.type, [&]<class T>() {
-    backward_by_steps<T>(Steps<T>(args, args.num_sums(), device), args);
-  });
+  dispatch_floating("x", args.type, [&]<class T>() { backward<T>(args, device); });
   return args.results();
 }
 

@@ -10,6 +10,9 @@
 namespace ssept::cpu {
 namespace {
 
+// That the backward is divided into, at most.
+constexpr int64_t kMostParts = 64;
+
 template <class T>
 SSEPT_INLINE void prefetch(const T* row, int64_t width) {
   for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(T)))
@@ -58,7 +61,7 @@ void backward_without_positions(const PositionLayerNorm<T>& in, const T* grad, i
                                 T* grad_x, A* grad_gamma, A* grad_beta) {
   const RowNormBackward<T> rows{in.x, in.gamma, grad, nullptr, grad_x, num_real, in.width, in.eps};
   const auto parts = sums_of_parts<A>(
-      num_real, rows_per_part(2), 2 * in.width,
+      num_real, rows_per_part(num_real, 2), 2 * in.width,
       [&](A* sums, int64_t begin, int64_t end) { normalise_backward(rows, sums, begin, end); });
   add_parts(parts, 0, in.width, grad_gamma, 1, in.width);
   add_parts(parts, in.width, in.width, grad_beta, 1, in.width);
@@ -75,7 +78,7 @@ Tensor position_layer_norm(const Tensor& x, const Tensor& gamma, const Tensor& b
     const int64_t num_real = in.cu_seqlens[in.num_sequences];
     zero_rows_from(out, num_real);
     torch::stable::parallel_for(0, num_real, grain(in.width), [&](int64_t begin, int64_t end) {
-      with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+      with_simd<T>([&]<class S>(S) SSEPT_INLINE_LAMBDA {
         forward<S, T>(in, mutable_data<T>(out), begin, end, bad_position);
       });
     });
@@ -116,10 +119,12 @@ std::tuple<Tensor, Tensor, Tensor> position_layer_norm_backward(
       return std::lower_bound(start.begin(), start.end(), entry) - start.begin();
     };
     // Late positions have more tokens than early ones, so tokens are split, not positions.
-    torch::stable::parallel_for(0, num_real, grain(in.width), [&](int64_t begin, int64_t end) {
-      with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+    const int64_t parts = std::min<int64_t>(kMostParts, num_real / grain(in.width) + 1);
+    for_each_part(parts, no_memory, [&](int64_t part, int) {
+      with_simd<T>([&]<class S>(S) SSEPT_INLINE_LAMBDA {
         backward<S, T>(in, data<T>(g), tokens, mutable_data<T>(grad_x), to_gamma, to_beta,
-                       position_from(begin), position_from(end));
+                       position_from(num_real * part / parts),
+                       position_from(num_real * (part + 1) / parts));
       });
     });
   });

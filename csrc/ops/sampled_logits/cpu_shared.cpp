@@ -14,29 +14,23 @@
 namespace ssept::cpu {
 namespace {
 
-// How many parts a batch is divided into, at most, where its tokens share very many negatives: each
-// part has gradients of all of them.
-constexpr int64_t kMostParts = 16;
-
 // Tokens [begin, end), which share a set of negatives.
 struct Part {
   int64_t set, begin, end;
 };
 
 // Sequences, or of tokens that all share their negatives parts whose size depends on the numbers of
-// tokens and negatives only.
-std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, int64_t num_sets,
-                             int64_t num_negatives) {
+// tokens only.
+std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, int64_t num_sets) {
   std::vector<Part> parts;
   if (num_sets == num_sequences && num_sets > 1) {
     for (int64_t b = 0; b < num_sequences; ++b)
       if (cu_seqlens[b] < cu_seqlens[b + 1]) parts.push_back({b, cu_seqlens[b], cu_seqlens[b + 1]});
     return parts;
   }
-  // However many negatives there are, there must be a part for each thread.
   const int64_t num_tokens = cu_seqlens[num_sequences];
-  const int64_t share = whole((num_tokens + kMostParts - 1) / kMostParts, kRowsPerBlock);
-  const int64_t size = std::min(rows_per_part(num_negatives), rows_per_part(share));
+  // However many negatives there are, and so sums, there must be a part for each thread.
+  const int64_t size = rows_per_part(num_tokens, 0);
   for (int64_t n = 0; n < num_tokens; n += size)
     parts.push_back({0, n, std::min(num_tokens, n + size)});
   return parts;
@@ -94,15 +88,15 @@ class Parts {
       end = std::min(part.end, begin + block_rows_);
       const int64_t rows = end - begin;
       const A* hidden = widened(begin, end);
-      to_logits_.multiply(false, rows, hidden, in_.size.width, 1, negatives_of(logits_), row_);
+      to_logits_.multiply(false, rows, {hidden, in_.size.width, 1}, negatives_of(logits_), row_);
       with_simd([&]<class S>(S)
                     SSEPT_INLINE_LAMBDA { this->template compute_losses<S>(hidden, begin, end); });
       A* const gradients = negatives_of(gradients_);
-      to_hidden_.multiply(false, rows, gradients, row_, 1, grad_hidden_.get(), item_row_);
+      to_hidden_.multiply(false, rows, {gradients, row_, 1}, grad_hidden_.get(), item_row_);
       with_simd([&]<class S>(S)
                     SSEPT_INLINE_LAMBDA { this->template finish_hidden<S>(begin, end); });
       of_hidden_.pack(hidden, in_.size.width, rows);
-      of_hidden_.multiply(begin != part.begin, whole(count_, kProductRows), gradients, 1, row_,
+      of_hidden_.multiply(begin != part.begin, whole(count_, kProductRows), {gradients, 1, row_},
                           grad_negatives, item_row_);
     }
   }
@@ -251,7 +245,7 @@ void compute(const SharedLossArgs& args) {
   check_ids("positives", loss.positives, num_real, s.item_rows);
   check_ids("negatives", loss.negatives, args.num_sets * count, s.item_rows);
   zero_rows_from(args.grad_hidden, num_real);
-  const auto parts = make_parts(in.cu_seqlens, s.num_sequences, args.num_sets, count);
+  const auto parts = make_parts(in.cu_seqlens, s.num_sequences, args.num_sets);
   const int64_t part_size = Parts<T>::part_size(s, count);
   std::vector<A> losses(num_real), of_positive(num_real), grad_sum(num_real);
   const Buffer<A> grad_negatives(std::ssize(parts) * part_size + 1);

@@ -28,31 +28,13 @@ SSEPT_INLINE typename S::template Vec<A> fused(A a, typename S::template Vec<A> 
   return sum + a * x;
 }
 
-// float16 as float32: torch's conversion, of one number, is no SIMD.
-template <class S>
-SSEPT_INLINE typename S::template Vec<float> widened(const torch::headeronly::Half* from) {
-  using Vec = typename S::template Vec<float>;
-  using Bits = typename S::template Vec<uint32_t>;
-  constexpr uint32_t kBias = 112u << 23, kInfinity = 31u << 23, kLeastNormal = 1u << 23;
-  const Bits none{},
-      half = __builtin_convertvector(
-          Simd<sizeof(Vec) / 2, 1>::load(reinterpret_cast<const uint16_t*>(from)), Bits);
-  const Bits rest = (half & 0x7fff) << 13;
-  const Bits normal = rest + kBias + (rest < none + kInfinity ? none : none + kBias);
-  const Vec shifted = reinterpret_cast<Vec>(rest + (kBias + kLeastNormal));
-  const Bits subnormal =
-      reinterpret_cast<Bits>(shifted - reinterpret_cast<Vec>(none + (kBias + kLeastNormal)));
-  const Bits bits = rest < none + kLeastNormal ? subnormal : normal;
-  return reinterpret_cast<Vec>(bits | (half & 0x8000) << 16);
-}
-
 // Elements in the type of sums.
 template <class S, class T, class A>
 SSEPT_INLINE void widen(const T* from, int64_t count, A* to) {
   int64_t i = 0;
   if constexpr (std::is_same_v<T, torch::headeronly::Half>)
     for (; i + S::template kLanes<A> <= count; i += S::template kLanes<A>)
-      S::store(to + i, widened<S>(from + i));
+      S::store(to + i, load_wide<S>(from + i));
 #pragma omp simd
   for (int64_t j = i; j < count; ++j) to[j] = static_cast<A>(from[j]);
 }

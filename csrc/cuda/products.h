@@ -11,9 +11,9 @@
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 
-namespace ssept {
+namespace ssept::cuda {
 
-// Of one type of device.
+// On GPUs, or where the tests' emulation runs.
 struct Products {
   decltype(&aoti_torch_cpu_mm_out) mm_out;
   decltype(&aoti_torch_cpu_addmm_out) addmm_out;
@@ -41,9 +41,6 @@ struct Products {
   }
 };
 
-inline constexpr Products kCpuProducts{&aoti_torch_cpu_mm_out, &aoti_torch_cpu_addmm_out,
-                                       &aoti_torch_cpu_bmm_out};
-
 inline Tensor transposed(const Tensor& x) { return torch::stable::transpose(x, 0, 1); }
 
-}  // namespace ssept
+}  // namespace ssept::cuda
