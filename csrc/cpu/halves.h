@@ -1,6 +1,6 @@
 // float16 and bfloat16 in vectors, and products of bfloat16. What some processors have instructions
 // for is written in assembly: compilers' intrinsics are not inlined into code that is compiled for
-// several kinds of registers.
+// several kinds of registers. These instructions take numbers below 1.2e-38 for 0.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -124,11 +124,19 @@ SSEPT_INLINE typename S::template Vec<A> add_product(typename S::template Vec<A>
   }
 }
 
-// sum += factor · x, in which a zero hides any x.
+// The element at x, which may be part of an array of other numbers.
+template <class E>
+SSEPT_INLINE E element(const E* x) {
+  typedef E Anywhere __attribute__((may_alias, aligned(sizeof(E) / kNumbers<E>)));
+  return *reinterpret_cast<const Anywhere*>(x);
+}
+
+// sum += factor · x, in which a factor of zero hides even NaN; of a pair, each half by itself, in
+// the order of the instruction.
 template <class E, class A>
 SSEPT_INLINE void add_unhidden(A& sum, E factor, E x) {
   if constexpr (std::is_same_v<E, Pair>) {
-    for (const int shift : {0, 16}) {
+    for (const int shift : {16, 0}) {
       const auto of = [&](Pair pair) {
         return static_cast<float>(BFloat16(
             static_cast<uint16_t>(static_cast<uint32_t>(pair) >> shift), BFloat16::from_bits()));

@@ -16,13 +16,13 @@ constexpr int64_t kRowsPerBlock = 128;
 
 inline int64_t whole(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Rows whose gradients of parameters are summed together first: fixed, so that sums do not depend
-// on the number of threads, and enough for `sums`, as many vectors as long as a row, to take no
-// more memory than the rows. Parts are equally long.
+// Rows whose gradients of parameters are summed together first, in parts of about the same length,
+// which do not depend on the number of threads: enough for `sums`, as many vectors as long as a
+// row, to take no more memory than the rows.
 inline int64_t rows_per_part(int64_t num_rows, int64_t sums) {
   const int64_t most = std::max(std::clamp<int64_t>(num_rows / 16, 512, 1024), sums);
   const int64_t parts = std::max<int64_t>(1, (num_rows + most - 1) / most);
-  return whole((num_rows + parts - 1) / parts + 1, kProductRows);
+  return std::max(kProductRows, whole((num_rows + parts - 1) / parts, kProductRows));
 }
 
 // The left side of products as the registers take it: elements of T's products, `row` and `column`

@@ -53,8 +53,9 @@ SSEPT_INLINE void write_lanes(int64_t n, T* out, F&& f) {
   store_rounded<S>(out + last, of_last);
 }
 
-// sums += what f(L, i) returns for such vectors. Those of the last are read before they are written
-// as part of the one before: a load waits for a store of which it needs a part.
+// sums += what f(L, i) returns for such vectors. The sums of the last are read before some of them
+// are written as part of the one before: else these would be added twice, and a load waits for a
+// store of which it needs a part.
 template <class S, class A, class F>
 SSEPT_INLINE void add_lanes(int64_t n, A* sums, F&& f) {
   if (!fits<S, A>(n)) return add_lanes<Single<A>>(n, sums, f);
@@ -121,7 +122,7 @@ SSEPT_INLINE void multiply_block(bool add, int64_t depth, const E* a, int64_t a_
     if constexpr (TAIL > 0) row_tail = Narrow::load(b + kTail);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const E factor = a[r * a_row];
+      const E factor = element(a + r * a_row);
 #pragma GCC unroll 3
       for (int v = 0; v < VECS; ++v) sum[r][v] = add_product<S, A>(sum[r][v], factor, row[v]);
       if constexpr (TAIL > 0) tail[r] = add_product<Narrow, A>(tail[r], factor, row_tail);
@@ -159,7 +160,8 @@ SSEPT_INLINE void add_products(bool finite, int64_t columns, int64_t depth, cons
   for (int64_t r = 0; r < S::kRows; ++r)
     for (int64_t d = 0; d < depth; ++d)
       for (int64_t i = 0; i < columns; ++i)
-        add_unhidden(c[r * c_row + i], a[r * a_row + d * a_column], b[d * b_row + i]);
+        add_unhidden(c[r * c_row + i], element(a + r * a_row + d * a_column),
+                     element(b + d * b_row + i));
 }
 
 // Rows of x, plus `bias` if there is one, as (tile_rows, width in whole vectors), zeros where there

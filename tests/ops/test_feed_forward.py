@@ -344,3 +344,19 @@ def test_a_wrong_argument_is_a_value_error(implementation, match, changes):
             arguments[name] = value.to(implementation.device)
     with pytest.raises(ValueError, match=match):
         implementation.op("feed_forward")(**arguments)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@every_kernel
+def test_rows_may_begin_anywhere_in_memory(implementation, dtype):
+    x, *layers = moved(implementation, inputs(9, 14, 6, dtype))
+    off_by_one = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
+    assert off_by_one.data_ptr() % 4 == 2
+    op = implementation.op("feed_forward")
+
+    def out_and_gradient(x):
+        out = op(x.requires_grad_(), *layers)[0]
+        return out, *torch.autograd.grad(out.sum(), x)
+
+    for actual, expected in zip(out_and_gradient(off_by_one), out_and_gradient(x), strict=True):
+        assert torch.equal(actual, expected)

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from support.implementations import ALL
 
 from ssept_ext.ops import causal_attention
 
@@ -57,3 +58,17 @@ def test_a_query_whose_scores_are_all_minus_infinity_attends_to_nothing(backend)
 
     assert torch.equal(out[:, 0, 0], torch.tensor([1.0, 1.0, 0.0, 1.0]))
     assert lse[2] == -math.inf
+
+
+@pytest.mark.parametrize("implementation", ALL, indirect=True)
+def test_a_score_that_is_nan_reaches_its_query_even_if_dropout_drops_its_weight(implementation):
+    q, k, v = torch.randn(3, 40, 1, 6).to(implementation.device)
+    k[20] = math.nan
+    offsets = torch.tensor([0, 40], dtype=torch.int32, device=q.device)
+    seed = torch.tensor([3], device=q.device)
+
+    op = implementation.op("causal_attention")
+    out, _ = op(q, k, v, offsets, offsets, 40, 40, 0.4, 0.5, seed, 0)
+
+    assert torch.isfinite(out[:20]).all()
+    assert out[20:].isnan().all()

@@ -39,8 +39,8 @@ struct ForwardTiles {
         words(kTile * kTile + kPhiloxSlack) {}
 };
 
-// A maximum that is too low by less than this may stay: what is summed is larger by a factor that
-// no type minds.
+// A maximum that is too low by less than this may stay: sums are then larger by a factor of e^8 at
+// most, and fewer rows are rescaled.
 template <class A>
 constexpr A kMaximumLag = 8;
 
@@ -142,7 +142,7 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t token = x.query_start + unit.first_query + r;
     const A sum = horizontal_sum<S, A>(S::load(tile.sum + r * kLanes));
-    const A factor = sum > 0 ? kept / sum : A(0);
+    const A factor = sum == 0 ? A(0) : kept / sum;
     const int64_t offset = token * x.row + unit.head * s.head_size;
     const A* const row = tile.out + r * width;
     round_row<S, T>(row, factor, nullptr, s.head_size, outputs.out + offset);

@@ -73,7 +73,7 @@ SSEPT_INLINE void compute_one_query(const Inputs<T>& in, const OneQueryProjectio
                                     : weigh_keys<S>(x, absorbed, keys, width, scores);
     for (int64_t j = 0; j < x.num_keys; ++j)
       if (scores[j] != 0) add_scaled(context, scores[j], keys + j * width, width);
-    const A factor = sum > 0 ? 1 / sum : A(0);
+    const A factor = sum == 0 ? A(0) : 1 / sum;
     for (int64_t i = 0; i < s.head_size; ++i) {
       const int64_t at = token * width + first + i;
       const A value = dot<S>(context, p.v_weight + (first + i) * width, width) + sum * x.v_bias[i];

@@ -58,8 +58,10 @@ void project_backward(const Tensor& grad, const Tensor& x, const Panels<T>& weig
       last = std::min(end, begin + kRowsPerBlock);
       const T* g = data<T>(grad) + begin * columns;
       block.pack(data<T>(x) + begin * width, width, last - begin);
-      // Columns that are rounded up are read from the next rows, as long as there are enough.
-      block.multiply(true, rows - last < kProductRows ? columns : sum_rows,
+      // The columns that rounding up adds are read from the rows that follow, if there are enough,
+      // unless `left` is a copy; nobody reads their sums.
+      const bool rounds_up = !std::is_same_v<T, A> || rows - last >= kProductRows;
+      block.multiply(true, rounds_up ? sum_rows : columns,
                      left.transposed(g, columns, last - begin, columns), sums, row);
       weight.multiply(false, last - begin, left.rows(g, columns, last - begin, columns),
                       product.get(), row);

@@ -81,7 +81,7 @@ __device__ __forceinline__ void finish_rows(const Segment& segment, const QueryT
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const A total = row_sum(sum[r]);
-    sum[r] = total > 0 ? kept / total : A(0);
+    sum[r] = total == 0 ? A(0) : kept / total;
     if (segment.slice == 0 && lane_column() == 0 && lane_row() + 8 * r < tile.warp_rows) {
       const A log2_sum = maximum[r] * score_factor + log2(total);
       lse[tile.entry[r]] = segment.is_spare ? A(0) : log2_sum * static_cast<A>(kLn2);

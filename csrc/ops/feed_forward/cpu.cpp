@@ -131,7 +131,7 @@ void backward_part(const FeedForwardBackward& args, const Panels<T>& weight1,
   const T* const residual = args.x_is_residual ? grad : nullptr;
   const BiasDropout<T> after_last{no_bias.data(), residual,      {nullptr, 0, 0, 1},
                                   false,          args.num_rows, width};
-  // Rows of zeros behind those of a last block.
+  // With columns of zeros behind those of a row, up to whole kProductRows.
   std::vector<T> grad_out(kRowsPerBlock * at.row1), grad_hidden(kRowsPerBlock * at.row2);
   T *const out = grad_out.data(), *const in = grad_hidden.data();
   const Buffer<A> product(kRowsPerBlock * std::max(at.row1, at.row2));

@@ -10,7 +10,7 @@
 namespace ssept::cpu {
 namespace {
 
-// That the backward is divided into, at most.
+// Parts that the backward is divided into, at most.
 constexpr int64_t kMostParts = 64;
 
 template <class T>

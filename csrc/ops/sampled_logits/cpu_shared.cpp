@@ -20,8 +20,9 @@ struct Part {
 };
 
 // Sequences, or of tokens that all share their negatives parts whose size depends on the numbers of
-// tokens only.
-std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, int64_t num_sets) {
+// tokens and negatives only.
+std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, int64_t num_sets,
+                             int64_t num_negatives) {
   std::vector<Part> parts;
   if (num_sets == num_sequences && num_sets > 1) {
     for (int64_t b = 0; b < num_sequences; ++b)
@@ -29,8 +30,9 @@ std::vector<Part> make_parts(const int32_t* cu_seqlens, int64_t num_sequences, i
     return parts;
   }
   const int64_t num_tokens = cu_seqlens[num_sequences];
-  // However many negatives there are, and so sums, there must be a part for each thread.
-  const int64_t size = rows_per_part(num_tokens, 0);
+  // Enough for the negatives' gradients to take no more memory than the tokens, but 16 parts at
+  // least, for as many threads.
+  const int64_t size = rows_per_part(num_tokens, std::min(num_negatives, num_tokens / 16));
   for (int64_t n = 0; n < num_tokens; n += size)
     parts.push_back({0, n, std::min(num_tokens, n + size)});
   return parts;
@@ -245,7 +247,7 @@ void compute(const SharedLossArgs& args) {
   check_ids("positives", loss.positives, num_real, s.item_rows);
   check_ids("negatives", loss.negatives, args.num_sets * count, s.item_rows);
   zero_rows_from(args.grad_hidden, num_real);
-  const auto parts = make_parts(in.cu_seqlens, s.num_sequences, args.num_sets);
+  const auto parts = make_parts(in.cu_seqlens, s.num_sequences, args.num_sets, count);
   const int64_t part_size = Parts<T>::part_size(s, count);
   std::vector<A> losses(num_real), of_positive(num_real), grad_sum(num_real);
   const Buffer<A> grad_negatives(std::ssize(parts) * part_size + 1);
