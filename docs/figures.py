@@ -25,8 +25,8 @@ from ssept_ext.training.recipe import FROM_DATA
 from ssept_ext.training.updating import UpdateOptions
 
 AMD = "2026-11-26-amd-epyc-2-cores.txt"
-AMD_STEP = "2026-11-29-amd-epyc-2-cores-train-step.txt"
-"""Measured again, on a newer AMD processor; Intel's are from before."""
+AMD_STEP = "2026-11-29-amd-epyc-zen-4-2-cores-train-step.txt"
+"""Measured again after steps became faster, on another AMD processor; Intel's are from before."""
 AMD_LOGITS = "2026-11-26-amd-epyc-2-cores-sampled-logits.txt"
 """Measured again after `sampled_logits` became faster; Intel's are from before."""
 INTEL = "2026-11-25-intel-r-xeon-r-processor-2-cores.txt"
