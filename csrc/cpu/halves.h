@@ -124,11 +124,12 @@ SSEPT_INLINE typename S::template Vec<A> add_product(typename S::template Vec<A>
   }
 }
 
-// The element at x, which may be part of an array of other numbers.
+// The element at x, which may be part of an array of other numbers, at an odd address.
 template <class E>
 SSEPT_INLINE E element(const E* x) {
-  typedef E Anywhere __attribute__((may_alias, aligned(sizeof(E) / kNumbers<E>)));
-  return *reinterpret_cast<const Anywhere*>(x);
+  E copy;
+  __builtin_memcpy(&copy, x, sizeof(E));
+  return copy;
 }
 
 // sum += factor · x, in which a factor of zero hides even NaN; of a pair, each half by itself, in
