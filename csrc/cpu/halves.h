@@ -73,6 +73,7 @@ SSEPT_INLINE HalfVec<S> load_first(const BFloat16* x, int64_t count) {
   return bits;
 }
 
+// x in bfloat16.
 template <class S>
 SSEPT_INLINE HalfVec<S> rounded(typename S::template Vec<float> x) {
   static_assert(S::kBFloat16);

@@ -73,14 +73,25 @@ class Panels {
   Buffer<A> data_;
 };
 
+// What a thread needs to multiply a block of rows.
+template <class T>
+struct BlockMemory {
+  Buffer<Accumulator<T>> product;
+  LeftSideMaker<T> left;
+};
+
 // Calls f(begin, end, memory) on blocks of rows, which threads take as they are free, each with
-// memory of its own, as make() returns it.
-template <class Make, class F>
-void for_each_block(int64_t num_rows, Make&& make, F&& f) {
+// memory of its own, for rows of `columns` and for products whose rows are `product_row` apart.
+template <class T, class F>
+void for_each_block(int64_t num_rows, int64_t columns, int64_t product_row, F&& f) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t least = whole(num_rows / (4 * threads) + 1, kRowsPerBlock / 4);
   const int64_t rows = std::min(kRowsPerBlock, least);
-  for_each_part((num_rows + rows - 1) / rows, make, [&](int64_t block, auto& memory) {
+  const auto make = [&] {
+    return BlockMemory<T>{Buffer<Accumulator<T>>(kRowsPerBlock * product_row),
+                          LeftSideMaker<T>(kRowsPerBlock, columns)};
+  };
+  for_each_part((num_rows + rows - 1) / rows, make, [&](int64_t block, const auto& memory) {
     f(block * rows, std::min(num_rows, (block + 1) * rows), memory);
   });
 }

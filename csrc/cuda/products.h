@@ -13,7 +13,7 @@
 
 namespace ssept::cuda {
 
-// On GPUs, or where the tests' emulation runs.
+// The calls for one type of device: GPUs, or CPUs where the tests' emulation runs.
 struct Products {
   decltype(&aoti_torch_cpu_mm_out) mm_out;
   decltype(&aoti_torch_cpu_addmm_out) addmm_out;

@@ -116,9 +116,9 @@ def _register_autograd(
             return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        *inputs, keys = args
-        output = below_autograd(keys, tuple(inputs))
-        setup_context(ctx, (*inputs, *defaults[len(inputs) :]), output)  # defaults do not arrive
+        inputs, keys = args[:-1], args[-1]
+        output = below_autograd(keys, inputs)
+        setup_context(ctx, inputs + defaults[len(inputs) :], output)  # defaults do not arrive
         return output
 
     def with_keys(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

@@ -20,14 +20,7 @@ void project(const Tensor& x, const T* weight, std::initializer_list<Tensor> pro
   const int64_t row = whole(columns, kMaxLanes<A>);
   Panels<T> panels(width, columns);
   panels.pack_transposed(weight, width);
-  struct Memory {
-    Buffer<A> product;
-    LeftSideMaker<T> left;
-  };
-  const auto make = [&] {
-    return Memory{Buffer<A>(kRowsPerBlock * row), LeftSideMaker<T>(kRowsPerBlock, width)};
-  };
-  for_each_block(x.size(0), make, [&](int64_t begin, int64_t end, const Memory& memory) {
+  for_each_block<T>(x.size(0), width, row, [&](int64_t begin, int64_t end, const auto& memory) {
     const auto left = memory.left.rows(data<T>(x) + begin * width, width, end - begin, width);
     panels.multiply(false, end - begin, left, memory.product.get(), row);
     with_simd<T>([&]<class S>(S) SSEPT_INLINE_LAMBDA {

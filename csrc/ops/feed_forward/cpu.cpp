@@ -79,26 +79,19 @@ void forward(const FeedForward& args) {
   Panels<T> weight1(width, inner), weight2(inner, width);
   weight1.pack_transposed(data<T>(args.weight1), width);
   weight2.pack_transposed(data<T>(args.weight2), inner);
-  const int64_t row = whole(std::max(width, inner), kMaxLanes<A>);
-  struct Memory {
-    Buffer<A> product;
-    LeftSideMaker<T> left;
-  };
-  const auto make = [&] {
-    return Memory{Buffer<A>(kRowsPerBlock * row),
-                  LeftSideMaker<T>(kRowsPerBlock, std::max(width, inner))};
-  };
-  for_each_block(args.num_rows, make, [&](int64_t begin, int64_t end, const Memory& memory) {
-    const int64_t rows = end - begin;
-    A* const product = memory.product.get();
-    const T* const x = data<T>(args.x) + begin * width;
-    weight1.multiply(false, rows, memory.left.rows(x, width, rows, width), product, row);
-    finish(after_first, product, row, hidden, begin, end);
-    weight2.multiply(false, rows, memory.left.rows(hidden + begin * inner, inner, rows, inner),
-                     product, row);
-    finish(after_second, product, row, out, begin, end);
-    normalise_rows(norm, out, width, begin, end);
-  });
+  const int64_t columns = std::max(width, inner), row = whole(columns, kMaxLanes<A>);
+  for_each_block<T>(
+      args.num_rows, columns, row, [&](int64_t begin, int64_t end, const auto& memory) {
+        const int64_t rows = end - begin;
+        A* const product = memory.product.get();
+        const T* const x = data<T>(args.x) + begin * width;
+        weight1.multiply(false, rows, memory.left.rows(x, width, rows, width), product, row);
+        finish(after_first, product, row, hidden, begin, end);
+        weight2.multiply(false, rows, memory.left.rows(hidden + begin * inner, inner, rows, inner),
+                         product, row);
+        finish(after_second, product, row, out, begin, end);
+        normalise_rows(norm, out, width, begin, end);
+      });
 }
 
 // Where a part's sums lie one after another: those of weights as (out, in), with room for whole
