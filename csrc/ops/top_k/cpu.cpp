@@ -82,31 +82,40 @@ SSEPT_INLINE uint32_t lanes_above(typename S::template Vec<A> x, A bound) {
   return static_cast<uint32_t>(bits | bits >> 32);
 }
 
-// Adds the `count` scores of a tile that may be among the best. id_of(i) is the i-th item.
-template <class S, int64_t ITEMS, class A, class IdOf>
-SSEPT_INLINE void add_scores(const A* scores, int64_t count, const IdSet& seen, Best<A>& best,
-                             IdOf&& id_of) {
-  using Vec = typename S::template Vec<A>;
-  constexpr int64_t kLanes = S::template kLanes<A>;
-  Vec highest = Vec{} + best.bound(), zero{};
-  for (int64_t i = 0; i < ITEMS; i += kLanes) {
-    const Vec x = S::load(scores + i);
-    highest = x > highest ? x : highest;
-    zero += x * A(0);  // NaN where x is not finite
-  }
-  if (lanes_above<S, A>(highest + zero, best.bound()) == 0) return;
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Vec x = S::load(scores + i);
-    uint32_t hits = lanes_above<S, A>(x + x * A(0), best.bound());
-    for (; hits != 0; hits &= hits - 1) {
-      const int64_t j = i + std::countr_zero(hits);
-      if (j >= count) break;
-      if (!std::isfinite(scores[j])) best.set_not_finite();
-      if (!(scores[j] > best.bound())) continue;
-      const int64_t id = id_of(j);
-      if (!seen.has(id)) best.add(scores[j], id);
+// Places [begin, end) of the items, or of the candidates where there are some.
+struct Tiled {
+  int64_t begin, end;
+  const int64_t* candidates;
+  int64_t id(int64_t i) const { return candidates ? candidates[begin + i] : begin + i; }
+};
+
+// Adds the scores of a tile that may be among the best.
+template <int64_t ITEMS, class A>
+void add_scores(const A* scores, const Tiled& tiled, const IdSet& seen, Best<A>& best) {
+  with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+    using Vec = typename S::template Vec<A>;
+    constexpr int64_t kLanes = S::template kLanes<A>;
+    Vec highest = Vec{} + best.bound(), zero{};
+    for (int64_t i = 0; i < ITEMS; i += kLanes) {
+      const Vec x = S::load(scores + i);
+      highest = x > highest ? x : highest;
+      zero += x * A(0);  // NaN where x is not finite
     }
-  }
+    if (lanes_above<S, A>(highest + zero, best.bound()) == 0) return;
+    const int64_t count = tiled.end - tiled.begin;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Vec x = S::load(scores + i);
+      uint32_t hits = lanes_above<S, A>(x + x * A(0), best.bound());
+      for (; hits != 0; hits &= hits - 1) {
+        const int64_t j = i + std::countr_zero(hits);
+        if (j >= count) break;
+        if (!std::isfinite(scores[j])) best.set_not_finite();
+        if (!(scores[j] > best.bound())) continue;
+        const int64_t id = tiled.id(j);
+        if (!seen.has(id)) best.add(scores[j], id);
+      }
+    }
+  });
 }
 
 // How the work is shared: by blocks of queries and, where there are fewer of them than threads, by
@@ -132,9 +141,9 @@ struct Shares {
 };
 
 // The best of a part of the items for a block of queries; scores and items are (queries, k).
-template <class S, int64_t ITEMS, class T, class A = Accumulator<T>>
-SSEPT_INLINE void rank(const TopK<T>& in, int64_t first_query, int64_t last_query, int64_t first,
-                       int64_t last, A* scores, int64_t* items) {
+template <int64_t ITEMS, class T, class A = Accumulator<T>>
+void rank(const TopK<T>& in, int64_t first_query, int64_t last_query, int64_t first, int64_t last,
+          A* scores, int64_t* items) {
   const int64_t width = in.table.width, capacity = Best<A>::capacity(in.k, last - first);
   std::vector<Scored<A>> memory((last_query - first_query) * capacity);
   std::vector<Best<A>> best;
@@ -146,24 +155,23 @@ SSEPT_INLINE void rank(const TopK<T>& in, int64_t first_query, int64_t last_quer
     for (int64_t i = 0; i < count; ++i) seen.back().add(ids[i]);
   }
   Tile<T, ITEMS> tile(in.table);
-  const Buffer<A> tile_scores(S::kRows * ITEMS);
+  const Buffer<A> tile_scores(kTileQueries * ITEMS);
   for (int64_t begin = first, end; begin < last; begin = end) {
     // Where a packed table is divided, but for the first tile, as there is no item 0.
     end = std::min(last, in.candidates ? begin + ITEMS : whole(begin + 1, ITEMS));
     if (in.candidates) {
-      tile.template take<S>(in.candidates + begin, end - begin);
+      tile.take(in.candidates + begin, end - begin);
     } else {
-      tile.template take<S>(begin, end - begin);
+      tile.take(begin, end - begin);
       tile.prefetch(end, std::min(last, end + ITEMS));
     }
     for (int64_t q = first_query, rows; q < last_query; q += rows) {
-      rows = std::min(S::kRows, last_query - q);
-      tile.template score<S>(in.queries + q * width, rows, tile_scores.get());
+      rows = std::min(kTileQueries, last_query - q);
+      tile.score(in.queries + q * width, rows, tile_scores.get());
+      const Tiled tiled{begin, end, in.candidates};
       for (int64_t r = 0; r < rows; ++r)
-        add_scores<S, ITEMS, A>(tile_scores + r * ITEMS, end - begin, seen[q - first_query + r],
-                                best[q - first_query + r], [&](int64_t i) SSEPT_INLINE_LAMBDA {
-                                  return in.candidates ? in.candidates[begin + i] : begin + i;
-                                });
+        add_scores<ITEMS>(tile_scores + r * ITEMS, tiled, seen[q - first_query + r],
+                          best[q - first_query + r]);
     }
   }
   for (int64_t q = 0; q < last_query - first_query; ++q)
@@ -209,6 +217,8 @@ void run(const TopK<T>& in) {
   std::vector<A> part_scores(count);
   std::vector<int64_t> part_items(count);
   const int64_t before_first = in.candidates ? 0 : 1;  // item 0 is none
+  int64_t rows_at_once = 0;
+  with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA { rows_at_once = S::kRows; });
   torch::stable::parallel_for(
       0, shares.num_blocks * shares.num_parts, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
@@ -222,13 +232,9 @@ void run(const TopK<T>& in) {
           const int64_t to = (part * in.num_queries + q) * in.k;
           A* scores = is_whole ? in.scores : part_scores.data();
           int64_t* items = is_whole ? in.items : part_items.data();
-          with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
-            const auto call = [&]<int64_t ITEMS>() SSEPT_INLINE_LAMBDA {
-              rank<S, ITEMS>(in, q, last_q, first, last, scores + to, items + to);
-            };
-            last_q - q < S::kRows ? call.template operator()<kSmallTileItems>()
-                                  : call.template operator()<kTileItems>();
-          });
+          const auto call =
+              last_q - q < rows_at_once ? rank<kSmallTileItems, T> : rank<kTileItems, T>;
+          call(in, q, last_q, first, last, scores + to, items + to);
         }
       });
   if (!is_whole)

@@ -17,35 +17,37 @@ struct Counts {
   int64_t higher = 0, same = 0;
 };
 
-template <class S, class A>
-SSEPT_INLINE Counts compare(const A* scores, int64_t count, A target) {
-  using Vec = typename S::template Vec<A>;
-  constexpr int64_t kLanes = S::template kLanes<A>;
-  using Mask = decltype(Vec{} > Vec{});
-  const Mask none{}, one = none + 1;
-  Mask higher{}, same{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const Vec x = S::load(scores + i), y = Vec{} + target;
-    higher += x > y ? one : none;  // not the comparison alone: see `lanes_above`
-    same += x == y ? one : none;
-  }
+template <class A>
+Counts compare(const A* scores, int64_t count, A target) {
   Counts counts;
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    counts.higher += higher[lane];
-    counts.same += same[lane];
-  }
-  for (; i < count; ++i) {
-    counts.higher += scores[i] > target;
-    counts.same += scores[i] == target;
-  }
+  with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+    using Vec = typename S::template Vec<A>;
+    constexpr int64_t kLanes = S::template kLanes<A>;
+    using Mask = decltype(Vec{} > Vec{});
+    const Mask none{}, one = none + 1;
+    Mask higher{}, same{};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const Vec x = S::load(scores + i), y = Vec{} + target;
+      higher += x > y ? one : none;  // not the comparison alone: see `lanes_above`
+      same += x == y ? one : none;
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      counts.higher += higher[lane];
+      counts.same += same[lane];
+    }
+    for (; i < count; ++i) {
+      counts.higher += scores[i] > target;
+      counts.same += scores[i] == target;
+    }
+  });
   return counts;
 }
 
 // The score of the target, and minus the counts of the items that do not count: the target itself
 // and what the query has seen.
-template <class S, class T, class A = Accumulator<T>>
-SSEPT_INLINE Counts start(const ItemRanks<T>& in, int64_t q, Tile<T>& tile, A* scores) {
+template <class T, class A = Accumulator<T>>
+Counts start(const ItemRanks<T>& in, int64_t q, Tile<T>& tile, A* scores) {
   const auto [seen, num_seen] = seen_by<T>(in, q);
   const int64_t target = in.targets[q];
   IdSet added(num_seen + 1);
@@ -57,33 +59,33 @@ SSEPT_INLINE Counts start(const ItemRanks<T>& in, int64_t q, Tile<T>& tile, A* s
   Counts all;
   for (int64_t i = 0, n; i < std::ssize(ids); i += n) {
     n = std::min<int64_t>(kTileItems, std::ssize(ids) - i);
-    tile.template take<S>(ids.data() + i, n);
-    tile.template score<S>(in.queries + q * in.table.width, 1, scores);
+    tile.take(ids.data() + i, n);
+    tile.score(in.queries + q * in.table.width, 1, scores);
     if (i == 0) in.scores[q] = in.given ? in.given[q] : target == 0 ? A(0) : scores[0];
     const int64_t skipped = i == 0 && !counts_target ? 1 : 0;
-    const Counts counts = compare<S>(scores + skipped, n - skipped, in.scores[q]);
+    const Counts counts = compare(scores + skipped, n - skipped, in.scores[q]);
     all.higher -= counts.higher;
     all.same -= counts.same;
   }
   return all;
 }
 
-template <class S, class T, class A = Accumulator<T>>
-SSEPT_INLINE void rank(const ItemRanks<T>& in, int64_t first, int64_t last) {
+template <class T, class A = Accumulator<T>>
+void rank(const ItemRanks<T>& in, int64_t first, int64_t last) {
   Tile<T> tile(in.table);
-  const Buffer<A> scores(S::kRows * kTileItems);
+  const Buffer<A> scores(kTileQueries * kTileItems);
   std::vector<Counts> counts;
-  for (int64_t q = first; q < last; ++q) counts.push_back(start<S>(in, q, tile, scores.get()));
+  for (int64_t q = first; q < last; ++q) counts.push_back(start(in, q, tile, scores.get()));
   for (int64_t begin = 1, end; begin <= in.num_items; begin = end) {
     // Where a packed table is divided, but for the first tile, as there is no item 0.
     end = std::min(in.num_items + 1, whole(begin + 1, kTileItems));
-    tile.template take<S>(begin, end - begin);
+    tile.take(begin, end - begin);
     tile.prefetch(end, std::min(in.num_items + 1, end + kTileItems));
     for (int64_t q = first, rows; q < last; q += rows) {
-      rows = std::min(S::kRows, last - q);
-      tile.template score<S>(in.queries + q * in.table.width, rows, scores.get());
+      rows = std::min(kTileQueries, last - q);
+      tile.score(in.queries + q * in.table.width, rows, scores.get());
       for (int64_t r = 0; r < rows; ++r) {
-        const Counts more = compare<S>(scores + r * kTileItems, end - begin, in.scores[q + r]);
+        const Counts more = compare(scores + r * kTileItems, end - begin, in.scores[q + r]);
         counts[q + r - first].higher += more.higher;
         counts[q + r - first].same += more.same;
       }
@@ -115,11 +117,9 @@ std::tuple<Tensor, Tensor> item_ranks(const Tensor& queries, const Tensor& table
     }
     const int64_t blocks = whole(in.num_queries, kQueriesPerBlock) / kQueriesPerBlock;
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
-        for (int64_t block = begin; block < end; ++block)
-          rank<S>(in, block * kQueriesPerBlock,
-                  std::min((block + 1) * kQueriesPerBlock, in.num_queries));
-      });
+      for (int64_t block = begin; block < end; ++block)
+        rank(in, block * kQueriesPerBlock,
+             std::min((block + 1) * kQueriesPerBlock, in.num_queries));
     });
   });
   return {args.ranks, args.scores};
