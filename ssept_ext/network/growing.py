@@ -15,9 +15,9 @@ from ssept_ext.data.histories import IntArray
 from ssept_ext.data.item_features import ItemFeatures
 from ssept_ext.data.known_histories import KnownHistories
 from ssept_ext.network.content import checked_features
-from ssept_ext.network.layers import mean_row
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.network.sharded import is_sharded
+from ssept_ext.network.tables import mean_row
 
 NewItems = Literal["neighbours", "mean"]
 """Where the vectors of new items start."""

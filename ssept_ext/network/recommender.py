@@ -17,10 +17,11 @@ from ssept_ext import ops
 from ssept_ext._extension import Backend, check_backend
 from ssept_ext.data.packed import BatchPart, PackedBatch
 from ssept_ext.data.sse import replace_ids
-from ssept_ext.network import layers, losses
+from ssept_ext.network import losses
 from ssept_ext.network.compressed import CompressedTable
 from ssept_ext.network.config import SASRECConfig
-from ssept_ext.network.layers import NO_DROPOUT, Dropout, Encoder, LayerNormalization, Tokens
+from ssept_ext.network.encoder import Encoder, initialise
+from ssept_ext.network.layers import NO_DROPOUT, Dropout, LayerNormalization, Tokens
 from ssept_ext.network.scores import Scores
 from ssept_ext.network.tables import LookedUp, TablesToRead, VectorTables
 from ssept_ext.utils.checks import check_one_of
@@ -76,8 +77,8 @@ class SequentialRecommender(VectorTables):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise tables as `embedding_init` says, and layers as `network.layers.initialise` does."""
-        layers.initialise(self, self.config.embedding_init)
+        """Initialise tables as `embedding_init` says, and layers as `encoder.initialise` does."""
+        initialise(self, self.config.embedding_init)
         self.scores.reset_parameters()
         if self.content is not None:
             self.content.reset_parameters()

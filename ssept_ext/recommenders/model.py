@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssept_ext import distributed, models
 from ssept_ext._extension import Backend
 from ssept_ext.data.packed import PackedBatch, pack
-from ssept_ext.network import layers
+from ssept_ext.network import encoder, layers
 from ssept_ext.network.config import SASRECConfig, SSEPTConfig
 from ssept_ext.network.layers import Tokens
 from ssept_ext.network.padded import is_ours, pad_sequences
@@ -27,7 +27,7 @@ from ssept_ext.utils.checks import shown
 __all__ = ["SASREC", "Encoder", "LayerNormalization", "pad_sequences"]
 
 
-class Encoder(layers.Encoder):
+class Encoder(encoder.Encoder):
     """The encoder, which takes padded hidden states as well as packed ones.
 
     Its arguments are recommenders': num_layers, seq_max_len, embedding_dim, attention_dim (ignored), num_heads,

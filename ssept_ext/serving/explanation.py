@@ -15,7 +15,8 @@ from ssept_ext.data.frames import to_frame
 from ssept_ext.data.histories import Histories
 from ssept_ext.data.packed import last_events
 from ssept_ext.data.times import Time
-from ssept_ext.network.layers import EncoderLayer, MultiHeadAttention, PreNormLayer, Tokens
+from ssept_ext.network.encoder import EncoderLayer, PreNormLayer
+from ssept_ext.network.layers import MultiHeadAttention, Tokens
 from ssept_ext.network.recommender import SequentialRecommender
 from ssept_ext.ops.relative_bias import relative_bias
 from ssept_ext.ranking.catalogue import encode_groups, scoring

@@ -22,7 +22,9 @@ which = pytest.mark.parametrize(
 
 def some(ragged=MANY_TILES, heads=2, head_size=5, tables=TABLES, **changes):
     """Arguments of a call with these tables, in float64; as layers do, with zeros in tail padding."""
-    given = arguments("multi_head_attention", ragged.lengths, ragged.spare, item_width=head_size)
+    given = arguments(
+        "multi_head_attention", lengths=ragged.lengths, spare=ragged.spare, item_width=head_size
+    )
     given["x_q"][sum(ragged.lengths) :] = 0
     unused = {n: None for n in TABLES if n not in tables}
     if "time_bias" not in tables:

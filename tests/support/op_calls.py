@@ -1,5 +1,6 @@
 """A small valid call of every op, with any extents: what tests of all ops start from."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,164 +10,259 @@ from ssept_ext._extension import IN_PLACE_OPS, RANKING_OPS
 from ssept_ext.ops.relative_bias import TIME_BUCKETS
 
 
-def arguments(
-    op: str,
-    lengths: tuple[int, ...] = (3, 0, 1),
-    spare: int = 0,
-    item_rows: int = 5,
-    user_rows: int = 4,
-    position_rows: int = 6,
-    item_width: int = 3,
-    user_width: int = 2,
-    num_items: int = 2,
-    heads: int = 2,
-    dropout_p: float = 0.0,
-    dtype: torch.dtype = torch.float64,
-) -> dict[str, Any]:
-    """Arguments by name; ids are of the tables, or all 0 where those have no rows."""
-    generator = torch.Generator().manual_seed(1)
-    tokens = sum(lengths) + spare
-    width = item_width + user_width
+@dataclass(frozen=True)
+class Extents:
+    """Sizes of a call's tensors, and what else is the same for all ops."""
 
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    lengths: tuple[int, ...] = (3, 0, 1)
+    spare: int = 0
+    item_rows: int = 5
+    user_rows: int = 4
+    position_rows: int = 6
+    item_width: int = 3
+    user_width: int = 2
+    num_items: int = 2
+    heads: int = 2
+    dropout_p: float = 0.0
+    dtype: torch.dtype = torch.float64
 
-    def ids(rows, *shape):
-        return torch.randint(max(rows, 1), shape, generator=generator)
+    @property
+    def tokens(self):
+        return sum(self.lengths) + self.spare
 
-    wide = torch.promote_types(dtype, torch.float32)
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    tables = {
-        "item_weight": normal(item_rows, item_width),
-        "user_weight": normal(user_rows, user_width),
+    @property
+    def width(self):
+        return self.item_width + self.user_width
+
+    @property
+    def wide(self):
+        return torch.promote_types(self.dtype, torch.float32)
+
+
+class Draws:
+    """Numbers of one generator, and tables and ids of them that several ops take."""
+
+    def __init__(self, size: Extents):
+        self._size = size
+        self._generator = torch.Generator().manual_seed(1)
+        self.tables = {
+            "item_weight": self.normal(size.item_rows, size.item_width),
+            "user_weight": self.normal(size.user_rows, size.user_width),
+        }
+        self.users = self.ids(size.user_rows, len(size.lengths))
+        self.bias = {
+            "position_bias": self.normal(size.heads, max(size.tokens, 1)).to(size.wide),
+            "time_bias": self.normal(size.heads, TIME_BUCKETS).to(size.wide),
+            "query_times": torch.arange(size.tokens) * 100 + 7,
+            "key_times": torch.arange(size.tokens) * 100,
+        }
+        self.dropout = {"dropout_p": size.dropout_p, "seed": torch.tensor([7]), "site": 3}
+        self.cu_seqlens = self.offsets().to(torch.int32)
+        self.sequences = {
+            "cu_seqlens_q": self.cu_seqlens,
+            "cu_seqlens_k": self.cu_seqlens,
+            "max_seqlen_q": max(size.lengths, default=0),
+            "max_seqlen_k": max(size.lengths, default=0),
+        }
+
+    def normal(self, *shape):
+        x = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        return x.to(self._size.dtype)
+
+    def ids(self, rows, *shape):
+        return torch.randint(max(rows, 1), shape, generator=self._generator)
+
+    def some_ids(self, rows, count):
+        """Different ones, rising."""
+        drawn = torch.randperm(max(rows - 1, 0), generator=self._generator)[:count] + 1
+        return drawn.sort().values
+
+    def offsets(self):
+        return torch.tensor([0, *self._size.lengths]).cumsum(0)
+
+
+def of_user_item_embedding(size, draw):
+    return {
+        **draw.tables,
+        "position_weight": draw.normal(size.position_rows, size.width),
+        "items": draw.ids(size.item_rows, size.tokens),
+        "users": draw.users,
+        "positions": draw.ids(size.position_rows, size.tokens),
+        "cu_seqlens": draw.cu_seqlens,
+        **draw.dropout,
     }
-    users = ids(user_rows, len(lengths))
-    dropout = {"dropout_p": dropout_p, "seed": torch.tensor([7]), "site": 3}
-    bias = {
-        "position_bias": normal(heads, max(tokens, 1)).to(wide),
-        "time_bias": normal(heads, TIME_BUCKETS).to(wide),
-        "query_times": torch.arange(tokens) * 100 + 7,
-        "key_times": torch.arange(tokens) * 100,
+
+
+def of_position_layer_norm(size, draw):
+    return {
+        "x": draw.normal(size.tokens, size.width),
+        "gamma": draw.normal(size.position_rows, size.width),
+        "beta": draw.normal(size.position_rows, size.width),
+        "positions": draw.ids(size.position_rows, size.tokens),
+        "cu_seqlens": draw.cu_seqlens,
+        "eps": 1e-8,
     }
-    match op:
-        case "user_item_embedding":
-            return {
-                **tables,
-                "position_weight": normal(position_rows, width),
-                "items": ids(item_rows, tokens),
-                "users": users,
-                "positions": ids(position_rows, tokens),
-                "cu_seqlens": cu_seqlens,
-                **dropout,
-            }
-        case "position_layer_norm":
-            return {
-                "x": normal(tokens, width),
-                "gamma": normal(position_rows, width),
-                "beta": normal(position_rows, width),
-                "positions": ids(position_rows, tokens),
-                "cu_seqlens": cu_seqlens,
-                "eps": 1e-8,
-            }
-        case "causal_attention":
-            return {
-                **{name: normal(tokens, heads, item_width) for name in "qkv"},
-                "cu_seqlens_q": cu_seqlens,
-                "cu_seqlens_k": cu_seqlens,
-                "max_seqlen_q": max(lengths, default=0),
-                "max_seqlen_k": max(lengths, default=0),
-                "scale": 0.4,
-                **dropout,
-                **bias,
-            }
-        case "feed_forward":
-            return {
-                "x": normal(tokens, width),
-                "weight1": normal(num_items, width),
-                "bias1": normal(num_items),
-                "weight2": normal(width, num_items),
-                "bias2": normal(width),
-                **dropout,
-                "residual": normal(tokens, width),
-            }
-        case "gated_residual":
-            return {name: normal(tokens, width) for name in ("x", "y", "gate")} | dropout
-        case "swiglu":
-            return {"u": normal(tokens, 2 * width), **dropout}
-        case "multi_head_attention":
-            inner = heads * item_width
-            layers = {
-                f"{of}_{kind}": normal(*shape)
-                for of in "qkv"
-                for kind, shape in (("weight", (inner, inner)), ("bias", (inner,)))
-            }
-            return {
-                "x_q": normal(tokens, inner),
-                "x_k": normal(tokens, inner),
-                **layers,
-                "cu_seqlens_q": cu_seqlens,
-                "cu_seqlens_k": cu_seqlens,
-                "max_seqlen_q": max(lengths, default=0),
-                "max_seqlen_k": max(lengths, default=0),
-                "num_heads": heads,
-                "scale": 0.4,
-                **dropout,
-                "residual": True,
-                **bias,
-            }
-        case "sampled_logits":
-            return {
-                "hidden": normal(tokens, width),
-                **tables,
-                "items": ids(item_rows, tokens, num_items),
-                "users": users,
-                "cu_seqlens": cu_seqlens,
-            }
-        case "sampled_loss" | "shared_loss":
-            shared = op == "shared_loss"
-            return {
-                "hidden": normal(tokens, width),
-                **tables,
-                "positives": ids(item_rows, tokens),
-                "negatives": ids(item_rows, len(lengths) if shared else tokens, num_items),
-                "users": users,
-                "cu_seqlens": cu_seqlens,
-                **({"max_seqlen": max(lengths, default=0)} if shared else {}),
-                "loss": "sampled_softmax",
-                "beta": 0.5,
-                "log_q": normal(item_rows).to(wide),
-                "corrects_positive": True,
-            }
-        case "top_k" | "item_ranks":
-            queries = len(lengths)
-            seen_offsets = torch.tensor([0, *lengths]).cumsum(0)
-            given = {
-                "queries": normal(queries, item_width).to(wide),
-                "table": tables["item_weight"],
-                "num_items": max(item_rows - 1, 0),
-                "seen_items": ids(item_rows, sum(lengths)),
-                "seen_offsets": seen_offsets,
-                "scale": normal(item_rows).to(wide),
-            }
-            if op == "item_ranks":
-                return given | {"targets": ids(item_rows, queries), "target_scores": None}
-            candidates = torch.arange(1, max(item_rows, 1))[::2]
-            return given | {"k": min(num_items, len(candidates)), "candidates": candidates}
-        case "lazy_adam" | "rowwise_adagrad":
-            rows = torch.randperm(max(item_rows - 1, 0), generator=generator)[:num_items] + 1
-            given = {"table": tables["item_weight"]}
-            if op == "lazy_adam":
-                given["exp_avg"] = normal(item_rows, item_width)
-                given["exp_avg_sq"] = normal(item_rows, item_width).abs()
-            else:
-                given["sum_of_squares"] = normal(item_rows).abs()
-            given["ids"] = torch.cat([rows.sort().values, torch.zeros(spare, dtype=torch.int64)])
-            given["grad"] = normal(len(given["ids"]), item_width)
-            given["learning_rate"] = torch.tensor(0.1)
-            if op == "lazy_adam":
-                given |= {"step": torch.tensor(3.0), "betas": (0.9, 0.98)}
-            return given | {"eps": 1e-8, "weight_decay": 0.1}
-    raise ValueError(op)
+
+
+def of_causal_attention(size, draw):
+    return {
+        **{name: draw.normal(size.tokens, size.heads, size.item_width) for name in "qkv"},
+        **draw.sequences,
+        "scale": 0.4,
+        **draw.dropout,
+        **draw.bias,
+    }
+
+
+def of_multi_head_attention(size, draw):
+    inner = size.heads * size.item_width
+    layers = {
+        f"{of}_{kind}": draw.normal(*shape)
+        for of in "qkv"
+        for kind, shape in (("weight", (inner, inner)), ("bias", (inner,)))
+    }
+    return {
+        "x_q": draw.normal(size.tokens, inner),
+        "x_k": draw.normal(size.tokens, inner),
+        **layers,
+        **draw.sequences,
+        "num_heads": size.heads,
+        "scale": 0.4,
+        **draw.dropout,
+        "residual": True,
+        **draw.bias,
+    }
+
+
+def of_feed_forward(size, draw):
+    return {
+        "x": draw.normal(size.tokens, size.width),
+        "weight1": draw.normal(size.num_items, size.width),
+        "bias1": draw.normal(size.num_items),
+        "weight2": draw.normal(size.width, size.num_items),
+        "bias2": draw.normal(size.width),
+        **draw.dropout,
+        "residual": draw.normal(size.tokens, size.width),
+    }
+
+
+def of_gated_residual(size, draw):
+    return {
+        name: draw.normal(size.tokens, size.width) for name in ("x", "y", "gate")
+    } | draw.dropout
+
+
+def of_swiglu(size, draw):
+    return {"u": draw.normal(size.tokens, 2 * size.width), **draw.dropout}
+
+
+def of_sampled_logits(size, draw):
+    return {
+        "hidden": draw.normal(size.tokens, size.width),
+        **draw.tables,
+        "items": draw.ids(size.item_rows, size.tokens, size.num_items),
+        "users": draw.users,
+        "cu_seqlens": draw.cu_seqlens,
+    }
+
+
+def of_sampled_loss(size, draw):
+    return of_loss(size, draw, size.tokens)
+
+
+def of_shared_loss(size, draw):
+    longest = max(size.lengths, default=0)
+    return {**of_loss(size, draw, len(size.lengths)), "max_seqlen": longest}
+
+
+def of_loss(size, draw, groups):
+    """`groups` of negatives: one for each token or sequence."""
+    return {
+        "hidden": draw.normal(size.tokens, size.width),
+        **draw.tables,
+        "positives": draw.ids(size.item_rows, size.tokens),
+        "negatives": draw.ids(size.item_rows, groups, size.num_items),
+        "users": draw.users,
+        "cu_seqlens": draw.cu_seqlens,
+        "loss": "sampled_softmax",
+        "beta": 0.5,
+        "log_q": draw.normal(size.item_rows).to(size.wide),
+        "corrects_positive": True,
+    }
+
+
+def of_ranking(size, draw):
+    return {
+        "queries": draw.normal(len(size.lengths), size.item_width).to(size.wide),
+        "table": draw.tables["item_weight"],
+        "num_items": max(size.item_rows - 1, 0),
+        "seen_items": draw.ids(size.item_rows, sum(size.lengths)),
+        "seen_offsets": draw.offsets(),
+        "scale": draw.normal(size.item_rows).to(size.wide),
+    }
+
+
+def of_top_k(size, draw):
+    candidates = torch.arange(1, max(size.item_rows, 1))[::2]
+    k = min(size.num_items, len(candidates))
+    return {**of_ranking(size, draw), "k": k, "candidates": candidates}
+
+
+def of_item_ranks(size, draw):
+    targets = draw.ids(size.item_rows, len(size.lengths))
+    return {**of_ranking(size, draw), "targets": targets, "target_scores": None}
+
+
+def of_row_update(size, draw):
+    """Of whole rows; ids end with one 0 for each spare token."""
+    ids = torch.cat([draw.some_ids(size.item_rows, size.num_items), torch.zeros(size.spare).long()])
+    return {
+        "table": draw.tables["item_weight"],
+        "ids": ids,
+        "grad": draw.normal(len(ids), size.item_width),
+        "learning_rate": torch.tensor(0.1),
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+    }
+
+
+def of_lazy_adam(size, draw):
+    return {
+        **of_row_update(size, draw),
+        "exp_avg": draw.normal(size.item_rows, size.item_width),
+        "exp_avg_sq": draw.normal(size.item_rows, size.item_width).abs(),
+        "step": torch.tensor(3.0),
+        "betas": (0.9, 0.98),
+    }
+
+
+def of_rowwise_adagrad(size, draw):
+    sums = draw.normal(size.item_rows).abs()
+    return {**of_row_update(size, draw), "sum_of_squares": sums}
+
+
+MAKERS = {
+    "user_item_embedding": of_user_item_embedding,
+    "position_layer_norm": of_position_layer_norm,
+    "causal_attention": of_causal_attention,
+    "multi_head_attention": of_multi_head_attention,
+    "feed_forward": of_feed_forward,
+    "gated_residual": of_gated_residual,
+    "swiglu": of_swiglu,
+    "sampled_logits": of_sampled_logits,
+    "sampled_loss": of_sampled_loss,
+    "shared_loss": of_shared_loss,
+    "top_k": of_top_k,
+    "item_ranks": of_item_ranks,
+    "lazy_adam": of_lazy_adam,
+    "rowwise_adagrad": of_rowwise_adagrad,
+}
+
+
+def arguments(op: str, **extents: Any) -> dict[str, Any]:
+    """Arguments by name, of the `Extents`; ids are of the tables, or all 0 where those have no rows."""
+    size = Extents(**extents)
+    return MAKERS[op](size, Draws(size))
 
 
 def call(op: str, given: dict[str, Any], backend: str) -> Any:

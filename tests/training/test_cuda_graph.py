@@ -23,7 +23,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ssept_ext import SSEPT, ops
 from ssept_ext.data.packed import number_rows
-from ssept_ext.network import layers, losses
+from ssept_ext.network import encoder, layers, losses
 from ssept_ext.network.config import Architecture
 from ssept_ext.network.scores import Scores
 from ssept_ext.training import cuda_graph
@@ -120,9 +120,9 @@ def test_the_step_names_nothing_that_makes_the_host_wait_for_the_device():
         ops.sampled_loss,
         SSEPT.encode,
         *(Scores.queries, Scores.vectors, Scores.forward),
-        *(layers.Encoder.forward, layers.EncoderLayer.forward, layers.MultiHeadAttention.forward),
-        *(layers.PreNormLayer.forward, layers.PreNormLayer.attend, layers.PreNormLayer.add),
-        *(layers.GatedLayer.forward, layers.SwigluFeedForward.forward),
+        *(encoder.Encoder.forward, encoder.EncoderLayer.forward, layers.MultiHeadAttention.forward),
+        *(encoder.PreNormLayer.forward, encoder.PreNormLayer.attend, encoder.PreNormLayer.add),
+        *(encoder.GatedLayer.forward, layers.SwigluFeedForward.forward),
         layers.PointWiseFeedForward.forward,
         layers.LayerNormalization.forward,
         losses.softmax,
