@@ -115,6 +115,7 @@ def lines_of(out):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_the_dry_run_takes_every_stage_from_the_prepared_folder_alone(prepared, tmp_path):
     out = tmp_path / "results"
 

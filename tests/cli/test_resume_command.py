@@ -3,13 +3,13 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.command_line import TINY, before_batch, ctrl_c, rows_of, train, weights_of
+from support.processes import Process
 
 from ssept_ext.checkpoint.training_state import load_training, save_training
 from ssept_ext.cli import app as cli
@@ -76,7 +76,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the
 honest, index = WarpSampler.next_packed, int(sys.argv[1])
 def next_packed(self):
     if self.tell() == index:
-        print("stopped", flush=True)
+        open("stopped", "w").close()
         while not os.path.exists("sent"):
             time.sleep(0.01)
     return honest(self)
@@ -87,17 +87,18 @@ sys.exit(cli.main(sys.argv[2:]))
 
 def run_and_send(number, index, *argv):
     """Run a command in a process of its own, and send it a signal before batch `index`; exit code and stderr."""
-    sent = Path("sent")
-    command = [sys.executable, "-c", STOPPING, str(index), *argv]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
-        while process.stdout.readline() not in ("stopped\n", ""):
-            pass
+    stopped, sent = Path("stopped"), Path("sent")
+    arguments = f"import sys; sys.argv[1:] = {[str(index), *argv]!r}"
+    with Process(arguments + STOPPING, Path.cwd()) as process:
+        while not stopped.exists():
+            assert process.is_alive()
+            time.sleep(0.01)
         process.send_signal(number)
         sent.touch()
-        _, error = process.communicate(timeout=120)
+        result = process.wait(timeout=120), process.errors
+    stopped.unlink()
     sent.unlink()
-    return process.returncode, error
+    return result
 
 
 def test_a_run_interrupted_twice_ends_like_one_that_was_not(data, tmp_path, capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.processes import two_processes
+from support.processes import processes
 
 from ssept_ext import WarpSampler
 from ssept_ext.checkpoint.training_state import load_training
@@ -148,16 +148,12 @@ def figures_of(run):
 
 
 def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(data, tmp_path):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with two_processes(
-        f"import test_torchrun as t; t.train_with(t.DeadlySampler, {str(data)!r})",
-        tmp_path,
-        **pipes,
-    ) as (killed, left):
+    code = f"import test_torchrun as t; t.train_with(t.DeadlySampler, {str(data)!r})"
+    with processes(2, code, tmp_path) as (killed, left):
         assert killed.wait(timeout=120) == -signal.SIGKILL
-        output, error = left.communicate(timeout=TIMEOUT_SECONDS + 10)
+        assert left.wait(timeout=TIMEOUT_SECONDS + 10) == 1
+        output, error = left.output, left.errors
 
-    assert left.returncode == 1
     assert output == ""  # process 0 prints
     assert error.splitlines()[-1].startswith(
         "ssept process 1 of 2: error: another process has ended or does not answer ("
@@ -186,14 +182,12 @@ def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(data, tm
 
 
 def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_run_goes_on(data, tmp_path):
-    with two_processes(
-        f"import test_torchrun as t; t.train_with(t.TerminatingSampler, {str(data)!r})",
-        tmp_path,
-        stderr=subprocess.PIPE,
-    ) as processes:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+    code = f"import test_torchrun as t; t.train_with(t.TerminatingSampler, {str(data)!r})"
+    with processes(2, code, tmp_path) as started:
+        codes = [process.wait(timeout=120) for process in started]
+        errors = [process.errors for process in started]
 
-    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2
+    assert codes == [128 + signal.SIGTERM] * 2
     assert ["to continue: ssept resume run" in error for error in errors] == [True, False]
     state = load_training("run")
     assert (state.epoch, len(state.losses), state.next_batch) == (2, 2, 6)

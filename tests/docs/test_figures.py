@@ -1,7 +1,7 @@
 """The figures in README and docs are those of the files in bench/results."""
 
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +13,25 @@ STEPS = "bench/results/2026-11-29-amd-epyc-zen-4-2-cores-train-step.txt"
 PAGE = "docs/performance.md"
 
 
-def run_script(root, *arguments):
-    return subprocess.run(
-        [sys.executable, "-B", str(root / "docs/figures.py"), *arguments],
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Runs the script of a copy of the pages in this process; returns what it printed, and its message if it failed."""
+
+    def run(root, *arguments):
+        script = root / "docs/figures.py"
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [str(script), *arguments])
+            patch.setattr(sys, "dont_write_bytecode", True)
+            patch.syspath_prepend(script.parent)
+            for module in ("papers", "results"):  # those of this copy
+                patch.delitem(sys.modules, module, raising=False)
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as end:
+                return capsys.readouterr().out, end.code
+        return capsys.readouterr().out, None
+
+    return run
 
 
 @pytest.fixture
@@ -36,24 +49,22 @@ def replace(path, before, after):
     path.write_text(text.replace(before, after))
 
 
-def test_pages_have_the_figures_of_the_result_files():
-    check = run_script(ROOT, "--check")
-
-    assert (check.returncode, check.stderr) == (0, "")
+def test_pages_have_the_figures_of_the_result_files(run_script):
+    assert run_script(ROOT, "--check") == ("", None)
 
 
-def test_a_figure_that_was_changed_by_hand_is_found_and_put_right(copy):
+def test_a_figure_that_was_changed_by_hand_is_found_and_put_right(copy, run_script):
     replace(copy / PAGE, "| training step | 6.7 ×", "| training step | 9.4 ×")
 
-    check, write = run_script(copy, "--check"), run_script(copy)
+    _, why = run_script(copy, "--check")
+    written, _ = run_script(copy)
 
-    assert check.returncode == 1
-    assert "performance.md" in check.stderr
-    assert write.stdout == f"wrote {PAGE}\n"
+    assert "performance.md" in why
+    assert written == f"wrote {PAGE}\n"
     assert (copy / PAGE).read_text() == (ROOT / PAGE).read_text()
 
 
-def test_a_new_result_reaches_tables_and_sentences(copy):
+def test_a_new_result_reaches_tables_and_sentences(copy, run_script):
     replace(copy / STEPS, "eager baseline                        6.71", "eager baseline  12.34")
     replace(copy / RESULT, "Ours needs 49 MiB", "Ours needs 50 MiB")
 
@@ -64,23 +75,24 @@ def test_a_new_result_reaches_tables_and_sentences(copy):
     assert "<!-- figures: recommend-mib -->50<!-- end --> MiB" in page
 
 
-def test_a_result_that_is_no_longer_there_is_an_error(copy):
+def test_a_result_that_is_no_longer_there_is_an_error(copy, run_script):
     replace(copy / "bench/results/reproduce-2026-11-26.md", "| sasrec-seed-0,bf16=true |", "| x |")
 
-    assert run_script(copy, "--check").returncode == 1
+    with pytest.raises(ValueError, match="expected 1, got 0"):
+        run_script(copy, "--check")
 
 
-def test_a_marker_without_an_end_is_an_error(copy):
+def test_a_marker_without_an_end_is_an_error(copy, run_script):
     replace(copy / PAGE, "49<!-- end -->", "49")
 
-    check = run_script(copy, "--check")
+    with pytest.raises(ValueError, match="<!-- end -->"):
+        run_script(copy, "--check")
 
-    assert "<!-- end -->" in check.stderr
 
-
-def test_a_figure_at_the_start_of_a_line_is_an_error_because_it_ends_the_paragraph(copy):
+def test_a_figure_at_the_start_of_a_line_is_an_error_because_it_ends_the_paragraph(
+    copy, run_script
+):
     replace(copy / PAGE, " <!-- figures: recommend-mib", "\n<!-- figures: recommend-mib")
 
-    check = run_script(copy, "--check")
-
-    assert "begin" in check.stderr
+    with pytest.raises(ValueError, match="must not begin with the figure"):
+        run_script(copy, "--check")

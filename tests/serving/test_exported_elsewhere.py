@@ -46,7 +46,7 @@ def export(kind, model, folder):
         torch.export.save(export_program(model, top_k=True), folder / "model.pt2")
 
 
-@pytest.mark.parametrize("kind", RUN)
+@pytest.mark.parametrize("kind", ["program", pytest.param("aoti", marks=pytest.mark.slow), "onnx"])
 def test_an_exported_file_answers_as_recommend_without_this_package(kind, tmp_path):
     torch.manual_seed(0)
     model = perturbed(tiny_model(SSEPT))

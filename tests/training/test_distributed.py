@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.factories import model_for
-from support.processes import two_processes
+from support.processes import processes
 
 from ssept_ext import SSEPT, SASRecDataSet, WarpSampler, distributed
 from ssept_ext.data.synthetic import synthetic
@@ -257,10 +257,9 @@ def work(folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    with two_processes(
-        f"import test_distributed as t; t.work({str(folder)!r})", folder
-    ) as processes:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    code = f"import test_distributed as t; t.work({str(folder)!r})"
+    with processes(2, code, folder) as started:
+        assert [process.wait(timeout=240) for process in started] == [0, 0]
     loaded = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     logs = {path.stem for path in folder.iterdir() if path.suffix != ".pt"}
     return [{**result, "logs": logs} for result in loaded]

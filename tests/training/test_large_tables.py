@@ -1,7 +1,6 @@
 """Tables with their rows spread over two and over four processes, against models that hold them whole."""
 
 import re
-import subprocess
 from dataclasses import astuple
 from pathlib import Path
 
@@ -255,9 +254,9 @@ def test_the_script_of_the_documentation_runs(tmp_path):
     code = script.replace("num_epochs=20", "num_epochs=1")
     assert code != script
 
-    with processes(2, code, tmp_path, stdout=subprocess.PIPE) as started:
-        answers = [process.communicate(timeout=240)[0] for process in started]
-        assert [process.returncode for process in started] == [0, 0]
+    with processes(2, code, tmp_path) as started:
+        assert [process.wait(timeout=240) for process in started] == [0, 0]
+        answers = [process.output for process in started]
 
     assert answers[0] == answers[1]
     assert "FullMetrics(num_users=20" in answers[0]

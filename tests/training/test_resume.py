@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.factories import model_for
-from support.processes import program
+from support.processes import Process
 from support.raw_ids import SIZES, interactions
 
 from ssept_ext import SASREC, IdMap, WarpSampler
@@ -83,11 +82,9 @@ def train(folder, last=-1, signals=(signal.SIGKILL,), epochs=EPOCHS, **changes):
 
 
 def train_in_a_process(folder, last, number):
-    command = program(
-        f"from test_resume import train; train({str(folder)!r}, {last}, [{int(number)}])"
-    )
-    # In another folder, so as to import the installed package and not a checkout.
-    return subprocess.run(command, cwd=folder, check=False, timeout=120).returncode
+    code = f"from test_resume import train; train({str(folder)!r}, {last}, [{int(number)}])"
+    with Process(code, folder) as process:
+        return process.wait(timeout=120)
 
 
 def assert_same(left, right):
