@@ -61,16 +61,20 @@ SSEPT_INLINE typename S::template Vec<A> shuffle(typename S::template Vec<A> x,
 // memory, dozens of times slower. f and all it calls must be SSEPT_INLINE.
 #if defined(__x86_64__) && defined(__GNUC__)
 template <class F>
-[[gnu::target("arch=x86-64-v4,avx512bf16")]] void run_with_bfloat16(F& f) {
+[[gnu::noinline, gnu::target("arch=x86-64-v4,avx512bf16")]] void run_with_bfloat16(F& f) {
   f(Simd<64, 8, true>());
 }
 template <class F>
-[[gnu::target("arch=x86-64-v4")]] void run_with_avx512(F& f) {
+[[gnu::noinline, gnu::target("arch=x86-64-v4")]] void run_with_avx512(F& f) {
   f(Simd<64, 8>());
 }
 template <class F>
-[[gnu::target("arch=x86-64-v3")]] void run_with_avx2(F& f) {
+[[gnu::noinline, gnu::target("arch=x86-64-v3")]] void run_with_avx2(F& f) {
   f(Simd<32, 4>());
+}
+template <class F>
+[[gnu::noinline]] void run_with_baseline(F& f) {
+  f(Simd<16, 4>());
 }
 template <class T = void, class F>
 void with_simd(F&& f) {
@@ -83,13 +87,31 @@ void with_simd(F&& f) {
     case SimdLevel::kAvx2:
       return run_with_avx2(f);
     case SimdLevel::kBaseline:
-      return f(Simd<16, 4>());
+      return run_with_baseline(f);
   }
+}
+
+// Runs f(S()) in a function of its own, from code that is compiled for S: it is compiled once for
+// all callers of the template that has the lambda f.
+template <class S, class F>
+SSEPT_INLINE void outlined(F&& f) {
+  if constexpr (S::kBFloat16)
+    run_with_bfloat16(f);
+  else if constexpr (std::is_same_v<S, Simd<64, 8> >)
+    run_with_avx512(f);
+  else if constexpr (std::is_same_v<S, Simd<32, 4> >)
+    run_with_avx2(f);
+  else
+    run_with_baseline(f);
 }
 #else
 template <class T = void, class F>
 void with_simd(F&& f) {
   f(Simd<16, 4>());
+}
+template <class S, class F>
+SSEPT_INLINE void outlined(F&& f) {
+  f(S());
 }
 #endif
 

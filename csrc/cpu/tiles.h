@@ -281,7 +281,7 @@ SSEPT_INLINE typename S::template Vec<A> exponential(typename S::template Vec<A>
     const Bits bits = reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23);
     return x < -87.0f ? Vec{} : reinterpret_cast<Vec>(bits);
   } else {
-    Vec y;
+    Vec y{};
     for (int64_t i = 0; i < S::template kLanes<A>; ++i) y[i] = std::exp(x[i]);
     return y;
   }

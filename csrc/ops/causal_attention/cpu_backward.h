@@ -103,6 +103,12 @@ SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_scores, const uint32_
   }
 }
 
+// What the forward and `backward_delta` made of each query and head, (Nq, H) each.
+template <class A>
+struct SavedOfQueries {
+  const A *lse, *delta;
+};
+
 // Rows of queries and of their gradients, packed.
 template <class S, class T, class A = Accumulator<T>>
 SSEPT_INLINE void pack_queries(const HeadOf<T>& x, const T* grad_out, A scale, int64_t head_size,
@@ -113,85 +119,85 @@ SSEPT_INLINE void pack_queries(const HeadOf<T>& x, const T* grad_out, A scale, i
       grad_out + first * x.row, x.row, rows, head_size, A(1), S::whole_rows(rows));
 }
 
-// A tile of a unit's queries and a tile of keys.
-struct TilePair {
-  int64_t first_row, rows, keys;  // first_row: the first query's, within the unit
-  int64_t packed_row;             // the same, among the packed rows
-  int64_t first_token;            // the first query's, among all tokens
-  int64_t first_key;              // within the sequence
-  int64_t visible;                // keys that the first query sees, maybe below 0
-  bool k_finite;
-};
-
 // Computes the tile's weights and the gradient of its scores, and adds to the queries' gradient and
 // to that of the relative bias, if `bias_sums` is there.
-template <class S, class T, class A>
-SSEPT_INLINE void score_gradients(const Inputs<T>& in, const HeadOf<T>& x,
-                                  const CausalAttentionGradients<T>& g, const Unit& unit,
-                                  const TilePair& pair, const TileDropout& dropout,
+template <class S, class E, class A>
+SSEPT_INLINE void score_gradients(const Head<A>& head, const SavedOfQueries<A>& saved,
+                                  const Unit& unit, const TilePair& tile_pair,
                                   BackwardTiles<A>& tile, A* bias_sums) {
-  using E = Element<S, T>;
-  const auto& s = in.size;
-  const int64_t width = S::template whole_vectors<A>(s.head_size);
-  const int64_t depth = elements_of<E>(s.head_size), row = S::template whole_vectors<A>(depth);
-  TimeBuckets buckets;
-  for (int64_t r0 = 0; r0 < pair.rows; r0 += S::kRows) {
-    const int64_t seen = seen_by_group<S>(pair.visible, r0, pair.keys);
-    if (seen == 0) continue;
-    const int64_t columns = columns_for<S, A>(seen);
-    multiply_rows<S, false>(seen, depth, tile.q.template across<E>() + (pair.packed_row + r0) * row,
-                            row, 1, tile.k_transposed.template as<E>(), kTile,
-                            tile.weights + r0 * kTile, kTile);
-    multiply_rows<S, false>(
-        seen, depth, tile.grad_out.template across<E>() + (pair.packed_row + r0) * row, row, 1,
-        tile.v_transposed.template as<E>(), kTile, tile.grad_scores + r0 * kTile, kTile);
-    const int64_t rows = std::min(S::kRows, pair.rows - r0);
-    for (int64_t r = r0; r < r0 + whole_elements<E>(rows); ++r) {
-      const int64_t row_visible = r < pair.rows ? clamp(pair.visible + r, 0, pair.keys) : 0;
-      if (row_visible == 0) {
-        std::fill_n(tile.weights + r * kTile, columns, A(0));
-        std::fill_n(tile.grad_scores + r * kTile, columns, A(0));
-        continue;
+  outlined<S>([&](S) SSEPT_INLINE_LAMBDA {
+    const Head<A> x = head;  // copies, which stay in registers
+    const TilePair pair = tile_pair;
+    const bool wants_query_gradient = unit.wants_query_gradient;
+    const bool wants_key_gradient = unit.wants_key_gradient;
+    A* const sums = bias_sums;
+    const A *const lse = saved.lse, *const delta = saved.delta;
+    const int64_t width = S::template whole_vectors<A>(x.size.head_size);
+    const int64_t depth = elements_of<E>(x.size.head_size);
+    const int64_t row = S::template whole_vectors<A>(depth);
+    const TileDropout dropout(x, pair, tile.words.get());
+    TimeBuckets buckets;
+    for (int64_t r0 = 0; r0 < pair.rows; r0 += S::kRows) {
+      const int64_t seen = seen_by_group<S>(pair.visible, r0, pair.keys);
+      if (seen == 0) continue;
+      const int64_t columns = columns_for<S, A>(seen), packed = (pair.packed_row + r0) * row;
+      multiply_rows<S, false>(seen, depth, tile.q.template across<E>() + packed, row, 1,
+                              tile.k_transposed.template as<E>(), kTile, tile.weights + r0 * kTile,
+                              kTile);
+      multiply_rows<S, false>(seen, depth, tile.grad_out.template across<E>() + packed, row, 1,
+                              tile.v_transposed.template as<E>(), kTile,
+                              tile.grad_scores + r0 * kTile, kTile);
+      const int64_t rows = std::min(S::kRows, pair.rows - r0);
+      for (int64_t r = r0; r < r0 + whole_elements<E>(rows); ++r) {
+        A *const weights = tile.weights + r * kTile, *const scores = tile.grad_scores + r * kTile;
+        const int64_t visible = r < pair.rows ? clamp(pair.visible + r, 0, pair.keys) : 0;
+        if (visible == 0) {
+          std::fill_n(weights, columns, A(0));
+          std::fill_n(scores, columns, A(0));
+          continue;
+        }
+        const int64_t query = pair.first_query + r;
+        const int64_t entry = (x.query_start + query) * x.size.num_heads + x.index;
+        scale_scores<S, E>(weights, visible, static_cast<A>(x.size.scale));
+        add_bias(x, query, pair.first_key, visible, weights, buckets);
+        softmax_backward_row<S, A>(weights, scores, dropout.row(r), x.dropout, visible, columns,
+                                   lse[entry], delta[entry]);
+        if (sums) add_bias_gradient(x, query, pair.first_key, visible, scores, buckets, sums);
       }
-      const int64_t entry = (pair.first_token + r) * s.num_heads + unit.head;
-      const int64_t query = unit.first_query + pair.first_row + r;
-      scale_scores<S, E>(tile.weights + r * kTile, row_visible, static_cast<A>(s.scale));
-      add_bias(x, query, pair.first_key, row_visible, tile.weights + r * kTile, buckets);
-      softmax_backward_row<S, A>(tile.weights + r * kTile, tile.grad_scores + r * kTile,
-                                 dropout.row(r), in.dropout, row_visible, columns, g.lse[entry],
-                                 g.delta[entry]);
-      if (bias_sums)
-        add_bias_gradient(x, query, pair.first_key, row_visible, tile.grad_scores + r * kTile,
-                          buckets, bias_sums);
+      if (wants_query_gradient)
+        add_products<S>(
+            pair.finite, width, elements_of<E>(seen),
+            elements_across<S, E>(tile.grad_scores + r0 * kTile, rows, tile.pairs.get()), kTile, 1,
+            tile.k.template down<E>(), width, tile.grad_q + (pair.first_row + r0) * width, width);
+      if (wants_key_gradient) {
+        make_elements_down<S, E>(tile.weights.get(), r0, whole_elements<E>(rows));
+        make_elements_down<S, E>(tile.grad_scores.get(), r0, whole_elements<E>(rows));
+      }
     }
-    if (unit.wants_query_gradient)
-      add_products<S>(pair.k_finite, width, elements_of<E>(seen),
-                      elements_across<S, E>(tile.grad_scores + r0 * kTile, rows, tile.pairs.get()),
-                      kTile, 1, tile.k.template down<E>(), width,
-                      tile.grad_q + (pair.first_row + r0) * width, width);
-    if (unit.wants_key_gradient) {
-      make_elements_down<S, E>(tile.weights.get(), r0, whole_elements<E>(rows));
-      make_elements_down<S, E>(tile.grad_scores.get(), r0, whole_elements<E>(rows));
-    }
-  }
+  });
 }
 
 // Adds what the tile's queries contribute to the gradients of its keys and values.
 template <class S, class E, class A>
-SSEPT_INLINE void add_key_gradients(const TilePair& pair, int64_t width, BackwardTiles<A>& tile) {
-  for (int64_t j = 0; j < pair.keys; j += S::kRows) {
-    // Rows before this one see none of these keys.
-    const int64_t r = clamp(j + 1 - pair.visible, 0, pair.rows) / kNumbers<E>;
-    const int64_t depth = elements_of<E>(pair.rows) - r;
-    const auto add = [&](bool finite, const Buffer<A>& left, const RowTile<A>& right,
-                         const Buffer<A>& to) SSEPT_INLINE_LAMBDA {
-      add_products<S>(finite, width, depth, left.template as<E>() + r * kTile + j, 1, kTile,
-                      right.template down<E>() + (pair.packed_row / kNumbers<E> + r) * width, width,
-                      to + j * width, width);
-    };
-    add(tile.grad_finite, tile.weights, tile.grad_out, tile.grad_v);
-    add(tile.q_finite, tile.grad_scores, tile.q, tile.grad_k);
-  }
+SSEPT_INLINE void add_key_gradients(const TilePair& tile_pair, int64_t tile_width,
+                                    BackwardTiles<A>& tile) {
+  outlined<S>([&](S) SSEPT_INLINE_LAMBDA {
+    const TilePair pair = tile_pair;
+    const int64_t width = tile_width;
+    for (int64_t j = 0; j < pair.keys; j += S::kRows) {
+      // Rows before this one see none of these keys.
+      const int64_t r = clamp(j + 1 - pair.visible, 0, pair.rows) / kNumbers<E>;
+      const int64_t depth = elements_of<E>(pair.rows) - r;
+      const auto add = [&](bool finite, const Buffer<A>& left, const RowTile<A>& right,
+                           const Buffer<A>& to) SSEPT_INLINE_LAMBDA {
+        add_products<S>(finite, width, depth, left.template as<E>() + r * kTile + j, 1, kTile,
+                        right.template down<E>() + (pair.packed_row / kNumbers<E> + r) * width,
+                        width, to + j * width, width);
+      };
+      add(tile.grad_finite, tile.weights, tile.grad_out, tile.grad_v);
+      add(tile.q_finite, tile.grad_scores, tile.q, tile.grad_k);
+    }
+  });
 }
 
 // What a unit adds to sums over units, where these are there.
@@ -234,13 +240,10 @@ SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGr
     for (int64_t r0 = first / kTile * kTile; r0 < num_queries; r0 += kTile) {
       const int64_t q0 = unit.first_query + r0;
       const int64_t rows = std::min(kTile, unit.last_query - q0);
-      const TilePair pair{
-          r0, rows, keys, packs_all ? r0 : 0, x.query_start + q0, k0, x.visible(q0, k0), k_finite};
+      const TilePair pair{r0, rows, keys, q0, k0, x.visible(q0, k0), k_finite, packs_all ? r0 : 0};
       if (!packs_all) pack_queries<S>(x, grad_out, scale, s.head_size, q0, rows, tile);
-      const TileDropout dropout(in, pair.first_token, rows, unit.head, k0,
-                                clamp(pair.visible + rows - 1, 0, keys), tile.words.get());
-      score_gradients<S>(in, x, g, unit, pair, dropout, tile,
-                         unit.wants_key_gradient ? sums.relative_bias : nullptr);
+      score_gradients<S, E, A>(x, {g.lse, g.delta}, unit, pair, tile,
+                               unit.wants_key_gradient ? sums.relative_bias : nullptr);
       if (unit.wants_key_gradient) add_key_gradients<S, E>(pair, width, tile);
     }
     if (unit.wants_key_gradient) {

@@ -78,6 +78,48 @@ SSEPT_INLINE void online_softmax_row(A* scores, int64_t visible, int64_t columns
   S::store(sums, total);
 }
 
+// Weighs a tile of values for a tile of queries, and adds them to their sums.
+template <class S, class E, class A>
+SSEPT_INLINE void add_weighted_values(const Head<A>& x, const TilePair& tile_pair,
+                                      ForwardTiles<A>& tile) {
+  outlined<S>([&](S) SSEPT_INLINE_LAMBDA {
+    const TilePair pair = tile_pair;  // copies, which stay in registers
+    A *const all_scores = tile.scores.get(), *const out = tile.out.get(),
+             *const sums = tile.sum.get();
+    A* const maximum = tile.maximum.get();
+    constexpr int64_t kLanes = S::template kLanes<A>;
+    const int64_t width = S::template whole_vectors<A>(x.size.head_size);
+    const int64_t depth = elements_of<E>(x.size.head_size);
+    const int64_t q_row = S::template whole_vectors<A>(depth);
+    const TileDropout dropout(x, pair, tile.words.get());
+    TimeBuckets buckets;
+    for (int64_t g = 0; g < pair.rows; g += S::kRows) {
+      const int64_t seen = seen_by_group<S>(pair.visible, g, pair.keys);
+      if (seen == 0) continue;
+      const int64_t first_row = pair.first_row + g;
+      A* group = all_scores + g * kTile;
+      multiply_rows<S, false>(seen, depth, tile.q.template across<E>() + first_row * q_row, q_row,
+                              1, tile.k_transposed.template as<E>(), kTile, group, kTile);
+      for (int64_t r = g; r < std::min(g + S::kRows, pair.rows); ++r) {
+        A* scores = all_scores + r * kTile;
+        const int64_t row = pair.first_row + r, visible = clamp(pair.visible + r, 0, pair.keys);
+        if (visible == 0) {
+          std::fill_n(scores, columns_for<S, A>(seen), A(0));
+          continue;
+        }
+        scale_scores<S, E>(scores, visible, static_cast<A>(x.size.scale));
+        add_bias(x, pair.first_query + r, pair.first_key, visible, scores, buckets);
+        online_softmax_row<S, A>(scores, visible, columns_for<S, A>(seen), dropout.row(r),
+                                 dropout.site.threshold, maximum[row], sums + row * kLanes,
+                                 out + row * width, width);
+      }
+      add_products<S>(pair.finite, width, elements_of<E>(seen),
+                      elements_across<S, E>(group, std::min(S::kRows, pair.rows - g), group), kTile,
+                      1, tile.v.template down<E>(), width, out + first_row * width, width);
+    }
+  });
+}
+
 // The output of a unit's queries, also with the residual added, and the logarithm of their scores'
 // summed exponentials.
 template <class S, class T, class A = Accumulator<T>>
@@ -88,7 +130,6 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
   const auto& s = in.size;
   const HeadOf<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
-  const int64_t depth = elements_of<E>(s.head_size), q_row = S::template whole_vectors<A>(depth);
   const int64_t rows = unit.last_query - unit.first_query;
   const int64_t whole_rows = S::whole_rows(rows);
   const A scale = static_cast<A>(s.scale);
@@ -97,7 +138,6 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
   std::fill_n(tile.out.get(), whole_rows * width, A(0));
   std::fill_n(tile.maximum.get(), rows, -std::numeric_limits<A>::infinity());
   std::fill_n(tile.sum.get(), rows * kLanes, A(0));
-  TimeBuckets buckets;
 
   for (int64_t k0 = 0; k0 < unit.last_key; k0 += kTile) {
     const int64_t keys = std::min(kTile, x.num_keys - k0);
@@ -106,35 +146,9 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
         x.v + k0 * x.row, x.row, keys, s.head_size, A(1), whole_elements<E>(keys), x.v_bias);
     const int64_t first = clamp(x.first_query_seeing(k0) - unit.first_query, 0, rows);
     for (int64_t r0 = first / kTile * kTile; r0 < rows; r0 += kTile) {
-      const int64_t tile_rows = std::min(kTile, rows - r0);
-      const int64_t visible = x.visible(unit.first_query + r0, k0);
-      const TileDropout dropout(in, x.query_start + unit.first_query + r0, tile_rows, unit.head, k0,
-                                clamp(visible + tile_rows - 1, 0, keys), tile.words.get());
-      for (int64_t g = 0; g < tile_rows; g += S::kRows) {
-        const int64_t seen = seen_by_group<S>(visible, g, keys);
-        if (seen == 0) continue;
-        A* group = tile.scores + g * kTile;
-        multiply_rows<S, false>(seen, depth, tile.q.template across<E>() + (r0 + g) * q_row, q_row,
-                                1, tile.k_transposed.template as<E>(), kTile, group, kTile);
-        for (int64_t r = g; r < std::min(g + S::kRows, tile_rows); ++r) {
-          A* scores = tile.scores + r * kTile;
-          const int64_t row_visible = clamp(visible + r, 0, keys);
-          if (row_visible == 0) {
-            std::fill_n(scores, columns_for<S, A>(seen), A(0));
-            continue;
-          }
-          scale_scores<S, E>(scores, row_visible, scale);
-          add_bias(x, unit.first_query + r0 + r, k0, row_visible, scores, buckets);
-          online_softmax_row<S, A>(scores, row_visible, columns_for<S, A>(seen), dropout.row(r),
-                                   dropout.site.threshold, tile.maximum.get()[r0 + r],
-                                   tile.sum + (r0 + r) * kLanes, tile.out + (r0 + r) * width,
-                                   width);
-        }
-        add_products<S>(finite, width, elements_of<E>(seen),
-                        elements_across<S, E>(group, std::min(S::kRows, tile_rows - g), group),
-                        kTile, 1, tile.v.template down<E>(), width, tile.out + (r0 + g) * width,
-                        width);
-      }
+      const int64_t q0 = unit.first_query + r0;
+      const TilePair pair{r0, std::min(kTile, rows - r0), keys, q0, k0, x.visible(q0, k0), finite};
+      add_weighted_values<S, E, A>(x, pair, tile);
     }
   }
 

@@ -22,8 +22,8 @@ SSEPT_INLINE void find_time_buckets(int64_t query_time, const int64_t* key_times
 }
 
 // Adds its bias to each score of a query and the keys that it sees, from `first_key` on.
-template <class T, class A>
-SSEPT_INLINE void add_bias(const HeadOf<T>& x, int64_t query, int64_t first_key, int64_t visible,
+template <class A>
+SSEPT_INLINE void add_bias(const Head<A>& x, int64_t query, int64_t first_key, int64_t visible,
                            A* scores, TimeBuckets& buckets) {
   if (x.bias.position) {
     const A* of_first_key = x.bias.position + x.visible(query, first_key) - 1;
@@ -36,8 +36,8 @@ SSEPT_INLINE void add_bias(const HeadOf<T>& x, int64_t query, int64_t first_key,
 }
 
 // Adds the gradients of such scores to those of the bias: (num_positions), then (kTimeBuckets).
-template <class T, class A>
-SSEPT_INLINE void add_bias_gradient(const HeadOf<T>& x, int64_t query, int64_t first_key,
+template <class A>
+SSEPT_INLINE void add_bias_gradient(const Head<A>& x, int64_t query, int64_t first_key,
                                     int64_t visible, const A* grad_scores,
                                     const TimeBuckets& buckets, A* sums) {
   if (x.bias.position) {

@@ -42,27 +42,26 @@ struct Inputs : CausalAttentionWithBias<T> {
   const Accumulator<T>*q_bias = nullptr, *v_bias = nullptr;
 };
 
-// One sequence and head of the inputs.
-template <class T>
-struct HeadOf {
-  int64_t query_start, key_start;        // of the sequence, among all tokens
-  int64_t num_queries, num_keys;         // of the sequence
-  int64_t row;                           // elements between tokens
-  const T *q, *k, *v;                    // of the sequence's first token
-  const Accumulator<T>*q_bias, *v_bias;  // of the head, or null
-  RelativeBias<Accumulator<T>> bias;     // of the head and the sequence's first tokens
+// What scores are made of beside queries and keys, of one sequence and head: nothing of the type of
+// the inputs, which the kernels' inner loops are free of, so that types share them.
+template <class A>
+struct Head {
+  int64_t index;                   // of the head
+  int64_t query_start, key_start;  // of the sequence, among all tokens
+  int64_t num_queries, num_keys;   // of the sequence
+  CausalAttentionSizes size;
+  DropoutSite dropout;
+  RelativeBias<A> bias;  // of the head and the sequence's first tokens
 
-  SSEPT_INLINE HeadOf(const Inputs<T>& in, int64_t b, int64_t h)
-      : query_start(in.cu_seqlens_q[b]),
+  template <class T>
+  SSEPT_INLINE Head(const Inputs<T>& in, int64_t b, int64_t h)
+      : index(h),
+        query_start(in.cu_seqlens_q[b]),
         key_start(in.cu_seqlens_k[b]),
         num_queries(in.cu_seqlens_q[b + 1] - query_start),
         num_keys(in.cu_seqlens_k[b + 1] - key_start),
-        row(in.size.num_heads * in.size.head_size),
-        q(in.q + query_start * row + h * in.size.head_size),
-        k(in.k + key_start * row + h * in.size.head_size),
-        v(in.v + key_start * row + h * in.size.head_size),
-        q_bias(in.q_bias ? in.q_bias + h * in.size.head_size : nullptr),
-        v_bias(in.v_bias ? in.v_bias + h * in.size.head_size : nullptr),
+        size(in.size),
+        dropout(in.dropout),
         bias(in.bias) {
     if (bias.position) bias.position += h * bias.num_positions;
     if (bias.time) {
@@ -82,9 +81,35 @@ struct HeadOf {
   }
 };
 
+// One sequence and head of the inputs.
+template <class T>
+struct HeadOf : Head<Accumulator<T>> {
+  int64_t row;                           // elements between tokens
+  const T *q, *k, *v;                    // of the sequence's first token
+  const Accumulator<T>*q_bias, *v_bias;  // of the head, or null
+
+  SSEPT_INLINE HeadOf(const Inputs<T>& in, int64_t b, int64_t h)
+      : Head<Accumulator<T>>(in, b, h),
+        row(in.size.num_heads * in.size.head_size),
+        q(in.q + this->query_start * row + h * in.size.head_size),
+        k(in.k + this->key_start * row + h * in.size.head_size),
+        v(in.v + this->key_start * row + h * in.size.head_size),
+        q_bias(in.q_bias ? in.q_bias + h * in.size.head_size : nullptr),
+        v_bias(in.v_bias ? in.v_bias + h * in.size.head_size : nullptr) {}
+};
+
 SSEPT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
+
+// A tile of a unit's queries and a tile of keys.
+struct TilePair {
+  int64_t first_row, rows, keys;   // first_row: the first query's, within the unit
+  int64_t first_query, first_key;  // within the sequence
+  int64_t visible;                 // keys that the first query sees, maybe below 0
+  bool finite;                     // whether what is weighted, values or keys, is
+  int64_t packed_row = 0;          // of the backward: the first query's, among the packed rows
+};
 
 // The words that decide which weights of a tile are dropped, (rows, stride).
 struct TileDropout {
@@ -94,14 +119,15 @@ struct TileDropout {
 
   SSEPT_INLINE const uint32_t* row(int64_t r) const { return words ? words + r * stride : nullptr; }
 
-  // For the first `keys` keys from `first_key` on, of rows of queries from `first_token` on.
-  template <class T>
-  SSEPT_INLINE TileDropout(const Inputs<T>& in, int64_t first_token, int64_t rows, int64_t head,
-                           int64_t first_key, int64_t keys, uint32_t* buffer)
-      : words(in.dropout.seed ? buffer : nullptr), stride((keys + 3) / 4 * 4), site(in.dropout) {
-    const int64_t heads = in.size.num_heads;
+  // For the keys that one of the queries sees.
+  template <class A>
+  SSEPT_INLINE TileDropout(const Head<A>& x, const TilePair& pair, uint32_t* buffer)
+      : words(x.dropout.seed ? buffer : nullptr), site(x.dropout) {
+    const int64_t quads = (clamp(pair.visible + pair.rows - 1, 0, pair.keys) + 3) / 4;
+    const int64_t heads = x.size.num_heads, token = x.query_start + pair.first_query;
+    stride = 4 * quads;
     if (words)
-      philox_words(buffer, {first_token * heads + head, heads, rows, first_key / 4, (keys + 3) / 4},
+      philox_words(buffer, {token * heads + x.index, heads, pair.rows, pair.first_key / 4, quads},
                    site.site, *site.seed);
   }
 };
