@@ -1,5 +1,6 @@
 """Test modules can be collected without most optional packages; tests that need one ask for it themselves."""
 
+import importlib
 import importlib.metadata
 import os
 import re
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "bench"))
+stages = importlib.import_module("gpu.stages")
 EXPECTED = {
     *("ssept_ext", "pytest", "hypothesis", "narwhals", "pyarrow", "pandas", "matplotlib"),
     *("onnx", "onnxruntime", "tensorboard"),
@@ -27,7 +30,7 @@ class Missing:
 
 MODULES = set(sys.argv[1].split(","))
 sys.meta_path.insert(0, Missing())
-sys.exit(pytest.main(["-m", "cuda", "--collect-only", "-q", "-p", "no:cacheprovider"]))
+sys.exit(pytest.main(["-m", "cuda", "--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 
 
@@ -51,7 +54,7 @@ def test_gpu_tests_are_collected_without_what_a_gpu_machine_may_lack():
     assert {"faiss_cpu", "ir_measures", "polars", "pooch", "onnxscript", "torchrec"} <= missing
 
     done = subprocess.run(
-        [sys.executable, "-c", COLLECT, ",".join(missing)],
+        [sys.executable, "-c", COLLECT, ",".join(missing), *stages.files_with(stages.FOR_CUDA)],
         cwd=ROOT / "tests",
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # a plugin may be among them
         capture_output=True,

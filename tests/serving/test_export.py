@@ -49,7 +49,7 @@ MODELS = [
     pytest.param(
         lambda: make(architecture="gated", attention_num_heads=4, position_bias=True), id="gated"
     ),
-    pytest.param(lambda: make(tie_item_embeddings=False), id="two tables of items"),
+    pytest.param(lambda: make(num_blocks=2, tie_item_embeddings=False), id="two tables of items"),
 ]
 
 
