@@ -41,7 +41,7 @@ DEMO_BUILD_ENV = $(if $(GPUS),CUDAARCHS=native,SSEPT_CUDA=OFF)
 help:
 	@echo "make demo    build for the CPU (or this machine's GPU), train and evaluate on a synthetic data set"
 	@echo "make test    install into $(VENV) and run the tests"
-	@echo "make test-all   the same, and the slow ones: kernels and samplers under all checkers, on older processors, ..."
+	@echo "make test-all   the same, and the slow ones: kernels under checkers, for older processors and GPUs, by other compilers"
 	@echo "make test-matrix   the tests on several Pythons and releases of torch, each in build/matrix"
 	@echo "make lint    check format, style and types"
 	@echo "make format  format all sources"

@@ -1,4 +1,4 @@
-"""Test modules can be collected without most optional packages; tests that need one ask for it themselves."""
+"""What the GPU check collects needs few optional packages; tests that need another ask for it themselves."""
 
 import importlib
 import importlib.metadata

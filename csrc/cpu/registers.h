@@ -91,8 +91,9 @@ void with_simd(F&& f) {
   }
 }
 
-// Runs f(S()) in a function of its own, from code that is compiled for S: it is compiled once for
-// all callers of the template that has the lambda f.
+// Calls f(S()) from code that is compiled for S, through a function that is not inlined: all
+// callers of one instantiation of the template that f is written in share its code. Inlined on
+// processors other than x86-64.
 template <class S, class F>
 SSEPT_INLINE void outlined(F&& f) {
   if constexpr (S::kBFloat16)

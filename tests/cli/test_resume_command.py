@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import time
 from dataclasses import replace
@@ -91,9 +92,9 @@ def run_and_send(number, index, *argv):
     arguments = f"import sys; sys.argv[1:] = {[str(index), *argv]!r}"
     with Process(arguments + STOPPING, Path.cwd()) as process:
         while not stopped.exists():
-            assert process.is_alive()
+            assert process.exit_code() is None, process.errors
             time.sleep(0.01)
-        process.send_signal(number)
+        os.kill(process.pid, number)
         sent.touch()
         result = process.wait(timeout=120), process.errors
     stopped.unlink()

@@ -23,13 +23,17 @@ def run_script(monkeypatch, capsys):
             patch.setattr(sys, "argv", [str(script), *arguments])
             patch.setattr(sys, "dont_write_bytecode", True)
             patch.syspath_prepend(script.parent)
-            for module in ("papers", "results"):  # those of this copy
-                patch.delitem(sys.modules, module, raising=False)
             try:
                 runpy.run_path(str(script), run_name="__main__")
+                why = None
             except SystemExit as end:
-                return capsys.readouterr().out, end.code
-        return capsys.readouterr().out, None
+                why = end.code
+            finally:
+                for module in ("papers", "results"):  # another copy has its own
+                    sys.modules.pop(module, None)
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out, why
 
     return run
 

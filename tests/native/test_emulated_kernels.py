@@ -41,10 +41,12 @@ SELECTED = (
     "and not opcheck and not 513 and not 257"
 )
 # The kernels of float16 are those of bfloat16, and those without dropout the ones with it. Losses differ in the
-# arithmetic on a token alone, and values that are extreme or not finite change none of what the checkers look at.
+# arithmetic on a token alone, and values that are extreme or not finite change none of what the checkers look at. Sums
+# over many rows, and what they are added to, are indexed alike for all types.
 CHECKED = (
     f"{SELECTED} and not torch.float16 and not (test_sampled_loss and lanes and not softmax) "
-    "and not every_size_of_a_logit and not finite and not -0.0"
+    "and not every_size_of_a_logit and not finite and not -0.0 "
+    "and not ((many_rows or is_given) and torch.bfloat16)"
 )
 # Senseless offsets give two sequences the same output, which is a race.
 RACE_CHECKED = f"{CHECKED} and not senseless"

@@ -58,7 +58,12 @@ for dtype in (torch.float32, torch.float16, torch.int8):
         digest.update(x.numpy().tobytes())
 print(build_info().simd, digest.hexdigest())
 """
-    return {level: run_python({"SSEPT_SIMD": level}, "-c", code).stdout.split() for level in SIMD}
+    found = {}
+    for level in SIMD:
+        done = run_python({"SSEPT_SIMD": level}, "-c", code)
+        assert done.returncode == 0, done.stderr
+        found[level] = done.stdout.split()
+    return found
 
 
 def test_the_best_items_have_the_same_bits_on_all_registers(answers):

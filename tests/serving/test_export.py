@@ -19,7 +19,7 @@ from ssept_ext.serving.export import (
 NUM_ITEMS, T = 200, 50
 
 
-def make(kind=SSEPT, num_blocks=1, **arguments):
+def make(kind=SSEPT, num_blocks=2, **arguments):
     torch.manual_seed(
         0
     )  # for models of the whole module, too, which other tests would leave to chance
@@ -43,13 +43,13 @@ def batch(size, candidates):
 
 
 MODELS = [
-    pytest.param(lambda: make(num_blocks=2), id="SSEPT"),
+    pytest.param(lambda: make(), id="SSEPT"),
     pytest.param(lambda: make(SASREC, architecture="original", attention_num_heads=5), id="SASREC"),
     pytest.param(lambda: make(architecture="pre-ln", attention_num_heads=2), id="pre-ln"),
     pytest.param(
         lambda: make(architecture="gated", attention_num_heads=4, position_bias=True), id="gated"
     ),
-    pytest.param(lambda: make(num_blocks=2, tie_item_embeddings=False), id="two tables of items"),
+    pytest.param(lambda: make(tie_item_embeddings=False), id="two tables of items"),
 ]
 
 
@@ -110,7 +110,7 @@ def answered(model, users, sequences, ks):
 
 @pytest.fixture(scope="module")
 def small():
-    return make()
+    return make(num_blocks=1)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ def export(kind, model, folder):
         torch.export.save(export_program(model, top_k=True), folder / "model.pt2")
 
 
-@pytest.mark.parametrize("kind", ["program", pytest.param("aoti", marks=pytest.mark.slow), "onnx"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "aoti")) for kind in RUN]
+)
 def test_an_exported_file_answers_as_recommend_without_this_package(kind, tmp_path):
     torch.manual_seed(0)
     model = perturbed(tiny_model(SSEPT))

@@ -73,7 +73,7 @@ class Draws:
         return torch.randint(max(rows, 1), shape, generator=self._generator)
 
     def some_ids(self, rows, count):
-        """Different ones, rising."""
+        """Distinct ones, ascending, as many as there are up to `count`."""
         drawn = torch.randperm(max(rows - 1, 0), generator=self._generator)[:count] + 1
         return drawn.sort().values
 

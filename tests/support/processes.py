@@ -1,24 +1,19 @@
-"""Starts processes that run functions of test files, alone or in groups that work together.
+"""Starts processes that run functions of test files, alone or in groups that work together."""
 
-A fork server (of `multiprocessing`) has imported torch and what training imports later, which takes each new process
-seconds; those that it forks are as new in all else, unless a test needs them to have imported nothing: see `program`.
-"""
-
-import contextlib
-import multiprocessing
+import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-FOLDERS = sorted({str(path.parent) for path in TESTS.rglob("test_*.py")})
-
-FORKED = multiprocessing.get_context("forkserver")
-# The optimizers of torch import its compiler when the first is made. What is missing is left out.
-FORKED.set_forkserver_preload(["torch", "torch._dynamo", "torchrec", "ssept_ext.models"])
+FOLDERS = [str(TESTS), *sorted({str(path.parent) for path in TESTS.rglob("test_*.py")})]
 
 
 def program(code):
@@ -26,57 +21,70 @@ def program(code):
     return [sys.executable, "-c", f"import sys; sys.path[:0] = {FOLDERS!r}\n{code}"]
 
 
+@cache
+def _server():
+    """See `support.fork_server`. In an empty folder: in the checkout it would import the sources, not the package."""
+    code = (
+        "from support.fork_server import serve\n"
+        'exec(compile(serve(), "<test>", "exec"), {"__name__": "__main__"})'
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(program(code), cwd=tempfile.mkdtemp(), **pipes)
+
+
 class Process:
     """A process that runs `code`, which may import `support` and any test file by its name.
 
-    A context, at whose end it is killed.
+    It is forked from a server that has imported torch, which would cost each new process seconds. It has the
+    environment of the test, except for what is read once, by an import; it has the hash seed of the server, and ends as
+    any other process. A context manager, which kills it on exit.
     """
 
-    def __init__(self, code, folder, variables=()):
-        self._output = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
-        paths = [file.name for file in self._output]
-        arguments = (code, str(folder), dict(variables), paths)
-        self._process = FORKED.Process(target=_run, args=arguments)
-        self._process.start()
+    def __init__(self, code, folder, **variables):
+        self._files = tempfile.TemporaryDirectory()
+        files = {name: str(Path(self._files.name, name)) for name in ("status", "output", "errors")}
+        Path(files["output"]).touch()
+        Path(files["errors"]).touch()
+        request = {"code": code, "folder": str(folder), "environment": {**os.environ, **variables}}
+        server = _server()
+        server.stdin.write(json.dumps(request | files) + "\n")
+        server.stdin.flush()
+        self.pid = int(server.stdout.readline())
+
+    def exit_code(self):
+        """-N where signal N ended it, None while it runs."""
+        status = Path(self._files.name, "status")
+        return int(status.read_text()) if status.exists() else None
 
     def wait(self, timeout):
-        """Its exit code, or -N where signal N ended it."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise TimeoutError(f"process {self._process.pid} runs after {timeout} seconds")
-        return self._process.exitcode
-
-    def is_alive(self):
-        return self._process.is_alive()
-
-    def send_signal(self, number):
-        os.kill(self._process.pid, number)
+        """Its exit code, once it has ended."""
+        deadline = time.monotonic() + timeout
+        while (code := self.exit_code()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"still running after {timeout} seconds; it wrote: {self.errors}"
+                )
+            time.sleep(0.005)
+        return code
 
     @property
     def output(self):
-        return self._output[0].read()
+        return Path(self._files.name, "output").read_text()
 
     @property
     def errors(self):
-        return self._output[1].read()
+        return Path(self._files.name, "errors").read_text()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._process.kill()
-        self._process.join()
-        for file in self._output:
-            file.close()
-
-
-def _run(code, folder, variables, outputs):
-    os.chdir(folder)  # not the checkout, so as to import the installed package
-    os.environ.update(variables)
-    sys.path[:0] = FOLDERS
-    for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY), descriptor)
-    exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})
+        if self.exit_code() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait(timeout=60)
+        sys.stdout.write(self.output)  # for pytest to show where a test fails
+        sys.stderr.write(self.errors)
+        self._files.cleanup()
 
 
 @contextmanager
@@ -86,8 +94,8 @@ def processes(count, code, folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         yield [
-            stack.enter_context(Process(code, folder, {**group, "RANK": str(rank)}))
+            stack.enter_context(Process(code, folder, **group, RANK=str(rank)))
             for rank in range(count)
         ]

@@ -105,14 +105,15 @@ SSEPT_INLINE void softmax_backward_row(A* weights, A* grad_scores, const uint32_
 
 // What the forward and `backward_delta` made of each query and head, (Nq, H) each.
 template <class A>
-struct SavedOfQueries {
+struct QueryStatistics {
   const A *lse, *delta;
 };
 
 // Rows of queries and of their gradients, packed.
 template <class S, class T, class A = Accumulator<T>>
-SSEPT_INLINE void pack_queries(const HeadOf<T>& x, const T* grad_out, A scale, int64_t head_size,
-                               int64_t first, int64_t rows, BackwardTiles<A>& tile) {
+SSEPT_INLINE void pack_queries(const HeadInputs<T>& x, const T* grad_out, A scale,
+                               int64_t head_size, int64_t first, int64_t rows,
+                               BackwardTiles<A>& tile) {
   tile.q_finite = tile.q.template pack<S, true, true>(x.q + first * x.row, x.row, rows, head_size,
                                                       scale, S::whole_rows(rows), x.q_bias);
   tile.grad_finite = tile.grad_out.template pack<S, true, true>(
@@ -122,11 +123,11 @@ SSEPT_INLINE void pack_queries(const HeadOf<T>& x, const T* grad_out, A scale, i
 // Computes the tile's weights and the gradient of its scores, and adds to the queries' gradient and
 // to that of the relative bias, if `bias_sums` is there.
 template <class S, class E, class A>
-SSEPT_INLINE void score_gradients(const Head<A>& head, const SavedOfQueries<A>& saved,
+SSEPT_INLINE void score_gradients(const Head<A>& head, const QueryStatistics<A>& saved,
                                   const Unit& unit, const TilePair& tile_pair,
                                   BackwardTiles<A>& tile, A* bias_sums) {
   outlined<S>([&](S) SSEPT_INLINE_LAMBDA {
-    const Head<A> x = head;  // copies, which stay in registers
+    const Head<A> x = head;  // copies, which no store to a tile can change
     const TilePair pair = tile_pair;
     const bool wants_query_gradient = unit.wants_query_gradient;
     const bool wants_key_gradient = unit.wants_key_gradient;
@@ -213,7 +214,7 @@ SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGr
                                     const UnitSums<A>& sums) {
   using E = Element<S, T>;
   const auto& s = in.size;
-  const HeadOf<T> x(in, unit.sequence, unit.head);
+  const HeadInputs<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
   const A scale = static_cast<A>(s.scale);
   const int64_t head_offset = unit.head * s.head_size;
@@ -240,7 +241,14 @@ SSEPT_INLINE void compute_gradients(const Inputs<T>& in, const CausalAttentionGr
     for (int64_t r0 = first / kTile * kTile; r0 < num_queries; r0 += kTile) {
       const int64_t q0 = unit.first_query + r0;
       const int64_t rows = std::min(kTile, unit.last_query - q0);
-      const TilePair pair{r0, rows, keys, q0, k0, x.visible(q0, k0), k_finite, packs_all ? r0 : 0};
+      const TilePair pair{.first_row = r0,
+                          .rows = rows,
+                          .keys = keys,
+                          .first_query = q0,
+                          .first_key = k0,
+                          .visible = x.visible(q0, k0),
+                          .finite = k_finite,
+                          .packed_row = packs_all ? r0 : 0};
       if (!packs_all) pack_queries<S>(x, grad_out, scale, s.head_size, q0, rows, tile);
       score_gradients<S, E, A>(x, {g.lse, g.delta}, unit, pair, tile,
                                unit.wants_key_gradient ? sums.relative_bias : nullptr);

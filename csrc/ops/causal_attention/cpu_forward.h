@@ -83,7 +83,7 @@ template <class S, class E, class A>
 SSEPT_INLINE void add_weighted_values(const Head<A>& x, const TilePair& tile_pair,
                                       ForwardTiles<A>& tile) {
   outlined<S>([&](S) SSEPT_INLINE_LAMBDA {
-    const TilePair pair = tile_pair;  // copies, which stay in registers
+    const TilePair pair = tile_pair;  // copies, which no store to a tile can change
     A *const all_scores = tile.scores.get(), *const out = tile.out.get(),
              *const sums = tile.sum.get();
     A* const maximum = tile.maximum.get();
@@ -128,7 +128,7 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
   using E = Element<S, T>;
   constexpr int64_t kLanes = S::template kLanes<A>;
   const auto& s = in.size;
-  const HeadOf<T> x(in, unit.sequence, unit.head);
+  const HeadInputs<T> x(in, unit.sequence, unit.head);
   const int64_t width = S::template whole_vectors<A>(s.head_size);
   const int64_t rows = unit.last_query - unit.first_query;
   const int64_t whole_rows = S::whole_rows(rows);
@@ -147,7 +147,13 @@ SSEPT_INLINE void compute_output(const Inputs<T>& in, const Unit& unit, ForwardT
     const int64_t first = clamp(x.first_query_seeing(k0) - unit.first_query, 0, rows);
     for (int64_t r0 = first / kTile * kTile; r0 < rows; r0 += kTile) {
       const int64_t q0 = unit.first_query + r0;
-      const TilePair pair{r0, std::min(kTile, rows - r0), keys, q0, k0, x.visible(q0, k0), finite};
+      const TilePair pair{.first_row = r0,
+                          .rows = std::min(kTile, rows - r0),
+                          .keys = keys,
+                          .first_query = q0,
+                          .first_key = k0,
+                          .visible = x.visible(q0, k0),
+                          .finite = finite};
       add_weighted_values<S, E, A>(x, pair, tile);
     }
   }

@@ -33,7 +33,7 @@ struct OneQueryMemory {
 
 // Scores of a head's query with all keys, as e^(score - maximum). Returns their maximum and sum.
 template <class S, class T, class A = Accumulator<T>>
-SSEPT_INLINE std::pair<A, A> weigh_keys(const HeadOf<T>& x, const A* absorbed, const T* keys,
+SSEPT_INLINE std::pair<A, A> weigh_keys(const HeadInputs<T>& x, const A* absorbed, const T* keys,
                                         int64_t width, A* scores) {
   TimeBuckets buckets;
   for (int64_t j = 0; j < x.num_keys; ++j) scores[j] = dot<S>(absorbed, keys + j * width, width);
@@ -61,7 +61,7 @@ SSEPT_INLINE void compute_one_query(const Inputs<T>& in, const OneQueryProjectio
   for (int64_t i = 0; i < width; ++i) p.q[token * width + i] = static_cast<T>(query[i]);
 
   for (int64_t h = 0; h < s.num_heads; ++h) {
-    const HeadOf<T> x(in, sequence, h);
+    const HeadInputs<T> x(in, sequence, h);
     const int64_t first = h * s.head_size;
     std::fill_n(absorbed, width, A(0));
     for (int64_t i = 0; i < s.head_size; ++i)

@@ -42,8 +42,8 @@ struct Inputs : CausalAttentionWithBias<T> {
   const Accumulator<T>*q_bias = nullptr, *v_bias = nullptr;
 };
 
-// What scores are made of beside queries and keys, of one sequence and head: nothing of the type of
-// the inputs, which the kernels' inner loops are free of, so that types share them.
+// What scores are made of besides queries and keys, of one sequence and head: nothing of the type
+// of the inputs, so that types share the code of the inner loops.
 template <class A>
 struct Head {
   int64_t index;                   // of the head
@@ -83,12 +83,12 @@ struct Head {
 
 // One sequence and head of the inputs.
 template <class T>
-struct HeadOf : Head<Accumulator<T>> {
+struct HeadInputs : Head<Accumulator<T>> {
   int64_t row;                           // elements between tokens
   const T *q, *k, *v;                    // of the sequence's first token
   const Accumulator<T>*q_bias, *v_bias;  // of the head, or null
 
-  SSEPT_INLINE HeadOf(const Inputs<T>& in, int64_t b, int64_t h)
+  SSEPT_INLINE HeadInputs(const Inputs<T>& in, int64_t b, int64_t h)
       : Head<Accumulator<T>>(in, b, h),
         row(in.size.num_heads * in.size.head_size),
         q(in.q + this->query_start * row + h * in.size.head_size),
@@ -171,7 +171,7 @@ std::vector<Unit> make_units(const Inputs<T>& in, F&& add) {
   std::vector<Unit> units;
   for (int64_t b = 0; b < in.size.num_sequences; ++b)
     for (int64_t h = 0; h < in.size.num_heads; ++h) {
-      const HeadOf<T> x(in, b, h);
+      const HeadInputs<T> x(in, b, h);
       add(units, x, Unit{b, h, 0, x.num_queries, 0, x.num_keys, true, true});
     }
   return units;

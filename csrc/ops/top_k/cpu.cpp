@@ -83,7 +83,7 @@ SSEPT_INLINE uint32_t lanes_above(typename S::template Vec<A> x, A bound) {
 }
 
 // Places [begin, end) of the items, or of the candidates where there are some.
-struct Tiled {
+struct TileRange {
   int64_t begin, end;
   const int64_t* candidates;
   int64_t id(int64_t i) const { return candidates ? candidates[begin + i] : begin + i; }
@@ -91,7 +91,7 @@ struct Tiled {
 
 // Adds the scores of a tile that may be among the best.
 template <int64_t ITEMS, class A>
-void add_scores(const A* scores, const Tiled& tiled, const IdSet& seen, Best<A>& best) {
+void add_scores(const A* scores, const TileRange& range, const IdSet& seen, Best<A>& best) {
   with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
     using Vec = typename S::template Vec<A>;
     constexpr int64_t kLanes = S::template kLanes<A>;
@@ -102,7 +102,7 @@ void add_scores(const A* scores, const Tiled& tiled, const IdSet& seen, Best<A>&
       zero += x * A(0);  // NaN where x is not finite
     }
     if (lanes_above<S, A>(highest + zero, best.bound()) == 0) return;
-    const int64_t count = tiled.end - tiled.begin;
+    const int64_t count = range.end - range.begin;
     for (int64_t i = 0; i < count; i += kLanes) {
       const Vec x = S::load(scores + i);
       uint32_t hits = lanes_above<S, A>(x + x * A(0), best.bound());
@@ -111,7 +111,7 @@ void add_scores(const A* scores, const Tiled& tiled, const IdSet& seen, Best<A>&
         if (j >= count) break;
         if (!std::isfinite(scores[j])) best.set_not_finite();
         if (!(scores[j] > best.bound())) continue;
-        const int64_t id = tiled.id(j);
+        const int64_t id = range.id(j);
         if (!seen.has(id)) best.add(scores[j], id);
       }
     }
@@ -168,9 +168,9 @@ void rank(const TopK<T>& in, int64_t first_query, int64_t last_query, int64_t fi
     for (int64_t q = first_query, rows; q < last_query; q += rows) {
       rows = std::min(kTileQueries, last_query - q);
       tile.score(in.queries + q * width, rows, tile_scores.get());
-      const Tiled tiled{begin, end, in.candidates};
+      const TileRange range{begin, end, in.candidates};
       for (int64_t r = 0; r < rows; ++r)
-        add_scores<ITEMS>(tile_scores + r * ITEMS, tiled, seen[q - first_query + r],
+        add_scores<ITEMS>(tile_scores + r * ITEMS, range, seen[q - first_query + r],
                           best[q - first_query + r]);
     }
   }

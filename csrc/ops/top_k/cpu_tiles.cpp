@@ -62,7 +62,7 @@ SSEPT_INLINE void multiply_by(const A* scale, int64_t count, A* scores) {
 
 // (width, ITEMS) of rows.
 template <int64_t ITEMS, class A>
-void transpose(const A* rows, int64_t count, int64_t width, A* panel) {
+void pack_panel(const A* rows, int64_t count, int64_t width, A* panel) {
   with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
     pack_transposed<S>(rows, width, count, width, ITEMS, panel);
   });
@@ -108,11 +108,11 @@ void Tile<T, ITEMS>::take(int64_t first, int64_t count) {
       }
     });
   } else if constexpr (std::is_same_v<T, A>) {
-    transpose<ITEMS>(table_.row(first), count, width, panel_.get());
+    pack_panel<ITEMS>(table_.row(first), count, width, panel_.get());
   } else {
     with_simd([&]<class S>(S)
                   SSEPT_INLINE_LAMBDA { widen<S>(table_.row(first), count * width, rows_.get()); });
-    transpose<ITEMS>(rows_.get(), count, width, panel_.get());
+    pack_panel<ITEMS>(rows_.get(), count, width, panel_.get());
   }
   if (table_.scale) std::copy_n(table_.scale + first, count, scale_.get());
 }
@@ -120,13 +120,18 @@ void Tile<T, ITEMS>::take(int64_t first, int64_t count) {
 template <class T, int64_t ITEMS>
 void Tile<T, ITEMS>::take(const int64_t* ids, int64_t count) {
   const int64_t width = table_.width;
-  for (int64_t j = 0; j < count; ++j) {
-    const T* row = table_.row(ids[j]);
-    A* to = rows_ + j * width;
-    for (int64_t i = 0; i < width; ++i) to[i] = static_cast<A>(row[i * table_.stride()]);
-    if (table_.scale) scale_.get()[j] = table_.scale[ids[j]];
-  }
-  transpose<ITEMS>(rows_.get(), count, width, panel_.get());
+  with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+    for (int64_t j = 0; j < count; ++j) {
+      const T* row = table_.row(ids[j]);
+      A* to = rows_ + j * width;
+      if (table_.packed)
+        for (int64_t i = 0; i < width; ++i) to[i] = static_cast<A>(row[i * table_.stride()]);
+      else
+        widen<S>(row, width, to);
+    }
+  });
+  for (int64_t j = 0; table_.scale && j < count; ++j) scale_.get()[j] = table_.scale[ids[j]];
+  pack_panel<ITEMS>(rows_.get(), count, width, panel_.get());
 }
 
 template <class T, int64_t ITEMS>
