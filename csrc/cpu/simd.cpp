@@ -45,10 +45,7 @@ SimdLevel level_allowed() {
 
 }  // namespace
 
-SimdLevel simd_level() {
-  static const SimdLevel level = std::min(level_of_machine(), level_allowed());
-  return level;
-}
+SimdLevel find_simd_level() { return std::min(level_of_machine(), level_allowed()); }
 
 const char* simd_name() { return kNames[static_cast<int>(simd_level())]; }
 

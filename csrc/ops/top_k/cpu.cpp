@@ -90,32 +90,31 @@ struct TileRange {
 };
 
 // Adds the scores of a tile that may be among the best.
-template <int64_t ITEMS, class A>
-void add_scores(const A* scores, const TileRange& range, const IdSet& seen, Best<A>& best) {
-  with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
-    using Vec = typename S::template Vec<A>;
-    constexpr int64_t kLanes = S::template kLanes<A>;
-    Vec highest = Vec{} + best.bound(), zero{};
-    for (int64_t i = 0; i < ITEMS; i += kLanes) {
-      const Vec x = S::load(scores + i);
-      highest = x > highest ? x : highest;
-      zero += x * A(0);  // NaN where x is not finite
+template <class S, int64_t ITEMS, class A>
+SSEPT_INLINE void add_scores(const A* scores, const TileRange& range, const IdSet& seen,
+                             Best<A>& best) {
+  using Vec = typename S::template Vec<A>;
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  Vec highest = Vec{} + best.bound(), zero{};
+  for (int64_t i = 0; i < ITEMS; i += kLanes) {
+    const Vec x = S::load(scores + i);
+    highest = x > highest ? x : highest;
+    zero += x * A(0);  // NaN where x is not finite
+  }
+  if (lanes_above<S, A>(highest + zero, best.bound()) == 0) return;
+  const int64_t count = range.end - range.begin;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec x = S::load(scores + i);
+    uint32_t hits = lanes_above<S, A>(x + x * A(0), best.bound());
+    for (; hits != 0; hits &= hits - 1) {
+      const int64_t j = i + std::countr_zero(hits);
+      if (j >= count) break;
+      if (!std::isfinite(scores[j])) best.set_not_finite();
+      if (!(scores[j] > best.bound())) continue;
+      const int64_t id = range.id(j);
+      if (!seen.has(id)) best.add(scores[j], id);
     }
-    if (lanes_above<S, A>(highest + zero, best.bound()) == 0) return;
-    const int64_t count = range.end - range.begin;
-    for (int64_t i = 0; i < count; i += kLanes) {
-      const Vec x = S::load(scores + i);
-      uint32_t hits = lanes_above<S, A>(x + x * A(0), best.bound());
-      for (; hits != 0; hits &= hits - 1) {
-        const int64_t j = i + std::countr_zero(hits);
-        if (j >= count) break;
-        if (!std::isfinite(scores[j])) best.set_not_finite();
-        if (!(scores[j] > best.bound())) continue;
-        const int64_t id = range.id(j);
-        if (!seen.has(id)) best.add(scores[j], id);
-      }
-    }
-  });
+  }
 }
 
 // How the work is shared: by blocks of queries and, where there are fewer of them than threads, by
@@ -169,9 +168,11 @@ void rank(const TopK<T>& in, int64_t first_query, int64_t last_query, int64_t fi
       rows = std::min(kTileQueries, last_query - q);
       tile.score(in.queries + q * width, rows, tile_scores.get());
       const TileRange range{begin, end, in.candidates};
-      for (int64_t r = 0; r < rows; ++r)
-        add_scores<ITEMS>(tile_scores + r * ITEMS, range, seen[q - first_query + r],
-                          best[q - first_query + r]);
+      with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+        for (int64_t r = 0; r < rows; ++r)
+          add_scores<S, ITEMS>(tile_scores + r * ITEMS, range, seen[q - first_query + r],
+                               best[q - first_query + r]);
+      });
     }
   }
   for (int64_t q = 0; q < last_query - first_query; ++q)

@@ -17,30 +17,28 @@ struct Counts {
   int64_t higher = 0, same = 0;
 };
 
-template <class A>
-Counts compare(const A* scores, int64_t count, A target) {
+template <class S, class A>
+SSEPT_INLINE Counts compare(const A* scores, int64_t count, A target) {
+  using Vec = typename S::template Vec<A>;
+  constexpr int64_t kLanes = S::template kLanes<A>;
+  using Mask = decltype(Vec{} > Vec{});
+  const Mask none{}, one = none + 1;
+  Mask higher{}, same{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vec x = S::load(scores + i), y = Vec{} + target;
+    higher += x > y ? one : none;  // not the comparison alone: see `lanes_above`
+    same += x == y ? one : none;
+  }
   Counts counts;
-  with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
-    using Vec = typename S::template Vec<A>;
-    constexpr int64_t kLanes = S::template kLanes<A>;
-    using Mask = decltype(Vec{} > Vec{});
-    const Mask none{}, one = none + 1;
-    Mask higher{}, same{};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      const Vec x = S::load(scores + i), y = Vec{} + target;
-      higher += x > y ? one : none;  // not the comparison alone: see `lanes_above`
-      same += x == y ? one : none;
-    }
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      counts.higher += higher[lane];
-      counts.same += same[lane];
-    }
-    for (; i < count; ++i) {
-      counts.higher += scores[i] > target;
-      counts.same += scores[i] == target;
-    }
-  });
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    counts.higher += higher[lane];
+    counts.same += same[lane];
+  }
+  for (; i < count; ++i) {
+    counts.higher += scores[i] > target;
+    counts.same += scores[i] == target;
+  }
   return counts;
 }
 
@@ -63,7 +61,10 @@ Counts start(const ItemRanks<T>& in, int64_t q, Tile<T>& tile, A* scores) {
     tile.score(in.queries + q * in.table.width, 1, scores);
     if (i == 0) in.scores[q] = in.given ? in.given[q] : target == 0 ? A(0) : scores[0];
     const int64_t skipped = i == 0 && !counts_target ? 1 : 0;
-    const Counts counts = compare(scores + skipped, n - skipped, in.scores[q]);
+    Counts counts;
+    with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+      counts = compare<S>(scores + skipped, n - skipped, in.scores[q]);
+    });
     all.higher -= counts.higher;
     all.same -= counts.same;
   }
@@ -84,11 +85,13 @@ void rank(const ItemRanks<T>& in, int64_t first, int64_t last) {
     for (int64_t q = first, rows; q < last; q += rows) {
       rows = std::min(kTileQueries, last - q);
       tile.score(in.queries + q * in.table.width, rows, scores.get());
-      for (int64_t r = 0; r < rows; ++r) {
-        const Counts more = compare(scores + r * kTileItems, end - begin, in.scores[q + r]);
-        counts[q + r - first].higher += more.higher;
-        counts[q + r - first].same += more.same;
-      }
+      with_simd([&]<class S>(S) SSEPT_INLINE_LAMBDA {
+        for (int64_t r = 0; r < rows; ++r) {
+          const Counts more = compare<S>(scores + r * kTileItems, end - begin, in.scores[q + r]);
+          counts[q + r - first].higher += more.higher;
+          counts[q + r - first].same += more.same;
+        }
+      });
     }
   }
   for (int64_t q = first; q < last; ++q) {
