@@ -23,13 +23,13 @@ def program(code):
 
 @cache
 def _server():
-    """See `support.fork_server`. In an empty folder: in the checkout it would import the sources, not the package."""
+    """See `support.fork_server`. Not in the checkout, where it would import the sources, not the package."""
     code = (
         "from support.fork_server import serve\n"
         'exec(compile(serve(), "<test>", "exec"), {"__name__": "__main__"})'
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(program(code), cwd=tempfile.mkdtemp(), **pipes)
+    return subprocess.Popen(program(code), cwd=os.sep, **pipes)
 
 
 class Process:
@@ -49,7 +49,9 @@ class Process:
         server = _server()
         server.stdin.write(json.dumps(request | files) + "\n")
         server.stdin.flush()
-        self.pid = int(server.stdout.readline())
+        answer = server.stdout.readline()
+        assert answer, f"the server of processes has ended: {server.poll()}"
+        self.pid = int(answer)
 
     def exit_code(self):
         """-N where signal N ended it, None while it runs."""
