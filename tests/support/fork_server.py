@@ -1,7 +1,7 @@
 """A server that has imported what training needs and forks a process for each request.
 
-`support.processes` starts it. A request is a line of JSON on its standard input, the answer a line with the number of
-the new process.
+`support.processes` starts it. A request is a line of JSON on its standard input, the answer a line with the id of the
+new process.
 """
 
 import contextlib

@@ -125,7 +125,7 @@ void Tile<T, ITEMS>::take(const int64_t* ids, int64_t count) {
       const T* row = table_.row(ids[j]);
       A* to = rows_ + j * width;
       if (table_.packed)
-        for (int64_t i = 0; i < width; ++i) to[i] = static_cast<A>(row[i * table_.stride()]);
+        for (int64_t i = 0; i < width; ++i) to[i] = static_cast<A>(row[i * kPackedItems]);
       else
         widen<S>(row, width, to);
     }

@@ -20,12 +20,11 @@ struct ItemTable {
   int64_t width;   // W
   bool packed;
 
-  // The first element of a row, whose next ones follow `stride()` further each.
+  // The first element of a row, whose next ones follow kPackedItems further each if it is packed.
   constexpr const T* row(int64_t id) const {
     return packed ? data + id / kPackedItems * width * kPackedItems + id % kPackedItems
                   : data + id * width;
   }
-  constexpr int64_t stride() const { return packed ? kPackedItems : 1; }
 };
 
 // Queries, and the items that each of them has not seen.
